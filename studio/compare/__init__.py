@@ -1,0 +1,1 @@
+"""Measures that say how close pictures are to a style."""

@@ -1,0 +1,1 @@
+"""Pictures in: safe decoding, captions, data sets."""

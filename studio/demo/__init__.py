@@ -1,0 +1,1 @@
+"""The main job on the pocket base, start to end."""

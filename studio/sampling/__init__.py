@@ -1,0 +1,1 @@
+"""Pictures out: one warm process that loads a base and any adapters."""

@@ -1,0 +1,1 @@
+"""What trains. A run directory is its whole world; it never opens the catalog."""
