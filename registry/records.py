@@ -1,0 +1,220 @@
+"""What the catalog hands out: frozen values, safe to keep after the session is closed.
+
+Times are UTC and aware. `path` fields are relative to the workspace when the file lives inside it, absolute
+otherwise; `Workspace.resolve` turns either into a real path. Ids are 10 characters of Crockford base32, sortable
+by creation time.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+JSON = dict[str, Any]
+
+
+class RunState(StrEnum):
+    """Where a run is. `interrupted`: its process died; it can be resumed from its last checkpoint."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def active(self) -> bool:
+        """Whether a trainer process exists or is being started."""
+        return self in {self.STARTING, self.RUNNING, self.PAUSING, self.STOPPING}
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `studio runs resume` makes sense."""
+        return self in {self.PAUSED, self.STOPPED, self.FAILED, self.INTERRUPTED}
+
+
+class JobKind(StrEnum):
+    """What the worker can do."""
+
+    TRAIN = "train"
+    SAMPLE = "sample"
+
+
+class JobState(StrEnum):
+    """Life of a job in the queue."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+def now() -> datetime:
+    """The current time, UTC and aware."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base model: a diffusers folder, a single file or a hub id."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    name: str
+    family: str  # a key of trainers.families.FAMILIES
+    variant: str = ""  # "eps", "v", "inpaint" ...: what differs within a family
+    location: str  # path (see module docstring) or hub id
+    kind: str  # "folder" | "file" | "hub"
+    revision: str = ""  # commit of a hub id
+    config: str = ""  # folder with the configs of a single file
+    weight_hash: str = ""  # registry.hashing.hash_folder / sha256_file
+    builtin: bool = False  # shipped with the package: always listed, cannot be removed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """A picture of a data set; the pixels are a blob."""
+
+    id: str = ""
+    dataset_id: str = ""
+    position: int = 0
+    blob: str  # sha256 of the stored file, key in blobs/
+    pixel_hash: str  # sha256 of mode, size and decoded pixels: the same picture in two files is one picture
+    name: str  # the file name it came with
+    width: int
+    height: int
+    caption: str = ""
+    mask: str = ""  # blob
+    tags: tuple[str, ...] = ()
+    note: str = ""  # what was converted on the way in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A named, ordered set of pictures with captions."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    name: str
+    trigger: str = ""
+    source: str = ""  # folder, zip, upload, hub id it came from, as text
+    content_hash: str = ""  # over (pixel_hash, caption, mask) in order
+    image_count: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run; its files are in `runs/<id>/`."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    name: str
+    state: RunState = RunState.QUEUED
+    reason: str = ""  # why it failed or was interrupted, one line
+    family: str
+    goal: str = ""
+    base_id: str
+    dataset_id: str
+    recipe: JSON
+    recipe_hash: str
+    dataset_hash: str
+    base_hash: str
+    seed: int
+    step: int = 0
+    steps: int
+    parent_run_id: str = ""  # branched from
+    parent_step: int = 0
+    versions: JSON = field(default_factory=dict[str, Any])
+    process: JSON | None = None  # pid, start time, boot id of the trainer
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A verified checkpoint folder of a run."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    run_id: str
+    step: int
+    path: str
+    loss: float | None = None
+    metrics: JSON = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """One adapter file. Its identity is the hash of its tensors, not its path or name."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    name: str
+    tensor_sha256: str
+    file_sha256: str
+    path: str
+    size: int = 0  # bytes
+    family: str = ""  # "" while unidentified
+    method: str = "lora"
+    rank: int = 0
+    alpha: float = 0.0
+    targets: tuple[str, ...] = ()  # components: "unet", "text_encoder"
+    trigger_words: tuple[str, ...] = ()
+    recommended_weight: float = 1.0
+    tags: tuple[str, ...] = ()
+    note: str = ""
+    rating: int = 0  # 0 = not rated, 1 to 5
+    origin: str = "run"  # "run" | "import" | "merge"
+    run_id: str = ""
+    step: int = 0
+    base_id: str = ""
+    parents: tuple[str, ...] = ()
+    preview: str = ""  # path of a picture
+    metadata: JSON = field(default_factory=dict[str, Any])
+    trashed_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterUse:
+    """An adapter within a sample."""
+
+    adapter_id: str
+    weight: float = 1.0
+    text_weight: float | None = None  # None: same as weight
+    tensor_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Pictures made by one request."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    base_id: str
+    request: JSON
+    files: tuple[str, ...] = ()
+    adapters: tuple[AdapterUse, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A unit of work in the queue. A lease that is not renewed expires and the job is claimed again."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    kind: JobKind
+    state: JobState = JobState.QUEUED
+    subject_id: str  # run id or sample id
+    payload: JSON = field(default_factory=dict[str, Any])
+    attempts: int = 0
+    owner: str = ""
+    lease_until: datetime | None = None
+    cancel: bool = False  # asked to stop
+    error: str = ""
+    result: JSON = field(default_factory=dict[str, Any])

@@ -1,0 +1,172 @@
+"""Names and shapes of every file in a run directory; torch-free, so that the worker and the pages can read it.
+
+    recipe.json     the frozen Recipe                     (launch writes, trainer reads)
+    manifest.jsonl  one ManifestItem a line               (launch writes, trainer reads)
+    env.json        RunEnv: the world around the run      (launch writes, trainer reads)
+    process.json    identity of the trainer process       (worker writes)
+    status.json     Status, replaced atomically           (trainer writes)
+    metrics.jsonl   one optimizer step a line: step, loss, lr, ...
+    heartbeat       touched at least every 2 s while the trainer lives
+    log.txt         stdout and stderr of the trainer
+    previews/       step-000000-p0.png ... and base-p0.png (the base without adapter); previews.jsonl names them
+    tensorboard/    event files
+    checkpoints/    step-000100/ {adapter.safetensors, state.safetensors, state.json, manifest.json}
+    adapter.safetensors   the result, in diffusers layout with alpha in its metadata
+
+Paths inside env.json and manifest.jsonl are relative to the run directory when they point into the workspace, so
+that a workspace can be moved.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from registry.files import read_json, write_json
+
+RECIPE = "recipe.json"
+MANIFEST = "manifest.jsonl"
+ENV = "env.json"
+PROCESS = "process.json"
+STATUS = "status.json"
+METRICS = "metrics.jsonl"
+HEARTBEAT = "heartbeat"
+LOG = "log.txt"
+PREVIEWS = "previews"
+PREVIEW_INDEX = "previews/previews.jsonl"
+TENSORBOARD = "tensorboard"
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter.safetensors"
+
+KEY_VARIABLE = "STUDIO_WORKSPACE_KEY"  # hex; signs checkpoint manifests; never on a command line
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestItem:
+    """One picture of the frozen data set."""
+
+    image: str  # path, see module docstring
+    pixel_hash: str
+    width: int
+    height: int
+    caption: str
+    name: str = ""  # as the person knows it, for messages
+    mask: str = ""
+    weight: float = 1.0  # per-sample loss weight (prior preservation)
+    repeats: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEnv:
+    """Where the run finds what it needs, and what it ran with."""
+
+    run_id: str
+    name: str
+    family: str
+    base_location: str  # path or hub id
+    base_kind: str  # "folder" | "file" | "hub"
+    base_hash: str
+    base_config: str = ""
+    base_revision: str = ""
+    cache: str = "cache"  # folder for latents and conditioning
+    resume: bool = False  # start from the newest checkpoint that verifies
+    parent: str = ""  # checkpoint folder to branch from
+    versions: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What the trainer is doing now. `state`: starting, running, stopped, finished or failed."""
+
+    state: str
+    phase: str = ""  # "loading", "caching", "preview", "training", "saving"
+    phase_done: int = 0
+    phase_total: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None  # smoothed over the last 20 steps
+    seconds_per_step: float | None = None
+    seconds_left: float | None = None
+    reason: str = ""  # of a failure: one line in the house form
+    kind: str = ""  # of a failure: "nan", "oom", "input", "disk", "error"
+    best_step: int | None = None
+    peak_memory: int = 0  # bytes: GPU when there is one, else RSS
+    time: float = 0.0  # seconds since the epoch
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory; every reader tolerates files that are not there yet."""
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """Path of one of the names above."""
+        return self.path / name
+
+    @property
+    def adapter(self) -> Path:
+        """The finished adapter."""
+        return self.path / ADAPTER
+
+    def read_env(self) -> RunEnv:
+        """Env written at launch."""
+        return RunEnv(**read_json(self.path / ENV))
+
+    def write_env(self, env: RunEnv) -> None:
+        """Replace env.json."""
+        write_json(self.path / ENV, asdict(env))
+
+    def read_status(self) -> Status | None:
+        """Latest status, or None before the trainer's first word."""
+        path = self.path / STATUS
+        return Status(**read_json(path)) if path.exists() else None
+
+    def write_status(self, status: Status) -> None:
+        """Replace status.json atomically (without fsync: it is news, not a promise)."""
+        write_json(self.path / STATUS, asdict(status), durable=False)
+
+    def read_manifest(self) -> list[ManifestItem]:
+        """The frozen pictures."""
+        lines = (self.path / MANIFEST).read_text(encoding="utf-8").splitlines()
+        return [ManifestItem(**json.loads(line)) for line in lines if line]
+
+    def resolve(self, path: str) -> Path:
+        """Path from env or manifest -> real path."""
+        return (self.path / path).resolve()
+
+    def read_metrics(self, after_step: int = 0) -> list[dict[str, Any]]:
+        """Metric lines with step > after_step; a torn last line is left out."""
+        return list(read_lines(self.path / METRICS, after_step))
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoint folders, oldest first (not verified here)."""
+        return sorted(p for p in (self.path / CHECKPOINTS).glob("step-*") if p.suffix != ".partial")
+
+    def previews(self) -> list[dict[str, Any]]:
+        """Index of preview pictures: {"step", "prompt", "file", "base"}."""
+        return list(read_lines(self.path / PREVIEW_INDEX))
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint at `step`."""
+    return f"step-{step:06d}"
+
+
+def checkpoint_step(folder: Path) -> int:
+    """Inverse of `checkpoint_name`."""
+    return int(folder.name.removeprefix("step-").removesuffix(".partial"))
+
+
+def read_lines(path: Path, after_step: int = 0) -> Iterator[dict[str, Any]]:
+    """JSON lines of `path` with step > after_step (lines without a step always); a torn line ends the reading."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if not line.endswith("\n"):
+                return
+            item = json.loads(line)
+            if item.get("step", after_step + 1) > after_step:
+                yield item
