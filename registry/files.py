@@ -1,8 +1,9 @@
 """Files that are either the old ones or the new ones, never half of something.
 
-Every write goes to a temporary beside its target, is synced, renamed over the target, and the folder is synced.
+A write goes to a temporary beside its target, is synced, renamed over the target, and the folder is synced.
 """
 
+import errno
 import json
 import os
 import re
@@ -66,7 +67,7 @@ def atomic_write(path: Path, data: bytes | str, *, durable: bool = True) -> None
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder `<folder>.partial`; synced and renamed to `folder` when the block ends, removed when it raises.
+    """A new folder `<folder>.partial`, renamed to `folder` when the block ends, removed when it raises.
 
     Raises:
         StudioError: the disk is full or the folder cannot be written.
@@ -101,7 +102,7 @@ def remove_tree(folder: Path) -> None:
 
 
 def sweep_temporaries(root: Path) -> int:
-    """Remove what interrupted writes left below `root`; returns how many. Call only while holding the lock."""
+    """Remove what interrupted writes left below `root`; returns how many. Only while holding the lock."""
     count = 0
     for path in list(root.rglob(f"*{TEMPORARY}")):
         if path.is_dir() and not path.is_symlink():
@@ -144,7 +145,7 @@ def storage_error(path: Path, error: OSError) -> StudioError:
     reason = (error.strerror or str(error)).lower()
     do = (
         "free some space and try again"
-        if error.errno in {28, 122, 27}
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
         else "check the folder and its permissions"
     )
     return StudioError(str(path), f"cannot be written ({reason})", do)

@@ -1,8 +1,8 @@
 """What the catalog hands out: frozen values, safe to keep after the session is closed.
 
 Times are UTC and aware. `path` fields are relative to the workspace when the file lives inside it, absolute
-otherwise; `Workspace.resolve` turns either into a real path. Ids are 10 characters of Crockford base32, sortable
-by creation time.
+otherwise; `Workspace.resolve` turns either into a real path. Ids are 10 characters of Crockford base32,
+sortable by creation time.
 """
 
 from dataclasses import dataclass, field

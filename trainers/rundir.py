@@ -1,4 +1,4 @@
-"""Names and shapes of every file in a run directory; torch-free, so that the worker and the pages can read it.
+"""Names and shapes of every file in a run directory; torch-free: the worker and the pages read it too.
 
     recipe.json     the frozen Recipe                     (launch writes, trainer reads)
     manifest.jsonl  one ManifestItem a line               (launch writes, trainer reads)
@@ -8,13 +8,13 @@
     metrics.jsonl   one optimizer step a line: step, loss, lr, ...
     heartbeat       touched at least every 2 s while the trainer lives
     log.txt         stdout and stderr of the trainer
-    previews/       step-000000-p0.png ... and base-p0.png (the base without adapter); previews.jsonl names them
+    previews/       step-000000-p0.png ... and base-p0.png (without adapter); previews.jsonl names them
     tensorboard/    event files
     checkpoints/    step-000100/ {adapter.safetensors, state.safetensors, state.json, manifest.json}
     adapter.safetensors   the result, in diffusers layout with alpha in its metadata
 
-Paths inside env.json and manifest.jsonl are relative to the run directory when they point into the workspace, so
-that a workspace can be moved.
+Paths inside env.json and manifest.jsonl are relative to the run directory when they point into the
+workspace, so that a workspace can be moved.
 """
 
 import json
@@ -160,7 +160,7 @@ def checkpoint_step(folder: Path) -> int:
 
 
 def read_lines(path: Path, after_step: int = 0) -> Iterator[dict[str, Any]]:
-    """JSON lines of `path` with step > after_step (lines without a step always); a torn line ends the reading."""
+    """JSON lines of `path` with step > after_step (or without a step); a torn line ends the reading."""
     if not path.exists():
         return
     with path.open(encoding="utf-8") as lines:

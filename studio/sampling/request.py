@@ -1,4 +1,4 @@
-"""What a person asks the sampler for; the same model feeds the command line, the page and the picture's metadata."""
+"""What a person asks the sampler for; one model feeds the command line, the page and the metadata."""
 
 from typing import Annotated
 
