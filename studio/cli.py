@@ -1,0 +1,112 @@
+"""`studio`: parse -> one call -> print. Every command is thin over a function that the app calls too."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from registry.errors import StudioError
+from studio import __version__
+from studio.commands import adapters, bases, datasets, jobs, recipes, runs
+from studio.commands.shared import clean, invocation
+
+app = typer.Typer(
+    name="studio",
+    help="Train LoRA adapters for diffusion models, and keep, compare and hand on what comes out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for group in (bases, datasets, recipes, runs, adapters):
+    app.add_typer(group.app)
+for command in (*jobs.COMMANDS, runs.train):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"LoRA Studio {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    home: Annotated[Path | None, typer.Option(help="Workspace folder; default: STUDIO_HOME.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,  # noqa: ARG001
+) -> None:
+    """Global options; they work before and after the command."""
+    invocation.home, invocation.json = home, json
+
+
+def hoist_global_options(arguments: Sequence[str]) -> list[str]:
+    """Move --json and --home to the front, where the parser expects them; what follows `--` is left alone."""
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word == "--json" or word.startswith("--home="):
+            front.append(word)
+        elif word == "--home":
+            front += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return front + rest
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; exit code 0 done, 1 failed, 2 bad input or usage, 130 interrupted."""
+    command = get_command(app)
+    try:
+        code = command.main(hoist_global_options(arguments), prog_name="studio", standalone_mode=False)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    except StudioError as error:
+        return _complain(str(error), error.exit_code, error)
+    except Exception as error:  # noqa: BLE001  the last line before the person: one line, never a traceback
+        if type(error).__name__ == "Abort":
+            return _complain("interrupted", 130)
+        if hasattr(error, "format_message"):
+            return _usage(error)
+        return _complain(f"{type(error).__name__}: {error}. Set STUDIO_DEBUG=1 to see where.", 1, error)
+    return code if isinstance(code, int) else 0
+
+
+def _usage(error: Any) -> int:
+    """The parser's own errors: help for a group without a command, else one line."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.stderr.write(f"{error.format_message()}\n")
+        return 2
+    where = getattr(getattr(error, "ctx", None), "command_path", "studio")
+    return _complain(f"{where}: {error.format_message()} See `{where} --help`.", 2, error)
+
+
+def _complain(message: str, code: int, error: BaseException | None = None) -> int:
+    if error is not None and os.environ.get("STUDIO_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    sys.stderr.write(f"error: {clean(message)}\n")
+    return code
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader went away: `studio runs list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The `studio` commands, one file per group: parse, one call, print."""

@@ -1,0 +1,75 @@
+"""`studio bases`: the base models that adapters are trained on."""
+
+from typing import Annotated
+
+import typer
+
+from studio.commands.shared import ago, open_workspace, plain, show_done, show_record, show_rows
+
+app = typer.Typer(name="bases", help="Base models: add, list, show, remove.", no_args_is_help=True)
+
+
+@app.command()
+def add(
+    name: str,
+    location: Annotated[str, typer.Argument(help="Diffusers folder, .safetensors checkpoint, or hub id.")],
+    family: Annotated[str, typer.Option(help="Overrides what was detected: sd15, sd21.")] = "",
+    config: Annotated[str, typer.Option(help="Folder with configs and tokenizer for a single file.")] = "",
+    revision: Annotated[str, typer.Option(help="Commit of a hub id.")] = "",
+) -> None:
+    """Add a base; its weights stay where they are.
+
+    Example: studio bases add sd15 ~/models/stable-diffusion-v1-5
+    """
+    from studio.bases import add_base
+
+    base = add_base(open_workspace(), name, location, family=family, config=config, revision=revision)
+    show_done(f"Added base {base.name} ({base.family} {base.variant}).", plain(base))
+
+
+@app.command("list")
+def list_() -> None:
+    """List the bases.
+
+    Example: studio bases list
+    """
+    from studio.bases import list_bases
+
+    show_rows(
+        [plain(base) | {"_added": ago(base.created_at)} for base in list_bases(open_workspace())],
+        [
+            ("id", lambda r: r["id"]),
+            ("name", lambda r: r["name"]),
+            ("family", lambda r: r["family"]),
+            ("variant", lambda r: r["variant"]),
+            ("where", lambda r: "shipped" if r["builtin"] else r["location"]),
+            ("added", lambda r: r["_added"]),
+        ],
+        empty="No bases yet. Add one: studio bases add NAME FOLDER",
+    )
+
+
+@app.command()
+def show(name: str) -> None:
+    """Show one base.
+
+    Example: studio bases show pocket
+    """
+    from registry.records import Base
+    from studio.bases import base_path
+
+    workspace = open_workspace()
+    base = workspace.catalog.get(Base, name)
+    show_record(plain(base) | {"path": str(base_path(workspace, base))})
+
+
+@app.command()
+def remove(name: str) -> None:
+    """Forget a base; its files stay.
+
+    Example: studio bases remove sd15
+    """
+    from studio.bases import remove_base
+
+    base = remove_base(open_workspace(), name)
+    show_done(f"Removed base {base.name}; its files are untouched.", {"id": base.id, "name": base.name})

@@ -1,0 +1,139 @@
+"""`studio datasets`: pictures with captions."""
+
+from typing import Annotated
+
+import typer
+
+from studio.commands.shared import ago, note, open_workspace, plain, show_done, show_record, show_rows
+
+app = typer.Typer(name="datasets", help="Data sets: add, list, show, check, remove.", no_args_is_help=True)
+
+
+@app.command()
+def add(
+    name: str,
+    sources: Annotated[list[str], typer.Argument(help="Folders, zips, pictures, or hf:owner/name.")],
+    trigger: Annotated[str, typer.Option(help="Word that will call up what is learned.")] = "",
+) -> None:
+    """Make a data set from pictures; captions come from .txt/.caption files or metadata.jsonl beside them.
+
+    Example: studio datasets add cat ~/pictures/cat --trigger sks
+    """
+    from studio.datasets.ingest import create_dataset
+
+    report = create_dataset(open_workspace(), name, sources, trigger=trigger)
+    for item, problem in report.refused:
+        note(f"left out {item}: {problem}")
+    for line in report.notes:
+        note(f"note: {line}")
+    message = f"Data set {report.dataset.name}: {report.added} pictures"
+    message += f", {report.duplicates} duplicates left out" if report.duplicates else ""
+    message += f", {len(report.refused)} refused" if report.refused else ""
+    message += f", {report.uncaptioned} without a caption" if report.uncaptioned else ""
+    data = plain(report.dataset) | {
+        "added": report.added,
+        "duplicates": report.duplicates,
+        "uncaptioned": report.uncaptioned,
+        "refused": [{"name": item, "error": problem} for item, problem in report.refused],
+        "notes": list(report.notes),
+    }
+    show_done(message + ".", data)
+
+
+@app.command("list")
+def list_() -> None:
+    """List the data sets.
+
+    Example: studio datasets list
+    """
+    from registry.records import Dataset
+
+    show_rows(
+        [plain(d) | {"_added": ago(d.created_at)} for d in open_workspace().catalog.list(Dataset)],
+        [
+            ("id", lambda r: r["id"]),
+            ("name", lambda r: r["name"]),
+            ("pictures", lambda r: r["image_count"]),
+            ("trigger", lambda r: r["trigger"]),
+            ("added", lambda r: r["_added"]),
+        ],
+        empty="No data sets yet. Make one: studio datasets add NAME FOLDER",
+    )
+
+
+@app.command()
+def show(name: str) -> None:
+    """Show a data set with its pictures and captions.
+
+    Example: studio datasets show cat
+    """
+    from registry.records import Dataset, Image
+
+    catalog = open_workspace().catalog
+    dataset = catalog.get(Dataset, name)
+    images = catalog.list(Image, dataset_id=dataset.id, order="position")
+    kept = ("id", "name", "width", "height", "caption", "note")
+    record = plain(dataset) | {"images": [{k: v for k, v in plain(i).items() if k in kept} for i in images]}
+    show_record(record)
+
+
+@app.command()
+def check(name: str) -> None:
+    """Say what training would trip over.
+
+    Example: studio datasets check cat
+    """
+    from registry.records import Dataset
+    from studio.datasets.doctor import check_dataset
+
+    workspace = open_workspace()
+    findings = check_dataset(workspace, workspace.catalog.get(Dataset, name))
+    show_rows(
+        [plain(finding) for finding in findings],
+        [
+            ("severity", lambda r: r["severity"]),
+            ("finding", lambda r: r["message"]),
+            ("pictures", lambda r: len(r["images"])),
+            ("what to do", lambda r: r["fix"]),
+        ],
+        empty="Nothing to complain about.",
+    )
+
+
+@app.command()
+def caption(
+    name: str,
+    picture: Annotated[str, typer.Argument(help="File name or id of a picture in the data set.")],
+    text: Annotated[str, typer.Argument(help="The new caption.")],
+) -> None:
+    """Write one picture's caption.
+
+    Example: studio datasets caption cat 003.png "a black cat on a chair"
+    """
+    from registry.errors import NotFound
+    from registry.records import Dataset, Image
+    from studio.datasets.ingest import set_captions
+
+    workspace = open_workspace()
+    dataset = workspace.catalog.get(Dataset, name)
+    images = workspace.catalog.list(Image, dataset_id=dataset.id)
+    found = [image for image in images if picture in (image.name, image.id)]
+    if len(found) != 1:
+        wrong = "is not in this data set" if not found else f"names {len(found)} pictures"
+        raise NotFound(f"picture {picture!r}", wrong, f"see `studio datasets show {name}` for names and ids")
+    set_captions(workspace, dataset, {found[0].id: text})
+    show_done(f"{found[0].name}: {text}", {"id": found[0].id, "name": found[0].name, "caption": text})
+
+
+@app.command()
+def remove(name: str) -> None:
+    """Remove a data set; finished runs keep their own frozen copy of its list and captions.
+
+    Example: studio datasets remove cat
+    """
+    from registry.records import Dataset
+
+    catalog = open_workspace().catalog
+    dataset = catalog.get(Dataset, name)
+    catalog.delete(Dataset, dataset.id)
+    show_done(f"Removed data set {dataset.name}.", {"id": dataset.id, "name": dataset.name})

@@ -1,0 +1,171 @@
+"""The commands that stand alone: demo, app, worker, doctor, sample."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from studio.commands.shared import invocation, note, open_workspace, plain, show_done, show_rows
+
+if TYPE_CHECKING:
+    from studio.sampling.request import AdapterChoice
+    from studio.workspace import Workspace
+
+Model = TypeVar("Model")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for pictures, adapter and report.")] = Path("demo-output"),
+    pictures: Annotated[Path | None, typer.Option(help="Your own pictures instead of ours.")] = None,
+) -> None:
+    """The main job on the pocket base, start to end: pictures, training, adapter, samples, report.
+
+    Example: studio demo --out demo-output
+    """
+    from studio.demo.run import run_demo
+
+    result = run_demo(open_workspace(), out, pictures=pictures, progress=None if invocation.json else note)
+    show_done(result.to_text(), result.to_dict())
+
+
+def app(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the web app.")] = 8501,
+    listen: Annotated[str, typer.Option(help="Address; others than 127.0.0.1 need a password.")] = "",
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+) -> None:
+    """Start the worker (when none runs) and the web app.
+
+    Example: studio app --port 8501
+    """
+    from studio.app.server import serve
+
+    serve(open_workspace(), port=port, listen=listen or "127.0.0.1", open_browser=browser)
+
+
+def worker(
+    once: Annotated[bool, typer.Option("--once", help="Stop when the queue is empty.")] = False,
+) -> None:
+    """Do the queued jobs: train and sample.
+
+    Example: studio worker --once
+    """
+    from studio.runs.worker import Worker
+
+    Worker(open_workspace(), say=note).run(once=once)
+    show_done("The queue is empty." if once else "Stopped.", {"done": True})
+
+
+def doctor() -> None:
+    """Examine this machine: GPU, versions, disk, database, and what to fix.
+
+    Example: studio doctor
+    """
+    from studio.doctor import machine_report
+
+    checks = [plain(check) for check in machine_report(open_workspace())]
+    show_rows(
+        checks,
+        [
+            ("", lambda r: r["status"]),
+            ("what", lambda r: r["name"]),
+            ("found", lambda r: r["value"]),
+            ("what to do", lambda r: r["fix"]),
+        ],
+        empty="Nothing was checked.",
+    )
+    if any(check["status"] == "bad" for check in checks):
+        raise typer.Exit(1)
+
+
+def sample(
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    base: Annotated[str, typer.Option(help="Base model.")] = "pocket",
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME[:WEIGHT[:TEXT_WEIGHT]]; repeatable.")
+    ] = None,
+    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
+    steps: Annotated[int, typer.Option(min=1, max=500, help="Inference steps.")] = 25,
+    cfg: Annotated[float, typer.Option(min=0, max=50, help="Guidance scale.")] = 7.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the first picture.")] = 0,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; default: the base's own.")] = "",
+    scheduler: Annotated[str, typer.Option(help="Sampler; default: the base's own.")] = "default",
+    count: Annotated[int, typer.Option(min=1, max=64, help="How many pictures.")] = 1,
+) -> None:
+    """Make pictures with a base and any number of adapters.
+
+    Example: studio sample --adapter ink:0.8 --prompt "a red circle, ink drawing" --count 4 --out pictures
+    """
+    from registry.records import Base
+    from studio.sampling.request import SampleRequest
+    from studio.sampling.submit import collect, default_size, submit, wait
+
+    workspace = open_workspace()
+    record = workspace.catalog.get(Base, base)
+    width, height = _size(size) if size else default_size(workspace, record)
+    request = _validated(
+        SampleRequest,
+        base=record.id,
+        adapters=tuple(_choice(workspace, text) for text in adapter or []),
+        prompt=prompt,
+        negative=negative,
+        steps=steps,
+        cfg=cfg,
+        seed=seed,
+        width=width,
+        height=height,
+        scheduler=scheduler,
+        count=count,
+    )
+    made = submit(workspace, request)
+    wait(workspace, made, None if invocation.json else note)
+    files = collect(workspace, made, out)
+    data = {"id": made.id, "files": [str(file) for file in files], "request": plain(request.model_dump())}
+    show_done("\n".join(str(file) for file in files), data)
+
+
+def _size(text: str) -> tuple[int, int]:
+    from registry.errors import BadInput
+
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise BadInput(f"--size {text!r}", "is not WIDTHxHEIGHT", "write for example 512x768")
+    return int(width), int(height)
+
+
+def _choice(workspace: "Workspace", text: str) -> "AdapterChoice":
+    """NAME[:WEIGHT[:TEXT_WEIGHT]] -> AdapterChoice; a name may itself contain colons."""
+    from registry.records import Adapter
+    from studio.sampling.request import AdapterChoice
+
+    name, numbers = text, []
+    while len(numbers) < 2 and workspace.catalog.find(Adapter, name) is None and ":" in name:
+        head, _, tail = name.rpartition(":")
+        try:
+            numbers.insert(0, float(tail))
+        except ValueError:
+            break
+        name = head
+    record = workspace.catalog.get(Adapter, name)
+    weights = dict(zip(("weight", "text_weight"), numbers, strict=False))
+    return _validated(AdapterChoice, id=record.id, **weights)
+
+
+def _validated(kind: "type[Model]", **values: Any) -> "Model":
+    """A pydantic model from option values, its complaint as our one line."""
+    from pydantic import ValidationError
+
+    from registry.errors import BadInput
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        given = f"{field} {first.get('input')!r}"
+        raise BadInput(
+            given, first["msg"].removeprefix("Input ").lower(), "see `studio sample --help`"
+        ) from None
+
+
+COMMANDS = (demo, app, worker, doctor, sample)

@@ -1,0 +1,209 @@
+"""`studio train` and `studio runs`: start, watch, steer."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from studio.commands.shared import (
+    ago,
+    invocation,
+    note,
+    open_workspace,
+    plain,
+    show_done,
+    show_record,
+    show_rows,
+)
+
+if TYPE_CHECKING:
+    from registry.records import Run
+    from studio.workspace import Workspace
+
+app = typer.Typer(name="runs", help="Runs: list, show, log, stop, resume, branch.", no_args_is_help=True)
+
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until it is done, showing progress.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Recipe key=value; may be repeated.")]
+
+
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="TOML file; default: the goal's preset.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the run and of its adapter.")] = "",
+    base: Annotated[str, typer.Option(help="Base model: see `studio bases list`.")] = "pocket",
+    dataset: Annotated[str, typer.Option(help="Data set: see `studio datasets list`.")] = "",
+    goal: Annotated[str, typer.Option(help="style, character or concept.")] = "style",
+    sets: Sets = None,
+    wait: Wait = False,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Only say what it would cost.")] = False,
+) -> None:
+    """Train an adapter.
+
+    Example: studio train --base pocket --dataset cat --goal character --set train.max_steps=300 --wait
+    """
+    from registry.errors import BadInput
+    from registry.records import Base, Dataset
+    from studio.runs import launch
+    from studio.runs.forecast import forecast as make_forecast
+    from trainers.recipe import apply_sets, load_recipe, preset
+
+    workspace = open_workspace()
+    if not dataset:
+        raise BadInput("--dataset", "is missing", "name one of `studio datasets list`")
+    base_record = workspace.catalog.get(Base, base)
+    dataset_record = workspace.catalog.get(Dataset, dataset)
+    chosen = load_recipe(recipe) if recipe else preset(base_record.family, goal, base_record.name)
+    chosen = apply_sets(chosen, sets or [])
+    if forecast:
+        show_record(plain(make_forecast(workspace, chosen, base_record, dataset_record)), title="Forecast")
+        return
+    run = launch.launch(workspace, chosen, base_record, dataset_record, name)
+    _started(workspace, run, wait=wait)
+
+
+@app.command("list")
+def list_(
+    state: Annotated[str, typer.Option(help="Only this state.")] = "",
+) -> None:
+    """List the runs, newest first.
+
+    Example: studio runs list --state running
+    """
+    from registry.records import Run
+
+    only = {"state": state} if state else {}
+    show_rows(
+        [plain(run) | {"_added": ago(run.created_at)} for run in open_workspace().catalog.list(Run, **only)],
+        [
+            ("id", lambda r: r["id"]),
+            ("name", lambda r: r["name"]),
+            ("state", lambda r: r["state"]),
+            ("step", lambda r: f"{r['step']}/{r['steps']}"),
+            ("started", lambda r: r["_added"]),
+            ("reason", lambda r: r["reason"]),
+        ],
+        empty="No runs. Start one: studio train --help",
+    )
+
+
+@app.command()
+def show(run: str) -> None:
+    """Show a run: state, recipe, checkpoints, adapters.
+
+    Example: studio runs show 01hv3k9x2m
+    """
+    from registry.records import Run
+
+    workspace = open_workspace()
+    show_record(_described(workspace, workspace.catalog.get(Run, run)))
+
+
+@app.command()
+def log(
+    run: str,
+    lines: Annotated[int, typer.Option(min=1, help="How many lines from the end.")] = 200,
+) -> None:
+    """Print what the trainer wrote.
+
+    Example: studio runs log 01hv3k9x2m --lines 50
+    """
+    from collections import deque
+
+    from registry.records import Run
+    from trainers.rundir import LOG
+
+    workspace = open_workspace()
+    record = workspace.catalog.get(Run, run)
+    path = workspace.run_dir(record.id).file(LOG)
+    tail: list[str] = []
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            tail = [line.rstrip("\n") for line in deque(stream, maxlen=lines)]
+    show_done("\n".join(tail) or "Nothing written yet.", {"id": record.id, "lines": tail})
+
+
+@app.command()
+def stop(run: str) -> None:
+    """Finish the step, save a checkpoint and stop; a second stop kills.
+
+    Example: studio runs stop 01hv3k9x2m
+    """
+    _wish("stop", run)
+
+
+@app.command()
+def pause(run: str) -> None:
+    """Save a checkpoint and leave the device; `resume` goes on.
+
+    Example: studio runs pause 01hv3k9x2m
+    """
+    _wish("pause", run)
+
+
+@app.command()
+def resume(run: str, wait: Wait = False) -> None:
+    """Go on from the newest checkpoint, exactly as if the run had not been interrupted.
+
+    Example: studio runs resume 01hv3k9x2m --wait
+    """
+    workspace, record = _wish("resume", run, quiet=True)
+    _started(workspace, record, wait=wait)
+
+
+@app.command()
+def branch(
+    run: str,
+    from_step: Annotated[int, typer.Option("--from", min=1, help="Step of the checkpoint to start from.")],
+    sets: Sets = None,
+    name: Annotated[str, typer.Option(help="Name of the new run.")] = "",
+    wait: Wait = False,
+) -> None:
+    """Start a new run from a checkpoint of another, with other settings.
+
+    Example: studio runs branch 01hv3k9x2m --from 200 --set optimizer.lr=5e-5
+    """
+    from registry.records import Run
+    from studio.runs import launch
+
+    workspace = open_workspace()
+    parent = workspace.catalog.get(Run, run)
+    _started(workspace, launch.branch(workspace, parent, from_step, sets or [], name=name), wait=wait)
+
+
+def _wish(wish: str, key: str, *, quiet: bool = False) -> "tuple[Workspace, Run]":
+    from registry.records import Run
+    from studio.runs import launch
+
+    workspace = open_workspace()
+    run = getattr(launch, wish)(workspace, workspace.catalog.get(Run, key))
+    if not quiet:
+        show_done(f"{run.name}: {run.state}", _described(workspace, run))
+    return workspace, run
+
+
+def _started(workspace: "Workspace", run: "Run", *, wait: bool) -> None:
+    """Report a queued run; with `wait` follow it to its end and fail when it fails."""
+    from registry.errors import StudioError
+    from studio.runs.follow import follow
+
+    if wait:
+        run = follow(workspace, run, None if invocation.json else note)
+    elif workspace.holder() is None:
+        note("No worker is running: start one with `studio worker` or `studio app`, or use --wait.")
+    show_done(
+        f"Run {run.id} ({run.name}): {run.state}, step {run.step} of {run.steps}.", _described(workspace, run)
+    )
+    if wait and run.state == "failed":
+        raise StudioError(
+            f"run {run.name}", run.reason.rstrip(".") or "failed", f"see `studio runs log {run.id}`"
+        )
+
+
+def _described(workspace: "Workspace", run: "Run") -> dict[str, Any]:
+    from registry.records import Adapter, Checkpoint
+
+    catalog = workspace.catalog
+    return plain(run) | {
+        "path": str(workspace.run_dir(run.id).path),
+        "adapters": [a.id for a in catalog.list(Adapter, run_id=run.id)],
+        "checkpoints": [c.step for c in catalog.list(Checkpoint, run_id=run.id, order="step")],
+    }
