@@ -1,0 +1,247 @@
+"""The sections of a recipe: every field with its unit, range and meaning.
+
+The docstring under a field feeds `--help`, the form in the app and docs/recipes.md. Fields are strict: text is
+no number, 1.5 is no whole number, NaN is no float. A field that may be none also reads the word "none", because
+TOML has no null.
+"""
+
+import re
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Alpha = Annotated[float, Field(gt=0, le=4096)]
+LearningRate = Annotated[float, Field(gt=0, le=10)]
+Prompt = Annotated[str, Field(max_length=1000)]
+
+
+class Section(BaseModel):
+    """A frozen table of the recipe that refuses unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        optional = {key for key, info in cls.model_fields.items() if NoneType in get_args(info.annotation)}
+        return {key: None if value == "none" and key in optional else value for key, value in values.items()}
+
+
+class AdapterSection(Section):
+    """What is added to the frozen base."""
+
+    method: Literal["lora"] = "lora"
+    """Adapter method. lora: W + (alpha / rank) B A (Hu et al. 2021)."""
+    rank: Rank = 16
+    """Inner dimension of A and B on linear layers. More rank = more capacity, larger file."""
+    alpha: Alpha | None = None
+    """The update is scaled by alpha / rank; none = the rank, so a scale of 1."""
+    conv_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Rank on the 3x3 convolutions of the UNet; 0 = off."""
+    conv_alpha: Alpha | None = None
+    """Alpha of the convolutions; none = conv_rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of adapter inputs dropped in training, 0 to below 1."""
+    targets: Annotated[str, Field(max_length=2000)] = ""
+    """Regular expression that a module's whole path in the denoiser must match; empty = the family's list."""
+    train_text_encoder: bool = False
+    """Also train an adapter on the text encoder."""
+    text_rank: Rank | None = None
+    """Rank on the text encoder; none = rank."""
+    text_alpha: Alpha | None = None
+    """Alpha on the text encoder; none = text_rank."""
+    text_encoder_until: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Fraction of the steps after which the text encoder's adapter is frozen."""
+
+    @field_validator("targets")
+    @classmethod
+    def _targets_compile(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"a regular expression ({error})") from error
+        return value
+
+    @property
+    def scale_alpha(self) -> float:
+        """Alpha in force on linear layers: `alpha`, or the rank."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+    @property
+    def scale_conv_alpha(self) -> float:
+        """Alpha in force on convolutions: `conv_alpha`, or conv_rank."""
+        return float(self.conv_rank) if self.conv_alpha is None else self.conv_alpha
+
+    @property
+    def text_encoder_rank(self) -> int:
+        """Rank in force on the text encoder: `text_rank`, or the rank."""
+        return self.rank if self.text_rank is None else self.text_rank
+
+    @property
+    def scale_text_alpha(self) -> float:
+        """Alpha in force on the text encoder: `text_alpha`, or its rank."""
+        return float(self.text_encoder_rank) if self.text_alpha is None else self.text_alpha
+
+
+class OptimizerSection(Section):
+    """How weights follow gradients."""
+
+    name: Literal["auto", "adamw", "adamw8bit", "prodigy"] = "auto"
+    """auto = adamw8bit on a GPU, else adamw. prodigy finds its own rate: set lr to 1."""
+    lr: LearningRate = 1e-4
+    """Peak learning rate of the denoiser's adapter."""
+    text_lr: LearningRate | None = None
+    """Peak learning rate of the text encoder's adapter; none = lr."""
+    weight_decay: Fraction = 0.01
+    """Decoupled weight decay."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the gradient's running mean."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the gradient's running square."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Added to the denominator."""
+
+    @property
+    def text_encoder_lr(self) -> float:
+        """Rate in force on the text encoder: `text_lr`, or lr."""
+        return self.lr if self.text_lr is None else self.text_lr
+
+
+class ScheduleSection(Section):
+    """How the learning rate moves over the run."""
+
+    name: Literal["constant", "cosine", "linear", "polynomial", "cosine_with_restarts"] = "cosine"
+    """Shape after the warmup."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Fraction of the steps over which the rate rises from 0 to its peak."""
+    min_lr: Fraction = 0.0
+    """Rate at the last step, as a fraction of the peak."""
+    cycles: Annotated[int, Field(ge=1, le=100)] = 1
+    """How many descents; cosine_with_restarts only."""
+    power: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Exponent; polynomial only."""
+
+
+class ObjectiveSection(Section):
+    """What the denoiser is asked to predict, and how errors are weighed."""
+
+    prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    """auto = what the base's scheduler says."""
+    snr_gamma: Annotated[float | None, Field(gt=0, le=100)] = None
+    """Min-SNR loss weighting (Hang et al. 2023, sec. 3.4); usual value 5; none = off."""
+    noise_offset: Fraction = 0.0
+    """Standard deviation of an extra offset per channel of the noise; for very dark or bright pictures; 0 = off."""
+    timestep_min: Annotated[int, Field(ge=0, le=999)] = 0
+    """Lowest training timestep, of 1000."""
+    timestep_max: Annotated[int, Field(ge=1, le=1000)] = 1000
+    """Training timesteps stay below this, of 1000."""
+
+    @field_validator("timestep_max")
+    @classmethod
+    def _some_timesteps(cls, value: int, info: Any) -> int:
+        if value <= info.data.get("timestep_min", 0):
+            raise ValueError("above objective.timestep_min")
+        return value
+
+
+class DataSection(Section):
+    """How pictures and captions are shown to the model."""
+
+    trigger: Annotated[str, Field(max_length=100)] = ""
+    """Word that calls the adapter; replaces [trigger] in captions, or goes in front of those without it."""
+    caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of pictures shown with an empty caption, which keeps guidance working."""
+    flip: bool = False
+    """Show pictures mirrored half of the time; wrong for writing and for asymmetric characters."""
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    """How often each picture comes in an epoch."""
+    buckets: bool = True
+    """Keep aspect ratios: pictures of a shape train together. Off = square crops."""
+    bucket_step: Annotated[int, Field(ge=0, le=256, multiple_of=8)] = 0
+    """Bucket sides are multiples of this many pixels; 0 = the family's."""
+    max_aspect: Annotated[float, Field(ge=1, le=4)] = 2.0
+    """Longest allowed ratio of a bucket's long side to its short one; narrower pictures are cropped."""
+    upscale: bool = False
+    """Enlarge small pictures to the full resolution. Off = they train at their own size."""
+    crop: Literal["center", "top"] = "center"
+    """Which part stays when a picture does not fit its bucket exactly; top keeps heads."""
+    require_captions: bool = False
+    """Refuse to start when a picture has no caption."""
+
+
+class TrainSection(Section):
+    """How long, how much at once, and in which precision."""
+
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 2000
+    """Optimizer steps."""
+    batch_size: Annotated[int, Field(ge=1, le=256)] = 1
+    """Pictures per forward pass and process."""
+    accumulate: Annotated[int, Field(ge=1, le=256)] = 1
+    """Forward passes per optimizer step."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Seed of everything random: order, noise, timesteps, dropout, initial weights."""
+    resolution: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] = 512
+    """Side in pixels of the square whose area no bucket exceeds."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Compute precision; adapter weights stay fp32. auto = bf16 where the GPU has it, else fp16; fp32 on CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about 40 % slower, far less memory."""
+    max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0
+    """Gradients are scaled down to this norm; 0 = off."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay of the running mean of the adapter's weights, which is what is saved; 0 = off."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Training processes (one per GPU); the batch grows with them."""
+    num_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """CPU threads per process; 0 = automatic."""
+
+
+class CheckpointsSection(Section):
+    """What is saved on the way."""
+
+    every: Annotated[int, Field(ge=1, le=1_000_000)] = 250
+    """Steps between checkpoints; the last step always saves one."""
+    keep: Annotated[int, Field(ge=2, le=1000)] = 3
+    """How many of the newest stay; at least 2, so that a damaged one is not the last."""
+    keep_best: bool = True
+    """Also keep the one with the lowest probe loss."""
+
+
+class PreviewSection(Section):
+    """Pictures drawn while training."""
+
+    every: Count = 250
+    """Steps between previews; 0 = off."""
+    prompts: Annotated[tuple[Prompt, ...], Field(max_length=16, strict=False)] = ()
+    """What to draw; [trigger] stands for the trigger word. Empty = the first captions of the data set."""
+    negative: Prompt = ""
+    """What to avoid."""
+    steps: Annotated[int, Field(ge=1, le=200)] = 20
+    """Sampling steps."""
+    cfg: Annotated[float, Field(ge=0, le=50)] = 7.0
+    """Guidance scale; 1 = none."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Seed of the first prompt's picture; the same at every step, so that pictures can be compared."""
+    size: Annotated[str, Field(pattern=r"^(\d{2,4}x\d{2,4})?$")] = ""
+    """WIDTHxHEIGHT in pixels; empty = the training resolution, square."""
+    scheduler: Annotated[str, Field(max_length=50)] = "default"
+    """Sampler; default = the base's own."""
+
+
+class LogSection(Section):
+    """Where the curves go, beside metrics.jsonl."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    wandb: bool = False
+    """Send to Weights & Biases; needs WANDB_API_KEY in the environment."""
+    wandb_project: Annotated[str, Field(min_length=1, max_length=128)] = "lora-studio"
+    """Project name there."""

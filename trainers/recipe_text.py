@@ -1,0 +1,248 @@
+"""Recipes as text: facts about fields, TOML in and out, and errors that a person can act on."""
+
+import difflib
+import re
+import textwrap
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+import tomlkit
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from tomlkit.items import Comment, Table, Whitespace
+
+from registry.errors import BadInput
+
+
+@dataclass(frozen=True)
+class FieldFacts:
+    """What a form, a help text or an error message needs to know about a field."""
+
+    key: str  # dotted, as in --set
+    kind: Literal["text", "choice", "switch", "whole", "number", "list"]
+    default: Any  # None also where there is none: see required
+    required: bool
+    optional: bool  # may be none
+    doc: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False  # the bound itself is not allowed
+    high_open: bool = False
+    multiple_of: int | None = None
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words: "a whole number from 1 to 1024"."""
+        words = {"text": "text", "switch": "true or false", "list": "a list of at most 16 texts"}
+        if self.kind == "choice":
+            words["choice"] = "one of " + ", ".join(self.choices)
+        elif self.kind in ("whole", "number"):
+            words[self.kind] = ("a whole number" if self.kind == "whole" else "a number") + self._range()
+        return words[self.kind] + (" or none" if self.optional else "")
+
+    def _range(self) -> str:
+        parts: list[str] = []
+        if self.low is not None:
+            parts.append(f"{'above' if self.low_open else 'at least'} {self.low:g}")
+        if self.high is not None:
+            high = f"{self.high:.0f}" if self.high >= 1000 else f"{self.high:g}"
+            parts.append(f"{'below' if self.high_open else 'at most'} {high}")
+        text = " and ".join(parts)
+        if self.multiple_of:
+            text += f", a multiple of {self.multiple_of}"
+        return f" {text}" if text else ""
+
+
+def field_facts(model: type[BaseModel], prefix: str = "") -> dict[str, FieldFacts]:
+    """Facts of every leaf field below `model`, by dotted key, in order."""
+    facts: dict[str, FieldFacts] = {}
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            facts |= field_facts(info.annotation, f"{prefix}{name}.")
+        else:
+            facts[prefix + name] = _facts(prefix + name, info)
+    return facts
+
+
+def _facts(key: str, info: FieldInfo) -> FieldFacts:
+    annotation, metadata = info.annotation, list(info.metadata)
+    optional = NoneType in get_args(annotation)
+    if optional:
+        annotation = next(part for part in get_args(annotation) if part is not NoneType)
+    if hasattr(annotation, "__metadata__"):  # Annotated[...] inside a union
+        for extra in annotation.__metadata__:  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+            metadata += extra.metadata if isinstance(extra, FieldInfo) else [extra]
+        annotation = get_args(annotation)[0]
+    bounds: dict[str, Any] = {}
+    for item in metadata:
+        for mark in ("ge", "gt", "le", "lt", "multiple_of"):
+            if hasattr(item, mark):
+                bounds[mark] = getattr(item, mark)
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    kinds: dict[Any, Any] = {bool: "switch", int: "whole", float: "number", str: "text"}
+    return FieldFacts(
+        key=key,
+        kind="choice" if choices else kinds.get(annotation, "list"),
+        default=None if info.is_required() else info.default,
+        required=info.is_required(),
+        optional=optional,
+        doc=" ".join((info.description or "").split()),
+        choices=choices,
+        low=bounds.get("ge", bounds.get("gt")),
+        high=bounds.get("le", bounds.get("lt")),
+        low_open="gt" in bounds,
+        high_open="lt" in bounds,
+        multiple_of=bounds.get("multiple_of"),
+    )
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables -> dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `flatten`."""
+    table: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, leaf = key.split(".")
+        place = table
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[leaf] = value
+    return table
+
+
+def suggest(key: str, known: Iterable[str]) -> str:
+    """ "Did you mean ...?" for a mistyped name, looking at whole names first and last parts second."""
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near:
+        leaves = {name.rpartition(".")[2]: name for name in known}
+        leaf = difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1, cutoff=0.6)
+        near = [leaves[leaf[0]]] if leaf else []
+    return f"Did you mean {near[0]}? If not, remove it" if near else "see docs/recipes.md for the known ones"
+
+
+def explain(error: ValidationError, source: str, known: Mapping[str, FieldFacts]) -> BadInput:
+    """Pydantic's findings as one line: each field with its value and what is allowed."""
+    wrong: list[str] = []
+    do = "correct it; docs/recipes.md lists every key with its range"
+    for fault in error.errors(include_url=False):
+        place = [part for part in fault["loc"] if isinstance(part, str)]
+        key = ".".join(place)
+        while key not in known and "." in key and fault["type"] != "extra_forbidden":
+            key = key.rpartition(".")[0]  # an alternative of a union, not a field
+        shown = _shown(fault["input"])
+        if fault["type"] == "extra_forbidden":
+            wrong.append(f"unknown key {key}")
+            do = suggest(key, known)
+        elif fault["type"] == "missing":
+            wrong.append(f"{key} is missing")
+        elif fault["type"] == "value_error":
+            cause = fault.get("ctx", {}).get("error")
+            said = f"it {cause.wrong}" if isinstance(cause, BadInput) else f"must be {cause}"
+            wrong.append(f"{key} is {shown}; {said}")
+        elif key in known:
+            wrong.append(f"{key} is {shown}; must be {_allowed(known[key], fault)}")
+        else:
+            wrong.append(f"{key or 'the recipe'} is {shown}; must be a table of keys")
+    return BadInput(source, ", ".join(dict.fromkeys(wrong)), do)
+
+
+def _allowed(facts: FieldFacts, fault: Any) -> str:
+    if facts.kind == "text" and fault["type"] == "string_too_long":
+        return f"text of at most {fault['ctx']['max_length']} characters"
+    if facts.kind == "text" and fault["type"] == "string_pattern_mismatch":
+        return "WIDTHxHEIGHT such as 512x768, or empty"
+    if facts.kind == "text" and fault["type"] == "string_too_short":
+        return "text that is not empty"
+    return facts.allowed
+
+
+def _shown(value: Any) -> str:
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def parse_toml(data: bytes, source: str) -> dict[str, Any]:
+    """TOML -> tables.
+
+    Raises:
+        BadInput: not UTF-8, not TOML, a key or table given twice (named with its line).
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(source, f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        found = re.search(r"at line (\d+)", message)
+        line = text.splitlines()[int(found[1]) - 1].strip() if found else ""
+        if found and ("overwrite" in message or "twice" in message):
+            what = line.partition("=")[0].strip() or line
+            raise BadInput(source, f"line {found[1]} gives {what} a second time", "remove one") from error
+        raise BadInput(source, f"is not TOML ({_lower(message)})", "correct that line") from error
+    except RecursionError as error:
+        raise BadInput(source, "is nested too deeply", "give a recipe in TOML") from error
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def read_reasons(text: str) -> dict[str, str]:
+    """Dotted key -> the comment lines directly above it, or the comment behind it."""
+    document = tomlkit.parse(text)
+    found: dict[str, str] = {}
+    _collect(document.body, "", found)
+    return found
+
+
+def _collect(body: Any, prefix: str, found: dict[str, str]) -> None:
+    above: list[str] = []
+    for key, item in body:
+        if isinstance(item, Comment):
+            above.append(item.trivia.comment.lstrip("# ").strip())
+        elif isinstance(item, Whitespace):
+            above = [] if "\n" in item.s else above
+        elif isinstance(item, Table):
+            _collect(item.value.body, f"{prefix}{key.key}.", found)
+            above = []
+        elif key is not None:
+            behind = item.trivia.comment.lstrip("# ").strip()
+            if above or behind:
+                found[prefix + key.key] = " ".join([*above, behind]).strip()
+            above = []
+
+
+def write_toml(table: Mapping[str, Any], comments: Mapping[str, str]) -> str:
+    """Tables -> TOML with `comments[dotted key]` above each value; None is written "none"."""
+    document = tomlkit.document()
+    _write(document, table, comments, "")
+    return tomlkit.dumps(document)
+
+
+def _write(container: Any, table: Mapping[str, Any], comments: Mapping[str, str], prefix: str) -> None:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            section = tomlkit.table()
+            _write(section, value, comments, f"{prefix}{key}.")
+            container.add(tomlkit.nl()) if not prefix else None
+            container.add(key, section)
+            continue
+        for line in textwrap.wrap(comments.get(prefix + key, ""), 100):
+            container.add(tomlkit.comment(line))
+        container.add(key, "none" if value is None else value)
