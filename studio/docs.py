@@ -55,9 +55,9 @@ def _parameters(command: Any) -> list[str]:
 
 def readme_page() -> str:
     """README.md with its table of files brought up to date: one line per file, from its docstring."""
-    before, start, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(START)
+    before, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(START)
     _, end, after = rest.partition(END)
-    assert start and end, "README.md has lost the markers of its table of files"
+    assert end, f"README.md has lost {START} or {END}"
     return f"{before}{START}\n{_files_table()}{END}{after}"
 
 
