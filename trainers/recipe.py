@@ -198,7 +198,7 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """The whole recipe as TOML: above each value its preset's reason while it is unchanged, else its meaning."""
+    """The whole recipe as TOML: above each value its preset's reason, or its meaning when changed."""
     known = recipe_fields()
     comments = {key: facts.doc for key, facts in known.items()}
     shipped = f"{recipe.family}-{recipe.goal}"

@@ -1,8 +1,8 @@
 """The sections of a recipe: every field with its unit, range and meaning.
 
-The docstring under a field feeds `--help`, the form in the app and docs/recipes.md. Fields are strict: text is
-no number, 1.5 is no whole number, NaN is no float. A field that may be none also reads the word "none", because
-TOML has no null.
+The docstring under a field feeds `--help`, the form in the app and docs/recipes.md. Fields are strict: text
+is no number, 1.5 is no whole number, NaN is no float. A field that may be none also reads the word "none",
+because TOML has no null.
 """
 
 import re
@@ -138,7 +138,7 @@ class ObjectiveSection(Section):
     snr_gamma: Annotated[float | None, Field(gt=0, le=100)] = None
     """Min-SNR loss weighting (Hang et al. 2023, sec. 3.4); usual value 5; none = off."""
     noise_offset: Fraction = 0.0
-    """Standard deviation of an extra offset per channel of the noise; for very dark or bright pictures; 0 = off."""
+    """Spread of an extra offset per channel of the noise; for very dark or bright pictures; 0 = off."""
     timestep_min: Annotated[int, Field(ge=0, le=999)] = 0
     """Lowest training timestep, of 1000."""
     timestep_max: Annotated[int, Field(ge=1, le=1000)] = 1000
@@ -191,7 +191,7 @@ class TrainSection(Section):
     resolution: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] = 512
     """Side in pixels of the square whose area no bucket exceeds."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Compute precision; adapter weights stay fp32. auto = bf16 where the GPU has it, else fp16; fp32 on CPU."""
+    """Compute precision; adapter weights stay fp32. auto = bf16 on a GPU that has it, else fp16; CPU fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about 40 % slower, far less memory."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0

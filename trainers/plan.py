@@ -1,0 +1,287 @@
+"""What the model will see, and in which order: buckets, batches, captions. No torch, no pictures opened.
+
+Everything random here is a pure function of (seed, epoch, item): nothing has a state, so a resumed run skips
+to its batch and meets exactly the pictures, captions and crops it would have met.
+
+Sizes are (height, width) in pixels.
+"""
+
+import hashlib
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from registry.errors import BadInput
+from trainers.recipe_fields import DataSection
+from trainers.rundir import ManifestItem, RunDir
+
+TRIGGER_MARK = "[trigger]"
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a training picture came from: `original` was resized to cover `target`, then cropped to it."""
+
+    original: Size  # (height, width) of the picture as uploaded
+    crop_origin: Size  # (top, left) of the crop, in pixels of the resized picture
+    target: Size  # (height, width) of the bucket
+
+    @property
+    def scale(self) -> float:
+        """Factor from original to resized pixels; at most 1 unless enlarging was asked for."""
+        return max(self.target[0] / self.original[0], self.target[1] / self.original[1])
+
+    @property
+    def resized(self) -> Size:
+        """(height, width) before the crop."""
+        return round(self.original[0] * self.scale), round(self.original[1] * self.scale)
+
+    @property
+    def kept(self) -> float:
+        """Share of the picture's area that the crop keeps, 0 to 1."""
+        return self.target[0] * self.target[1] / (self.resized[0] * self.resized[1])
+
+    def mirrored(self) -> "Geometry":
+        """The same crop seen in the mirror."""
+        top, left = self.crop_origin
+        return Geometry(self.original, (top, self.resized[1] - self.target[1] - left), self.target)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture of the run with its place."""
+
+    index: int  # position in the manifest; names the item in every draw
+    source: ManifestItem
+    geometry: Geometry
+    repeats: int = 1  # times per epoch
+
+    @property
+    def label(self) -> str:
+        """What to call it in a message."""
+        return self.source.name or self.source.image
+
+
+class Slot(NamedTuple):
+    """One showing of an item within an epoch."""
+
+    item: int
+    copy: int  # 0 .. repeats - 1
+
+
+def load_items(rundir: RunDir) -> list[ManifestItem]:
+    """The run's frozen pictures.
+
+    Raises:
+        BadInput: none at all, or one with a size or weight that cannot be.
+    """
+    sources = rundir.read_manifest()
+    if not sources:
+        raise BadInput("data set", "has no pictures", "add some and start again")
+    for source in sources:
+        if source.width < 1 or source.height < 1 or source.repeats < 1 or not 0 <= source.weight < math.inf:
+            raise BadInput(
+                source.name or source.image, "has a damaged line in the manifest", "start a new run"
+            )
+    return sources
+
+
+def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[Size]:
+    """All (height, width) in multiples of `step` that fill resolution^2 as far as they can without exceeding it.
+
+    Args:
+        resolution: Side in pixels of the square whose area is the limit; at least `step`.
+        step: Multiple of both sides in pixels.
+        max_aspect: Largest ratio of long to short side; the square is always in.
+    """
+    square = resolution // step * step
+    sizes = {(square, square)}
+    for height in range(step, int(resolution * math.sqrt(max_aspect)) + step, step):
+        width = resolution * resolution // height // step * step
+        if width and max(height / width, width / height) <= max_aspect:
+            sizes |= {(height, width), (width, height)}
+    return sorted(sizes)
+
+
+def assign_buckets(
+    sources: Sequence[ManifestItem], *, resolution: int, step: int, data: DataSection
+) -> tuple[list[Item], list[str]]:
+    """Give every picture exactly one bucket; returns the items and notes for the log.
+
+    A picture goes to the bucket of the nearest aspect ratio (in log) at the full resolution. If that would
+    enlarge it, the next lower size class is tried, `step` pixels of side at a time: small pictures train at
+    their own size instead of teaching blur.
+
+    Args:
+        sources: Pictures of the manifest.
+        resolution: train.resolution.
+        step: data.bucket_step, or the family's multiple when that is 0.
+        data: The section of the recipe.
+
+    Raises:
+        BadInput: resolution below step, or a picture that fits no bucket; nothing is left out in silence.
+    """
+    if resolution < step:
+        raise BadInput(
+            "train.resolution",
+            f"is {resolution}, below the bucket step of {step}",
+            "raise it or lower data.bucket_step",
+        )
+    sides = [resolution, *range((resolution - 1) // step * step, 0, -step)]
+    classes = [bucket_sizes(side, step, data.max_aspect if data.buckets else 1.0) for side in sides]
+    items = [
+        Item(index, source, _place(source, classes, data), source.repeats * data.repeats)
+        for index, source in enumerate(sources)
+    ]
+    return items, _notes(items, set(classes[0]))
+
+
+def _place(source: ManifestItem, classes: list[list[Size]], data: DataSection) -> Geometry:
+    height, width = source.height, source.width
+    for sizes in classes:
+        target = min(sizes, key=lambda size: abs(math.log(size[0] * width / (size[1] * height))))
+        if data.upscale or (target[0] <= height and target[1] <= width):
+            break
+    else:
+        smallest = "x".join(map(str, classes[-1][0]))
+        raise BadInput(
+            source.name or source.image,
+            f"is {width}x{height}, smaller than the smallest bucket {smallest}",
+            "replace it, remove it, or set data.upscale=true",
+        )
+    resized = Geometry((height, width), (0, 0), target).resized
+    top = 0 if data.crop == "top" else (resized[0] - target[0]) // 2
+    return Geometry((height, width), (top, (resized[1] - target[1]) // 2), target)
+
+
+def _notes(items: list[Item], full: set[Size]) -> list[str]:
+    small = [
+        f"{i.label} ({i.source.width}x{i.source.height})" for i in items if i.geometry.target not in full
+    ]
+    enlarged = [f"{i.label} ({i.source.width}x{i.source.height})" for i in items if i.geometry.scale > 1]
+    cut = [f"{i.label} (keeps {i.geometry.kept:.0%})" for i in items if i.geometry.kept < 0.75]
+    counts: defaultdict[Size, int] = defaultdict(int)
+    for item in items:
+        counts[item.geometry.target] += 1
+    shapes = ", ".join(f"{width}x{height}: {n}" for (height, width), n in sorted(counts.items()))
+    notes = [f"{len(items)} pictures in buckets {shapes}"]
+    for these, what in (
+        (small, "smaller than the training resolution and train at their own size"),
+        (enlarged, "enlarged to their bucket, which teaches blur"),
+        (cut, "cropped by more than a quarter"),
+    ):
+        if these:
+            more = f" and {len(these) - 5} more" if len(these) > 5 else ""
+            notes.append(f"{len(these)} pictures are {what}: {', '.join(these[:5])}{more}")
+    return notes
+
+
+def draw(seed: int, *place: int | str) -> float:
+    """A number in [0, 1) that depends on its arguments alone: counter-based, no state to save."""
+    return (draw_seed(seed, *place) >> 10) / 2**53
+
+
+def draw_seed(seed: int, *place: int | str) -> int:
+    """A 63-bit seed for a generator that serves one place only (BLAKE2b of the arguments)."""
+    text = ":".join(map(str, (seed, *place)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def batch_plan(
+    items: Sequence[Item], seed: int, epoch: int, batch_size: int, *, rank: int = 0, world: int = 1
+) -> list[tuple[Slot, ...]]:
+    """The batches of one epoch for one process; order depends on (seed, epoch) alone.
+
+    Pictures of a batch share a bucket, also across processes. With several buckets the rest of each forms a
+    smaller batch; with a single bucket the last batch is filled up from the epoch's beginning, so that all
+    batches have one shape. Every process gets the same number of batches: where fewer pictures than processes
+    are left, some meet twice.
+
+    Returns:
+        For each batch its slots; every slot of every item occurs in at least one batch of one rank.
+    """
+    buckets: defaultdict[Size, list[tuple[float, Slot]]] = defaultdict(list)
+    for position, item in enumerate(items):
+        for copy in range(item.repeats):
+            key = draw(seed, "order", epoch, item.index, copy)
+            buckets[item.geometry.target].append((key, Slot(position, copy)))
+    size = batch_size * world
+    whole: list[tuple[float, list[Slot]]] = []
+    for target in sorted(buckets):
+        slots = [slot for _, slot in sorted(buckets[target])]
+        if len(buckets) == 1:
+            slots = _filled(slots, math.ceil(len(slots) / size) * size)
+        for start in range(0, len(slots), size):
+            part = slots[start : start + size]
+            whole.append((draw(seed, "batch", epoch, *target, start), _filled(part, max(len(part), world))))
+    return [_share(part, rank, world) for _, part in sorted(whole)]
+
+
+def _filled(slots: list[Slot], count: int) -> list[Slot]:
+    return [slots[i % len(slots)] for i in range(count)]
+
+
+def _share(slots: list[Slot], rank: int, world: int) -> tuple[Slot, ...]:
+    """Rank's contiguous part; parts differ by at most one."""
+    return tuple(slots[len(slots) * rank // world : len(slots) * (rank + 1) // world])
+
+
+def replace_trigger(text: str, trigger: str) -> str:
+    """`text` with [trigger] replaced; without a trigger word the mark goes, with the comma it leaves."""
+    if TRIGGER_MARK not in text:
+        return text
+    if trigger:
+        return text.replace(TRIGGER_MARK, trigger)
+    parts = (" ".join(part.split()) for part in text.replace(TRIGGER_MARK, "").split(","))
+    return ", ".join(part for part in parts if part)
+
+
+def final_caption(caption: str, trigger: str) -> str:
+    """The caption as the text encoder gets it, before dropout.
+
+    [trigger] is replaced; a caption that does not have the trigger as a word of its own gets it in front.
+    """
+    caption = " ".join(caption.split())
+    if TRIGGER_MARK in caption:
+        return replace_trigger(caption, trigger)
+    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
+
+
+def shown_caption(item: Item, copy: int, *, data: DataSection, seed: int, epoch: int) -> str:
+    """Caption of one showing: `final_caption`, or empty when its draw falls below data.caption_dropout."""
+    if draw(seed, "caption", epoch, item.index, copy) < data.caption_dropout:
+        return ""
+    return final_caption(item.source.caption, data.trigger)
+
+
+def shown_flipped(item: Item, copy: int, *, data: DataSection, seed: int, epoch: int) -> bool:
+    """Whether one showing is mirrored."""
+    return data.flip and draw(seed, "flip", epoch, item.index, copy) < 0.5
+
+
+def captions_needed(items: Iterable[Item], trigger: str) -> list[str]:
+    """Every caption the run can meet, sorted; the empty one always, because dropout needs it."""
+    return sorted({"", *(final_caption(item.source.caption, trigger) for item in items)})
+
+
+def check_captions(items: Sequence[Item], data: DataSection) -> None:
+    """Refuse pictures without a caption when data.require_captions says so.
+
+    Raises:
+        BadInput: names the first few.
+    """
+    missing = [item.label for item in items if not item.source.caption.strip()]
+    if missing and data.require_captions:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise BadInput(
+            "captions",
+            f"{len(missing)} of {len(items)} pictures have none: {', '.join(missing[:3])}{more}",
+            "write them, or set data.require_captions=false",
+        )
