@@ -1,0 +1,82 @@
+"""Waiting for a job from a terminal: watch whoever works, or be the worker when nobody is."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from registry.errors import WorkspaceBusy
+from registry.records import Run, RunState
+from studio.runs.worker import Worker
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+POLL = 0.5  # seconds
+PAUSES = {RunState.PAUSED, RunState.STOPPED, RunState.FINISHED, RunState.FAILED, RunState.INTERRUPTED}
+
+
+def attend(ws: "Workspace", ended: Callable[[], bool], say: Callable[[str], None] | None = None) -> None:
+    """Return once `ended()`; do the queued jobs meanwhile if no worker holds the workspace.
+
+    `ended` is asked at least twice a second, so it may also report progress. A worker that dies while we watch
+    is replaced by us.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; a job of our own worker was stopped after a checkpoint, another's goes on.
+    """
+    while not ended():
+        if ws.holder() is not None:
+            time.sleep(POLL)
+            continue
+        try:
+            Worker(ws, say=say).run(until=ended)
+        except WorkspaceBusy:
+            time.sleep(POLL)  # another one was quicker
+
+
+def follow(ws: "Workspace", run: Run, say: Callable[[str], None] | None = None) -> Run:
+    """Wait for the end of a run, saying a line every few seconds; returns the run as it ended.
+
+    Raises:
+        KeyboardInterrupt: as `attend`.
+    """
+    progress = _Progress(ws, run.id, say)
+    attend(ws, progress.ended, say)
+    return ws.catalog.get(Run, run.id)
+
+
+class _Progress:
+    """Says phase, step, loss and time left when they change, at most every `EVERY` seconds."""
+
+    EVERY = 5.0
+
+    def __init__(self, ws: "Workspace", run_id: str, say: Callable[[str], None] | None) -> None:
+        self._ws, self._run_id, self._say = ws, run_id, say
+        self._line, self._said_at = "", 0.0
+
+    def ended(self) -> bool:
+        """Whether the run has ended; says what is new on the way."""
+        run = self._ws.catalog.get(Run, self._run_id)
+        if run.state in PAUSES:
+            return True
+        if self._say is not None and time.monotonic() - self._said_at > self.EVERY:
+            line = self._describe(run)
+            if line != self._line:
+                self._say(line)
+                self._line, self._said_at = line, time.monotonic()
+        return False
+
+    def _describe(self, run: Run) -> str:
+        status = self._ws.run_dir(run.id).read_status()
+        if status is None:
+            return f"{run.name}: {run.state}"
+        if status.phase != "training":
+            part = f" {status.phase_done}/{status.phase_total}" if status.phase_total else ""
+            return f"{run.name}: {status.phase or status.state}{part}"
+        words = [f"{run.name}: step {status.step} of {status.steps}"]
+        if status.loss is not None:
+            words.append(f"loss {status.loss:.4f}")
+        if status.seconds_left is not None:
+            minutes, seconds = divmod(round(status.seconds_left), 60)
+            words.append(f"{minutes}:{seconds:02} left")
+        return ", ".join(words)
