@@ -1,0 +1,1 @@
+"""Adapter files: reading them safely, naming their parts, writing them for other tools and proving it."""

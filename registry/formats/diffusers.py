@@ -1,0 +1,152 @@
+"""The layouts of diffusers and PEFT: `<component>.<path>.lora_A.weight` (down) and `.lora_B.weight` (up).
+
+Read in all its ages: PEFT names, `.lora.down`, `processor.to_q_lora.down`, `lora_linear_layer.down`, and
+`base_model.model.` in front. Strength is in `lora_adapter_metadata`, else alpha = rank.
+
+Written with alpha / r folded into `lora_B` and without that metadata: ComfyUI and InvokeAI do not read it and
+would be wrong by exactly alpha / r, so does older diffusers, and for today's no metadata means alpha = rank.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+from registry.errors import BadInput
+from registry.formats.families import family_format
+from registry.formats.header import shown
+from registry.formats.internal import AdapterForm, LoraFactors, make_factors
+from registry.formats.tensors import Array
+
+ADAPTER_METADATA = "lora_adapter_metadata"
+PEFT_ROOT = "base_model.model."
+
+# Endings of keys -> which half they are; the first that fits decides.
+_ENDINGS = (
+    (".lora_A.weight", "down"), (".lora_B.weight", "up"),
+    (".lora_A.default.weight", "down"), (".lora_B.default.weight", "up"),
+    (".lora_linear_layer.down.weight", "down"), (".lora_linear_layer.up.weight", "up"),
+    (".lora.down.weight", "down"), (".lora.up.weight", "up"),
+    ("_lora.down.weight", "down"), ("_lora.up.weight", "up"),
+    (".alpha", "alpha"),
+)  # fmt: skip
+
+# The oldest names of attention projections in a text encoder.
+_TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+
+
+def read(tensors: Mapping[str, Array], metadata: Mapping[str, str], family: str = "") -> AdapterForm:
+    """The adapter that `tensors` (float32) hold.
+
+    Raises:
+        BadInput: a key belongs to no module of the family or to another method than LoRA, or the metadata
+            with the strengths is broken.
+    """
+    names = family_format(family)
+    groups: dict[str, dict[str, Array]] = {}
+    for key, value in tensors.items():
+        path, part = split_key(key)
+        if not part:
+            raise BadInput(
+                f"tensor {shown(key)}", "is not part of a LoRA in diffusers layout", "see docs/formats.md"
+            )
+        groups.setdefault(names.module_of_path(modern_path(path)), {})[part] = value
+    strengths = Strengths.from_metadata(metadata)
+    modules: dict[str, LoraFactors] = {}
+    for module, parts in groups.items():
+        down = parts.get("down")
+        own = parts.get("alpha")
+        alpha = float(own.reshape(-1)[0]) if own is not None and own.size == 1 else None
+        if alpha is None and down is not None:
+            alpha = strengths.alpha(module, down.shape[0])
+        modules[module] = make_factors(f"module {shown(module)}", down, parts.get("up"), alpha)
+    return AdapterForm(family, modules)
+
+
+def write(form: AdapterForm) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors and metadata (none) of `form`, with alpha / r folded into `lora_B`."""
+    tensors: dict[str, Array] = {}
+    for module, factors in form.modules.items():
+        folded = factors.with_alpha(float(factors.rank))
+        tensors[f"{module}.lora_A.weight"] = folded.down
+        tensors[f"{module}.lora_B.weight"] = folded.up
+    return tensors, {}
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Path of the module, and "down", "up", "alpha" or "" for what is none of them."""
+    for ending, part in _ENDINGS:
+        if key.endswith(ending):
+            return key.removesuffix(ending), part
+    return key, ""
+
+
+def modern_path(path: str) -> str:
+    """The path of today's model classes for one of any age, still with its component when it had one."""
+    path = path.removeprefix(PEFT_ROOT).replace(".processor.", ".")
+    head, _, leaf = path.rpartition(".")
+    if head.endswith(".self_attn") and leaf in _TEXT_PROJECTIONS:
+        return f"{head}.{_TEXT_PROJECTIONS[leaf]}"
+    return f"{path}.0" if leaf == "to_out" else path
+
+
+class Strengths:
+    """alpha of every module, from `lora_adapter_metadata` (the LoraConfig of each component).
+
+    The patterns of PEFT are regular expressions over path endings. Those that are written in practice are
+    plain path endings (with `^` for a whole path); only these are read, because a regular expression from a
+    foreign file can run for hours.
+    """
+
+    def __init__(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        self._configs = configs
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "Strengths":
+        """Strengths from a file's metadata; none at all when it says nothing.
+
+        Raises:
+            BadInput: the entry is there and is not what diffusers writes.
+        """
+        if ADAPTER_METADATA not in metadata:
+            return cls({})
+        try:
+            flat: Any = json.loads(metadata[ADAPTER_METADATA])
+        except (ValueError, RecursionError) as error:
+            raise BadInput(
+                f"metadata {ADAPTER_METADATA}", "is not JSON", "ask its author for a sound file"
+            ) from error
+        if not isinstance(flat, dict):
+            raise BadInput(
+                f"metadata {ADAPTER_METADATA}", "is not an object", "ask its author for a sound file"
+            )
+        configs: dict[str, dict[str, Any]] = {}
+        for key, value in cast(dict[str, Any], flat).items():
+            component, _, field = key.partition(".")
+            configs.setdefault(component, {})[field] = value
+        return cls(configs)
+
+    def alpha(self, module: str, rank: int) -> float | None:
+        """alpha of a module of `rank`, or None when nothing is said (then alpha = rank)."""
+        component, _, path = module.partition(".")
+        config = self._configs.get(component)
+        if not config or "lora_alpha" not in config:
+            return None
+        patterns: Any = config.get("alpha_pattern") or {}
+        value: Any = config["lora_alpha"]
+        if isinstance(patterns, dict):
+            value = _match(cast(dict[str, Any], patterns), path, value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise BadInput(
+                f"alpha of module {shown(module)}", "is not a number", "ask its author for a sound file"
+            )
+        return float(value) * math.sqrt(rank) if config.get("use_rslora") is True else float(value)
+
+
+def _match(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+    for pattern, value in patterns.items():
+        plain = pattern.removesuffix("$").replace("\\.", ".")
+        whole = plain.removeprefix("^")
+        if path == whole or (whole == plain and path.endswith("." + plain)):
+            return value
+    return default

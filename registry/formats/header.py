@@ -1,0 +1,205 @@
+"""The header of a safetensors file, checked before anything else opens the file.
+
+Layout: 8 bytes little-endian header length n, n bytes of JSON, then the data of the tensors without a gap
+(https://github.com/huggingface/safetensors#format). The library accepts duplicate names and hundreds of
+thousands of tensors; we do not, and each fault gets its own line.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from registry.errors import BadInput, NotFound
+
+MAX_HEADER = 8 * 2**20  # bytes; a FLUX.1 adapter with every module has about 0.2 MiB
+MAX_TENSORS = 20_000
+MAX_NUMBER = 2**63 - 1  # sizes and offsets beyond it overflow in the readers of other tools
+
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+AGAIN = "download or copy it again"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: bytes [start, end) of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says it holds; offsets are proven to cover the file exactly."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def read_header(path: Path) -> Header:
+    """Header of the safetensors file at `path`; reads at most 8 MiB and never the weights.
+
+    Raises:
+        NotFound: there is no such file.
+        BadInput: the file is not a sound safetensors file; the message names the fault and the tensor.
+    """
+    file = str(path)
+    if not path.exists():
+        raise NotFound(file, "does not exist", "check the path")
+    if not path.is_file():
+        raise BadInput(file, "is not a file", "name a .safetensors file")
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(512)
+            length = _header_length(file, start, size)
+            stream.seek(8)
+            raw = stream.read(length)
+    except OSError as error:
+        raise BadInput(file, f"cannot be read ({error.strerror})", "check its permissions") from error
+    return _parse(file, raw, size - 8 - length, data_start=8 + length)
+
+
+def shown(name: str) -> str:
+    """A foreign name, quoted and cut, without characters that drive a terminal."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return f"'{text if len(text) <= 100 else text[:97] + '...'}'"
+
+
+def _header_length(file: str, start: bytes, size: int) -> int:
+    if size == 0:
+        raise BadInput(file, "is empty (0 bytes)", AGAIN)
+    if len(start) < 9 or start[8:9] != b"{":
+        _refuse_other_formats(file, start)
+    if size < 8:
+        raise BadInput(file, f"has {size} bytes, too few for a safetensors file", AGAIN)
+    length = int.from_bytes(start[:8], "little")
+    if length > MAX_NUMBER or length > size - 8 or length > MAX_HEADER:
+        limit = f"the file has {size} bytes" if length > size - 8 else f"the limit is {MAX_HEADER} bytes"
+        raise BadInput(file, f"claims a header of {length} bytes, {limit}", AGAIN)
+    if length < 2:
+        raise BadInput(file, f"claims a header of {length} bytes, too few for JSON", AGAIN)
+    return length
+
+
+def _refuse_other_formats(file: str, start: bytes) -> None:
+    """Name the common things that are saved under a .safetensors name. Content decides, not the extension."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"PK\x03\x04"):
+        raise BadInput(
+            file,
+            "is a zip archive (a PyTorch .ckpt or .pt under another name), which can run code; not loaded",
+            "ask its author for a .safetensors file",
+        )
+    if start[:1] == b"\x80" and start[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
+        raise BadInput(
+            file, "is a pickle, which can run code; not loaded", "ask its author for a .safetensors file"
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise BadInput(file, "is a Git LFS pointer, not the weights", "run git lfs pull in its repository")
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        raise BadInput(
+            file, "is a web page, not weights", "log in at the site it came from and download it again"
+        )
+    if start.startswith(b"GGUF"):
+        raise BadInput(file, "is a GGUF file", "get the .safetensors version")
+
+
+def _parse(file: str, raw: bytes, data_size: int, *, data_start: int) -> Header:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(file, f"has a header that is not UTF-8 (byte {error.start})", AGAIN) from error
+    try:
+        pairs: Any = json.loads(text, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise BadInput(file, f"has a header that is not JSON ({reason})", AGAIN) from error
+    if not isinstance(pairs, _Pairs):
+        raise BadInput(file, "has a header that is not a JSON object", AGAIN)
+    if len(pairs) > MAX_TENSORS + 1:
+        raise BadInput(file, f"has {len(pairs)} tensors, the limit is {MAX_TENSORS}", "use a sound adapter")
+    metadata: dict[str, str] = {}
+    tensors: dict[str, TensorInfo] = {}
+    for name, value in pairs:
+        if name in tensors or (name == "__metadata__" and metadata):
+            raise BadInput(file, f"holds tensor {shown(name)} twice", "ask its author for a sound file")
+        if name == "__metadata__":
+            metadata = _metadata(file, value)
+        else:
+            tensors[name] = _tensor(file, name, value, data_start)
+    _check_cover(file, tensors, data_start, data_start + data_size)
+    return Header(tensors, metadata)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object that keeps duplicates."""
+
+
+def _metadata(file: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, _Pairs):
+        raise BadInput(file, "has metadata that is not a JSON object", AGAIN)
+    for key, item in value:
+        if not isinstance(item, str):
+            raise BadInput(
+                file, f"has metadata {shown(key)} that is not text", "ask its author for a sound file"
+            )
+    return dict(value)
+
+
+def _tensor(file: str, name: str, value: Any, data_start: int) -> TensorInfo:
+    where = f"tensor {shown(name)}"
+    entry: dict[str, Any] = dict(value) if isinstance(value, _Pairs) else {}
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or not isinstance(shape, list) or not isinstance(offsets, list):
+        raise BadInput(file, f"{where} has no dtype, shape or offsets", AGAIN)
+    if dtype not in DTYPE_BITS:
+        raise BadInput(file, f"{where} has the unknown dtype {shown(dtype)}", "ask for fp32, fp16 or bf16")
+    sizes, bounds = cast(list[Any], shape), cast(list[Any], offsets)
+    if not all(type(n) is int and n >= 0 for n in sizes):
+        raise BadInput(file, f"{where} has a shape that is not made of sizes", AGAIN)
+    if len(bounds) != 2 or not all(type(n) is int for n in bounds):
+        raise BadInput(file, f"{where} has offsets that are not two whole numbers", AGAIN)
+    begin, end = cast(tuple[int, int], tuple(bounds))
+    if begin < 0 or end < 0:
+        raise BadInput(file, f"{where} has a negative offset", AGAIN)
+    elements = math.prod(cast(list[int], sizes))
+    if elements > MAX_NUMBER // 8 or max(begin, end, *cast(list[int], sizes)) > MAX_NUMBER:
+        raise BadInput(file, f"{where} has a shape that overflows", AGAIN)
+    needed = elements * DTYPE_BITS[dtype] // 8
+    if end - begin != needed:
+        dims = "x".join(map(str, sizes)) or "scalar"
+        raise BadInput(
+            file, f"{where} of {dims} {dtype} needs {needed} bytes, its offsets give {end - begin}", AGAIN
+        )
+    return TensorInfo(dtype, tuple(cast(list[int], sizes)), data_start + begin, data_start + end)
+
+
+def _check_cover(file: str, tensors: Mapping[str, TensorInfo], start: int, end: int) -> None:
+    """The tensors must lie one after the other, from the header to the last byte of the file."""
+    position, before = start, "the header"
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if info.start < position:
+            raise BadInput(file, f"tensor {shown(name)} overlaps {before}", "ask its author for a sound file")
+        if info.start > position:
+            gap = info.start - position
+            raise BadInput(
+                file,
+                f"has a hole of {gap} bytes before tensor {shown(name)}",
+                "ask its author for a sound file",
+            )
+        position, before = info.end, f"tensor {shown(name)}"
+    if position > end:
+        raise BadInput(file, f"is cut off: {end} of {position} bytes", AGAIN)
+    if position < end:
+        raise BadInput(file, f"has {end - position} bytes too many after its last tensor", AGAIN)

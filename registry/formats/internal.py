@@ -1,0 +1,107 @@
+"""What an adapter is, whatever file it came in: for each module two factors and a strength.
+
+W' = W + alpha / r * up @ down        (LoRA, Hu et al. 2021, arXiv:2106.09685)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from registry.errors import BadInput
+from registry.formats.header import shown
+from registry.formats.tensors import Array
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """The factors of one module.
+
+    Args:
+        down: (r, in) of a linear layer, (r, in, kh, kw) of a convolution; float32.
+        up: (out, r) or (out, r, 1, 1); float32.
+        alpha: Strength; the weight change is scaled by alpha / r.
+    """
+
+    down: Array
+    up: Array
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        """Rank r."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return self.alpha / self.rank
+
+    def delta(self) -> Array:
+        """Weight change: (out, in) or (out, in, kh, kw)."""
+        up = self.up.reshape(self.up.shape[0], self.rank)
+        change = np.float32(self.scale) * (up @ self.down.reshape(self.rank, -1))
+        return change.reshape(up.shape[0], *self.down.shape[1:])
+
+    def with_alpha(self, alpha: float) -> "LoraFactors":
+        """The same weight change with another alpha; the difference goes into `up`."""
+        if alpha == self.alpha:
+            return self
+        return LoraFactors(self.down, self.up * np.float32(self.alpha / alpha), alpha)
+
+
+@dataclass(frozen=True)
+class AdapterForm:
+    """An adapter as `{module: factors}`.
+
+    Module names are diffusers paths behind their component: `unet.down_blocks.0.attentions.0...attn1.to_q`,
+    `text_encoder.text_model.encoder.layers.0.self_attn.q_proj` (`text_model.` always there, although newer
+    transformers drop it in memory).
+    """
+
+    family: str  # "" while unidentified
+    modules: Mapping[str, LoraFactors] = field(default_factory=dict[str, LoraFactors])
+
+    def delta(self, module: str) -> Array:
+        """Weight change of `module`, shaped like its weight."""
+        return self.modules[module].delta()
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Pipeline components that the adapter changes, in the order of their first module."""
+        return tuple(dict.fromkeys(component_of(name) for name in self.modules))
+
+    def of(self, component: str) -> dict[str, LoraFactors]:
+        """Modules of one component, by full name."""
+        return {name: item for name, item in self.modules.items() if component_of(name) == component}
+
+
+def component_of(module: str) -> str:
+    """`unet.conv_in` -> `unet`."""
+    return module.partition(".")[0]
+
+
+def make_factors(where: str, down: Array | None, up: Array | None, alpha: float | None) -> LoraFactors:
+    """Checked factors of one module; a missing alpha means alpha = rank, as every reader takes it.
+
+    Raises:
+        BadInput: a half is missing or the halves do not fit; `where` names the module.
+    """
+    do = "ask its author for a sound file"
+    if down is None or up is None:
+        raise BadInput(where, f"lacks its {'down' if down is None else 'up'} weights", do)
+    if down.ndim not in {2, 4} or up.ndim not in {2, 4} or any(n != 1 for n in up.shape[2:]):
+        shapes = f"{down.shape} and {up.shape}"
+        raise BadInput(where, f"has factors of shapes {shapes}, neither linear nor convolution", do)
+    if down.shape[0] != up.shape[1] or down.size == 0 or up.size == 0:
+        raise BadInput(where, f"has factors of shapes {down.shape} and {up.shape} that do not fit", do)
+    strength = float(down.shape[0]) if alpha is None else float(alpha)
+    if not np.isfinite(strength):
+        raise BadInput(where, "has an alpha that is not finite", do)
+    return LoraFactors(down, up, strength)
+
+
+def unknown_module(name: str, family: str) -> BadInput:
+    """The error for a module that no table of the family knows."""
+    label = family or "the known families"
+    return BadInput(f"module {shown(name)}", f"is not part of {label}", "check which base it was trained on")

@@ -1,0 +1,43 @@
+"""Any adapter file that we can read -> `AdapterForm`."""
+
+from pathlib import Path
+
+from registry.errors import BadInput
+from registry.formats import diffusers, kohya
+from registry.formats.header import Header, read_header
+from registry.formats.inspect import AdapterFacts, facts_of
+from registry.formats.internal import AdapterForm
+from registry.formats.tensors import read_tensors
+
+READERS = {
+    "kohya": kohya.read,
+    "diffusers": diffusers.read,
+    "diffusers-old": diffusers.read,
+    "peft": diffusers.read,
+}
+
+
+def load_adapter(path: Path, family: str = "") -> tuple[AdapterForm, AdapterFacts, Header]:
+    """The adapter in `path`, what its header says, and the header.
+
+    Args:
+        path: A safetensors file.
+        family: Overrides what the file looks like; "" = as inspected.
+
+    Raises:
+        BadInput: the file is unsound, holds values that are not finite, or another method than LoRA.
+    """
+    header = read_header(path)
+    facts = facts_of(path, header)
+    if facts.method != "lora" or facts.layout not in READERS:
+        raise BadInput(
+            str(path), f"holds {facts.method} weights in {facts.layout} layout", "only LoRA can be converted"
+        )
+    chosen = family or facts.family
+    try:
+        form = READERS[facts.layout](read_tensors(path, header), header.metadata, chosen)
+    except BadInput as error:
+        if str(path) in error.thing:
+            raise
+        raise BadInput(f"{path}, {error.thing}", error.wrong, error.do) from error
+    return form, facts, header

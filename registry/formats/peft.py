@@ -1,0 +1,87 @@
+"""The layout of PEFT: a folder with `adapter_model.safetensors` and `adapter_config.json`.
+
+`PeftModel.from_pretrained(unet, FOLDER)` reads the UNet's part from the folder itself, and
+`PeftModel.from_pretrained(text_encoder, FOLDER, subfolder="text_encoder")` the text encoder's. PEFT matches
+the names of modules in memory, where transformers >= 5 has no `text_model.`: these names are written.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from registry.errors import BadInput, Damaged
+from registry.files import read_json
+from registry.formats import diffusers
+from registry.formats.families import TEXT_ROOT, family_format
+from registry.formats.internal import AdapterForm, LoraFactors
+from registry.formats.tensors import Array, read_tensors
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def write(form: AdapterForm, base_name: str = "") -> dict[str, tuple[dict[str, Array], dict[str, Any]]]:
+    """Subfolder ("" for the denoiser) -> tensors and LoraConfig; alpha / r is folded into `lora_B`."""
+    parts: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {}
+    denoiser = next(iter(family_format(form.family).grammars))
+    for component in form.components:
+        tensors: dict[str, Array] = {}
+        ranks: dict[str, int] = {}
+        for module, factors in form.of(component).items():
+            path = module.partition(".")[2].removeprefix(TEXT_ROOT)
+            folded: LoraFactors = factors.with_alpha(float(factors.rank))
+            tensors[f"{diffusers.PEFT_ROOT}{path}.lora_A.weight"] = folded.down
+            tensors[f"{diffusers.PEFT_ROOT}{path}.lora_B.weight"] = folded.up
+            ranks[path] = factors.rank
+        parts["" if component == denoiser else component] = (tensors, _config(ranks, base_name))
+    return parts
+
+
+def read_folder(folder: Path, family: str = "") -> AdapterForm:
+    """The adapter in a folder written by PEFT or by `write`.
+
+    Raises:
+        BadInput: a file is missing or unsound, or the method is not LoRA.
+    """
+    modules: dict[str, LoraFactors] = {}
+    found = [folder / WEIGHTS, *sorted(folder.glob(f"*/{WEIGHTS}"))]
+    if not any(file.is_file() for file in found):
+        raise BadInput(str(folder), f"holds no {WEIGHTS}", "name the folder that PEFT saved")
+    for file in found:
+        if file.is_file():
+            metadata = _strengths(file.with_name(CONFIG), family)
+            modules.update(diffusers.read(read_tensors(file), metadata, family).modules)
+    return AdapterForm(family, modules)
+
+
+def _config(ranks: Mapping[str, int], base_name: str) -> dict[str, Any]:
+    """What `peft.LoraConfig` reads; alpha = rank for every module, whatever its rank."""
+    common = max(set(ranks.values()), key=list(ranks.values()).count)
+    others = {path: rank for path, rank in ranks.items() if rank != common}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base_name or None,
+        "inference_mode": True,
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": list(ranks),
+        "bias": "none",
+        "lora_dropout": 0.0,
+    }
+
+
+def _strengths(config: Path, family: str) -> dict[str, str]:
+    """adapter_config.json in the form of diffusers' metadata, for every component: names tell them apart."""
+    if not config.is_file():
+        raise BadInput(str(config), "is missing, so the strength is unknown", "copy the whole folder")
+    try:
+        values: Any = read_json(config)
+    except Damaged as error:
+        raise BadInput(error.thing, error.wrong, "copy the folder again") from error
+    if not isinstance(values, dict) or values.get("peft_type") != "LORA" or values.get("use_dora"):  # pyright: ignore[reportUnknownMemberType]
+        raise BadInput(str(config), "does not describe a LoRA", "see docs/formats.md for what can be read")
+    flat = {f"{c}.{k}": v for c in family_format(family).grammars for k, v in values.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    return {diffusers.ADAPTER_METADATA: json.dumps(flat)}
