@@ -18,7 +18,7 @@ PAUSES = {RunState.PAUSED, RunState.STOPPED, RunState.FINISHED, RunState.FAILED,
 def attend(ws: "Workspace", ended: Callable[[], bool], say: Callable[[str], None] | None = None) -> None:
     """Return once `ended()`; do the queued jobs meanwhile if no worker holds the workspace.
 
-    `ended` is asked at least twice a second, so it may also report progress. A worker that dies while we watch
+    `ended` is asked twice a second or more, so it may also report progress. A worker that dies meanwhile
     is replaced by us.
 
     Raises:
