@@ -92,7 +92,7 @@ def load_items(rundir: RunDir) -> list[ManifestItem]:
 
 
 def bucket_sizes(resolution: int, step: int, max_aspect: float) -> list[Size]:
-    """All (height, width) in multiples of `step` that fill resolution^2 as far as they can without exceeding it.
+    """All (height, width) in multiples of `step` that fill resolution^2 as far as possible and not more.
 
     Args:
         resolution: Side in pixels of the square whose area is the limit; at least `step`.

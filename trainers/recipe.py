@@ -5,8 +5,6 @@ wants. `trainers/recipes/*.toml` are the presets; the comment above each of thei
 """
 
 import functools
-import hashlib
-import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from registry.errors import BadInput
 from registry.files import check_name, read_json
+from registry.hashing import hash_json
 from trainers.families import FAMILIES
 from trainers.recipe_fields import (
     AdapterSection,
@@ -192,9 +191,7 @@ def apply_sets(recipe: Recipe, sets: Sequence[str]) -> Recipe:
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 over the canonical JSON of all values but the name: equal choices, equal hash."""
-    values = recipe.model_dump(mode="json", exclude={"name"})
-    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hash_json(recipe.model_dump(mode="json", exclude={"name"}))
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -45,16 +45,15 @@ class FieldFacts:
         return words[self.kind] + (" or none" if self.optional else "")
 
     def _range(self) -> str:
-        parts: list[str] = []
-        if self.low is not None:
-            parts.append(f"{'above' if self.low_open else 'at least'} {self.low:g}")
-        if self.high is not None:
-            high = f"{self.high:.0f}" if self.high >= 1000 else f"{self.high:g}"
-            parts.append(f"{'below' if self.high_open else 'at most'} {high}")
-        text = " and ".join(parts)
-        if self.multiple_of:
-            text += f", a multiple of {self.multiple_of}"
-        return f" {text}" if text else ""
+        if self.low is None or self.high is None:
+            return ""
+        low, high = (f"{bound:.0f}" if bound >= 1000 else f"{bound:g}" for bound in (self.low, self.high))
+        if self.low_open or self.high_open:
+            low = f"above {low}" if self.low_open else f"at least {low}"
+            text = f" {low} and " + (f"below {high}" if self.high_open else f"at most {high}")
+        else:
+            text = f" from {low} to {high}"
+        return text + (f", a multiple of {self.multiple_of}" if self.multiple_of else "")
 
 
 def field_facts(model: type[BaseModel], prefix: str = "") -> dict[str, FieldFacts]:
