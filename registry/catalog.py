@@ -1,0 +1,414 @@
+"""The catalog: the only place where database sessions open.
+
+Every method is one short transaction that takes and returns frozen records. Writers wait for each other at
+their start (`registry.journal`); what a method returned is on disk.
+"""
+
+import builtins
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, delete, func, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from registry import jobs, schema
+from registry.errors import BadInput, NotFound, StudioError
+from registry.faults import IdTaken, person_errors
+from registry.ids import new_id
+from registry.journal import open_engine, parse_url, set_journal, writing
+from registry.queries import (
+    NAMES,
+    check_fields,
+    check_unused,
+    conditions,
+    find_row,
+    image_rows,
+    sort_keys,
+    why_missing,
+    with_content,
+)  # fmt: skip
+from registry.records import (
+    JSON,
+    Adapter,
+    Base,
+    Checkpoint,
+    Dataset,
+    Image,
+    Job,
+    JobKind,
+    JobState,
+    Run,
+    RunState,
+    Sample,
+)  # fmt: skip
+from registry.search import AdapterQuery, search
+from registry.tables import ROWS, ImageRow, JobRow, RunRow
+
+R = TypeVar("R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job)
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_ID_TRIES = 8  # two processes met on one id; see registry.ids
+
+
+class Catalog:
+    """All records of a workspace. Make one with `Catalog.open`; safe to share between threads."""
+
+    def __init__(self, engine: Engine, *, where: str, backups: Path, read_only: bool, reason: str) -> None:
+        self.read_only = read_only
+        self.reason = reason  # why it is read-only, a line for people; "" otherwise
+        self.backups = backups
+        self._where = where
+        self._engine = engine
+        self._writing = writing(engine)
+
+    @classmethod
+    def open(cls, url: str, *, backups: Path | None = None) -> "Catalog":
+        """Open the database, making or migrating it as needed (after a backup).
+
+        A damaged catalog, or one in a folder that cannot be written, opens read-only; `reason` says why.
+
+        Args:
+            url: `sqlite:////folder/catalog.sqlite` or `postgresql://user@host/name`.
+            backups: Folder for backups of an SQLite catalog; default: `backups` beside it.
+
+        Raises:
+            BadInput: the file is no catalog, or was written by a newer version.
+            Damaged: nothing in it can be read; names the newest backup.
+        """
+        parsed = parse_url(url)
+        if parsed.get_backend_name() != "sqlite":
+            where = parsed.render_as_string(hide_password=True)
+            with person_errors(where, Path()):
+                schema.upgrade(parsed, None)
+                engine = open_engine(parsed)
+            return cls(engine, where=where, backups=backups or Path(), read_only=False, reason="")
+        path = Path(str(parsed.database)).absolute()
+        backups = backups or path.parent / "backups"
+        schema.check_file(path, backups)
+        reason = schema.why_read_only(path, backups)
+        with person_errors(str(path), backups):
+            if reason:
+                _log.warning("%s", reason)
+            else:
+                schema.upgrade(parsed, backups)
+                set_journal(path)
+            engine = open_engine(parsed, read_only=bool(reason))
+            schema.require_current(engine, path)
+        return cls(engine, where=str(path), backups=backups, read_only=bool(reason), reason=reason)
+
+    def close(self) -> None:
+        """Close the connections; the catalog opens new ones when it is used again."""
+        self._engine.dispose()
+
+    # --- records of any kind
+
+    def add(self, record: R) -> R:
+        """Add a record, with a fresh id when it has none.
+
+        Raises:
+            BadInput: the name is taken, or something it refers to does not exist.
+        """
+        return self.add_all([record])[0]
+
+    def add_all(self, records: Sequence[R]) -> builtins.list[R]:
+        """Add several records in one transaction: all or none."""
+
+        def insert(session: Session) -> builtins.list[R]:
+            made = [record if record.id else replace(record, id=new_id()) for record in records]
+            session.add_all([ROWS[type(record)].of(record) for record in made])
+            return made
+
+        return self._insert(insert)
+
+    def get(self, kind: type[R], key: str) -> R:
+        """The record with this id, unique id prefix of at least 4 characters, or name.
+
+        Raises:
+            NotFound: there is none; says what there is.
+            BadInput: the name or prefix fits several; names their ids.
+        """
+        found = self.find(kind, key)
+        if found is None:
+            with self._read() as session:
+                raise why_missing(session, kind, key)
+        return found
+
+    def find(self, kind: type[R], key: str) -> R | None:
+        """Like `get`, but None when there is no such record."""
+        with self._read() as session:
+            row = find_row(session, kind, key)
+            return row.to_record() if row else None
+
+    def list(
+        self, kind: type[R], *, order: str = "", limit: int | None = None, offset: int = 0, **equals: Any
+    ) -> builtins.list[R]:
+        """Records whose fields equal the given values; a tuple, list or set means any of its members.
+
+        Args:
+            kind: Record class.
+            order: Field to sort by, with "-" for descending; default: newest first, pictures by position.
+            limit: At most so many.
+            offset: Leave out so many.
+            equals: Field = value.
+        """
+        row = ROWS[kind]
+        query = select(row).where(*conditions(row, equals)).order_by(*sort_keys(kind, order))
+        query = query.limit(limit).offset(offset or None)
+        with self._read() as session:
+            return [found.to_record() for found in session.scalars(query)]
+
+    def count(self, kind: type[R], **equals: Any) -> int:
+        """How many records have the given values."""
+        row = ROWS[kind]
+        with self._read() as session:
+            return session.scalar(select(func.count(row.id)).where(*conditions(row, equals))) or 0
+
+    def update(self, kind: type[R], id: str, **changes: Any) -> R:
+        """Change fields of a record.
+
+        Raises:
+            NotFound: there is no record with this id.
+            BadInput: the new name is taken, or what it now refers to does not exist.
+        """
+        check_fields(kind, changes)
+        with self._write() as session:
+            row = self._row(session, kind, id)
+            row.assign(changes)
+            session.flush()
+            return row.to_record()
+
+    def delete(self, kind: type[R], id: str) -> None:
+        """Remove a record and what belongs to it: a data set's pictures, a run's checkpoints, its jobs.
+
+        A data set may go at any time: runs keep their frozen manifest and the data set's hash. A base or run
+        that others refer to stays.
+
+        Raises:
+            NotFound: there is no record with this id.
+            BadInput: other records refer to it, or a job is working on it.
+        """
+        with self._write() as session:
+            row = self._row(session, kind, id)
+            if kind in {Run, Sample} and not jobs.drop(session, id):
+                raise BadInput(f"{NAMES[kind]} {id}", "is being worked on", "stop it first")
+            check_unused(session, kind, id)
+            session.delete(row)
+
+    # --- data sets
+
+    def add_dataset(self, dataset: Dataset, images: Sequence[Image]) -> Dataset:
+        """Add a data set with its pictures, in order, in one transaction; fills hash, count and positions."""
+
+        def insert(session: Session) -> Dataset:
+            made = with_content(replace(dataset, id=dataset.id or new_id()), images)
+            session.add(ROWS[Dataset].of(made))
+            session.flush()
+            session.add_all(image_rows(made.id, images))
+            return made
+
+        return self._insert(insert)
+
+    def replace_images(self, dataset_id: str, images: Sequence[Image]) -> Dataset:
+        """Replace the pictures of a data set; ids that the pictures carry are kept."""
+
+        def exchange(session: Session) -> Dataset:
+            row = self._row(session, Dataset, dataset_id)
+            session.execute(delete(ImageRow).where(ImageRow.dataset_id == dataset_id))
+            session.add_all(image_rows(dataset_id, images))
+            changed = with_content(row.to_record(), images)
+            row.assign({"content_hash": changed.content_hash, "image_count": changed.image_count})
+            return changed
+
+        return self._insert(exchange)
+
+    # --- runs and jobs
+
+    def add_run(self, run: Run) -> Run:
+        """Add a run together with the job that trains it."""
+
+        def insert(session: Session) -> Run:
+            made = replace(run, id=run.id or new_id())
+            session.add(RunRow.of(made))
+            session.flush()
+            session.add(JobRow.of(Job(id=new_id(), kind=JobKind.TRAIN, subject_id=made.id)))
+            return made
+
+        return self._insert(insert)
+
+    def move_run(
+        self, id: str, to: RunState, *, expect: Collection[RunState], job: Job | None = None, **changes: Any
+    ) -> Run:
+        """Compare and set: move a run to another state if it is in one of the expected ones.
+
+        Args:
+            id: Run id.
+            to: New state.
+            expect: States it may be in now.
+            job: Put into the queue in the same transaction (a resumed run and its job come together).
+            changes: Further fields of the run.
+
+        Raises:
+            StudioError: the run is in another state.
+        """
+        check_fields(Run, changes)
+
+        def move(session: Session) -> Run:
+            row = self._row(session, Run, id)
+            if row.state not in expect:
+                wanted = ", ".join(sorted(expect))
+                wrong = f"is {row.state}, not {wanted}: it cannot become {to}"
+                raise StudioError(
+                    f"run {row.name} ({id})", wrong, "look at it again: something else moved it"
+                )
+            row.assign({**changes, "state": to})
+            if job is not None:
+                session.add(JobRow.of(replace(job, id=job.id or new_id())))
+            session.flush()
+            return row.to_record()
+
+        return self._insert(move)
+
+    def enqueue(self, job: Job) -> Job:
+        """Put a job into the queue."""
+        return self.add(job)
+
+    def claim_job(self, kinds: Collection[JobKind], *, owner: str, lease: timedelta) -> Job | None:
+        """Lease the oldest job that is queued, or whose lease by another owner has run out; counts the attempt.
+
+        Of any number of processes exactly one gets a job.
+        """
+        with self._read() as session:
+            if not jobs.peek(session, kinds, owner):
+                return None
+        with self._write() as session:
+            return jobs.claim(session, kinds, owner, lease)
+
+    def renew_job(self, id: str, *, owner: str, lease: timedelta) -> bool:
+        """Extend a lease; False when `owner` no longer has it. Late is not too late while nobody took it."""
+        with self._write() as session:
+            return jobs.renew(session, id, owner, lease)
+
+    def release_jobs(self, *, keep: str) -> int:
+        """End all leases of owners other than `keep`; for the one who has just taken the workspace lock."""
+        with self._write() as session:
+            return jobs.release(session, keep)
+
+    def finish_job(self, id: str, state: JobState, *, error: str = "", result: JSON | None = None) -> Job:
+        """Record how a job ended; with `state` QUEUED it goes back into the queue."""
+        with self._write() as session:
+            return jobs.finish(session, id, state, error, result or {})
+
+    def cancel_job(self, id: str) -> Job:
+        """Cancel a queued job at once, ask the owner of a leased one; ended jobs stay as they are."""
+        with self._write() as session:
+            return jobs.cancel(session, id)
+
+    # --- adapters
+
+    def register_adapter(self, adapter: Adapter) -> tuple[Adapter, bool]:
+        """Add an adapter unless this run (or no run) has one with these tensors; the bool says "new".
+
+        The same tensors from another run are another row; `list(Adapter, tensor_sha256=...)` finds them all.
+        """
+        same = {"tensor_sha256": adapter.tensor_sha256, "run_id": adapter.run_id}
+        row = ROWS[Adapter]
+
+        def insert(session: Session) -> tuple[Adapter, bool]:
+            known = session.scalars(select(row).where(*conditions(row, same))).first()
+            if known is not None:
+                return known.to_record(), False
+            made = replace(adapter, id=adapter.id or new_id())
+            session.add(row.of(made))
+            session.flush()
+            return made, True
+
+        return self._insert(insert)
+
+    def search_adapters(
+        self,
+        query: str = "",
+        *,
+        family: str = "",
+        tag: str = "",
+        origin: str = "",
+        min_rating: int = 0,
+        trashed: bool = False,
+        sort: str = "newest",
+        limit: int = 60,
+        offset: int = 0,
+    ) -> tuple[builtins.list[Adapter], int]:
+        """A page of adapters and the total; `registry.search.AdapterQuery` explains the arguments.
+
+        Raises:
+            BadInput: no such sort order.
+        """
+        wanted = AdapterQuery(
+            query=query, family=family, tag=tag, origin=origin, min_rating=min_rating, trashed=trashed,
+            sort=sort, limit=limit, offset=offset,
+        )  # fmt: skip
+        with self._read() as session:
+            return search(session, wanted)
+
+    # --- safety
+
+    def backup(self, to: Path) -> Path:
+        """Copy the live catalog to `to`, checked.
+
+        Raises:
+            BadInput: the catalog is not an SQLite file.
+            Damaged: the catalog is damaged; no backup is made of that.
+        """
+        if self._engine.dialect.name != "sqlite":
+            raise BadInput(self._where, "is not an SQLite file", "use the database's own tool, pg_dump")
+        return schema.backup(Path(self._where), to)
+
+    def check(self) -> str:
+        """ "ok", or what is wrong: every page, index and reference is read."""
+        if self._engine.dialect.name != "sqlite":
+            return "ok"
+        try:
+            with self._engine.connect() as connection:
+                found = [str(r[0]) for r in connection.exec_driver_sql("PRAGMA integrity_check(5)")]
+                lost = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+        except DBAPIError as error:
+            return str(error.orig)
+        found += [f"{table} row {rowid} refers to a missing {parent}" for table, rowid, parent, _ in lost[:5]]
+        return "ok" if found == ["ok"] else "; ".join(found)
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        with person_errors(self._where, self.backups), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        if self.read_only:
+            raise StudioError(
+                "catalog", "is read-only", self.reason or "check the folder and its permissions"
+            )
+        with person_errors(self._where, self.backups), Session(self._writing) as session, session.begin():
+            yield session
+
+    def _insert(self, work: Callable[[Session], T]) -> T:
+        """Run `work`, which makes its ids inside, in a write transaction; again when an id was taken."""
+        for _ in range(_ID_TRIES):
+            try:
+                with self._write() as session:
+                    return work(session)
+            except IdTaken as error:
+                taken = error
+        raise taken
+
+    @staticmethod
+    def _row(session: Session, kind: type[Any], id: str) -> Any:
+        row = session.get(ROWS[kind], id, with_for_update=True)
+        if row is None:
+            raise NotFound(f"{NAMES[kind]} {id[:100]!r}", "does not exist", "it may have been removed")
+        return row

@@ -1,0 +1,130 @@
+"""Small pieces of queries that the catalog puts together; functions of an open session or of none."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from sqlalchemy import ColumnElement, UnaryExpression, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from registry.errors import BadInput, NotFound
+from registry.hashing import hash_json
+from registry.ids import ALPHABET, new_id
+from registry.records import Adapter, Base, Checkpoint, Dataset, Image, Job, Run, Sample
+from registry.tables import ROWS, AdapterRow, ImageRow, Row, RunRow, SampleRow
+
+NAMES: dict[type[Any], str] = {
+    Base: "base",
+    Dataset: "data set",
+    Image: "picture",
+    Run: "run",
+    Checkpoint: "checkpoint",
+    Adapter: "adapter",
+    Sample: "sample",
+    Job: "job",
+}
+_SHORTEST_PREFIX = 4
+_USERS: dict[type[Any], tuple[tuple[str, InstrumentedAttribute[str]], ...]] = {
+    Base: (("runs", RunRow.base_id), ("adapters", AdapterRow.base_id), ("samples", SampleRow.base_id)),
+    Run: (("adapters", AdapterRow.run_id),),
+}  # whose rows refer to a kind, and through which column
+
+
+def check_fields(kind: type[Any], values: dict[str, Any]) -> None:
+    """Our own invariant: only fields of the record are named."""
+    unknown = set(values) - {f.name for f in fields(kind)}
+    if unknown:
+        raise TypeError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
+
+
+def conditions(row: type[Row], equals: dict[str, Any]) -> list[ColumnElement[bool]]:
+    """`field = value` for each; a tuple, list or set means any of its members; None and "" find NULL."""
+    check_fields(row.record, equals)
+    found: list[ColumnElement[bool]] = []
+    for name, value in equals.items():
+        column = getattr(row, name)
+        if isinstance(value, tuple | list | set | frozenset):
+            found.append(column.in_(list(value)))  # pyright: ignore[reportUnknownArgumentType]
+        elif value is None or (value == "" and column.nullable):
+            found.append(column.is_(None))
+        else:
+            found.append(column == value)
+    return found
+
+
+def sort_keys(kind: type[Any], order: str) -> tuple[UnaryExpression[Any], UnaryExpression[Any]]:
+    """`field` or `-field` as ORDER BY, ties by id; "" is newest first, and by position for pictures."""
+    order = order or ("position" if kind is Image else "-created_at")
+    name = order.removeprefix("-")
+    check_fields(kind, {name: None})
+    column, key = getattr(ROWS[kind], name), ROWS[kind].id
+    return (column.desc(), key.desc()) if order.startswith("-") else (column.asc(), key.asc())
+
+
+def find_row(session: Session, kind: type[Any], key: str) -> Row | None:
+    """By id, then by name, then by an id prefix.
+
+    Raises:
+        BadInput: name or prefix fit several.
+    """
+    row = ROWS[kind]
+    exact = session.get(row, key)
+    if exact is not None:
+        return exact
+    ways = [row.name == key] if _has_name(kind) else []  # pyright: ignore[reportAttributeAccessIssue]
+    if len(key) >= _SHORTEST_PREFIX and set(key) <= set(ALPHABET):
+        ways.append(row.id.startswith(key))
+    for way in ways:
+        found = session.scalars(select(row).where(way).order_by(row.id.desc()).limit(6)).all()
+        if len(found) > 1 and kind is Adapter:  # what lies in the trash does not stand in the way
+            found = [r for r in found if r.to_record().trashed_at is None] or found
+        if len(found) > 1:
+            ids = ", ".join(r.id for r in found)
+            raise BadInput(f"{NAMES[kind]} {key!r}", f"is not unique ({ids})", "use one of these ids")
+        if found:
+            return found[0]
+    return None
+
+
+def why_missing(session: Session, kind: type[Any], key: str) -> NotFound:
+    """The error for a key that names nothing; says what there is."""
+    row, what = ROWS[kind], NAMES[kind]
+    column = row.name if _has_name(kind) else row.id  # pyright: ignore[reportAttributeAccessIssue]
+    known = session.scalars(select(column).order_by(row.id.desc()).limit(8)).all()
+    more = (session.scalar(select(func.count(row.id))) or 0) - len(known)
+    names = ", ".join(map(str, known)) + (f" and {more} more" if more > 0 else "")
+    do = f"there is {names}" if known else f"there is no {what} yet"
+    return NotFound(f"{what} {key[:100]!r}", "does not exist", do)
+
+
+def check_unused(session: Session, kind: type[Any], id: str) -> None:
+    """Refuse to delete what others refer to.
+
+    Raises:
+        BadInput: with how many of what refer to it.
+    """
+    users: list[str] = []
+    for name, column in _USERS.get(kind, ()):
+        count = session.scalar(select(func.count()).where(column == id)) or 0
+        if count:
+            users.append(f"{count} {name.removesuffix('s') if count == 1 else name}")
+    if users:
+        raise BadInput(f"{NAMES[kind]} {id}", f"is used by {' and '.join(users)}", "remove those first")
+
+
+def with_content(dataset: Dataset, images: Sequence[Image]) -> Dataset:
+    """The data set with count and hash of its pictures: over (pixel_hash, caption, mask) in order."""
+    content = hash_json([[image.pixel_hash, image.caption, image.mask] for image in images])
+    return replace(dataset, content_hash=content, image_count=len(images))
+
+
+def image_rows(dataset_id: str, images: Sequence[Image]) -> list[ImageRow]:
+    """Rows of a data set's pictures, in their order."""
+    return [
+        ImageRow.of(replace(image, id=image.id or new_id(), dataset_id=dataset_id, position=position))
+        for position, image in enumerate(images)
+    ]
+
+
+def _has_name(kind: type[Any]) -> bool:
+    return any(f.name == "name" for f in fields(kind)) and kind is not Image

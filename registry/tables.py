@@ -1,0 +1,384 @@
+"""The catalog's tables: one per record, columns named as the record's fields.
+
+A row class knows its record; `Row.of` and `Row.to_record` convert. What the record writes as "" for "none" is
+NULL in a reference column, so that foreign keys can hold.
+"""
+
+import unicodedata
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, ClassVar, Self
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    Text,
+    UniqueConstraint,
+    event,
+    func,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
+
+from registry import records
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """Aware in, stored in UTC, aware out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To UTC; a naive time is a mistake of the caller."""
+        assert value is None or value.tzinfo is not None, "times in the catalog carry a time zone"
+        return value.astimezone(UTC) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """SQLite forgets the zone; PostgreSQL answers in the session's."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Texts(TypeDecorator[tuple[str, ...]]):
+    """A tuple of texts as a JSON array."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> list[str] | None:
+        """To a list."""
+        return None if value is None else list(value)
+
+    def process_result_value(self, value: list[str] | None, dialect: Dialect) -> tuple[str, ...]:
+        """To a tuple."""
+        return tuple(value or ())
+
+
+class Reference(TypeDecorator[str]):
+    """The id of another row, or "" for none (NULL)."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """ "" is NULL."""
+        return value or None
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str:
+        """NULL is ""."""
+        return value or ""
+
+
+class Choice(TypeDecorator[StrEnum]):
+    """A StrEnum as its text; new members need no migration."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, kind: type[StrEnum]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:
+        """To text, through the enum: an unknown text is a mistake of the caller."""
+        return None if value is None else str(self.kind(value))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
+        """To the enum."""
+        return None if value is None else self.kind(value)
+
+
+class Schema(DeclarativeBase):
+    """All tables together; `Schema.metadata` is what the migrations must add up to."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text,
+        datetime: UtcTime,
+        dict[str, Any]: JSON(none_as_null=True),
+        tuple[str, ...]: Texts,
+        float: Float,
+        records.RunState: Choice(records.RunState),
+        records.JobKind: Choice(records.JobKind),
+        records.JobState: Choice(records.JobState),
+    }
+
+
+class Row(Schema):
+    """A table that holds one kind of record."""
+
+    __abstract__ = True
+    record: ClassVar[type[Any]]
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+
+    @classmethod
+    def of(cls, record: Any) -> Self:
+        """A new row with the record's values."""
+        row = cls()
+        row.assign({f.name: getattr(record, f.name) for f in fields(record)})
+        return row
+
+    def assign(self, values: dict[str, Any]) -> None:
+        """Set columns by field name."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def to_record(self) -> Any:
+        """The frozen record of this row."""
+        return self.record(**{f.name: getattr(self, f.name) for f in fields(self.record)})
+
+
+class BaseRow(Row):
+    """A base model."""
+
+    __tablename__ = "bases"
+    record = records.Base
+
+    created_at: Mapped[datetime]
+    name: Mapped[str] = mapped_column(unique=True)
+    family: Mapped[str]
+    variant: Mapped[str]
+    location: Mapped[str]
+    kind: Mapped[str]
+    revision: Mapped[str]
+    config: Mapped[str]
+    weight_hash: Mapped[str] = mapped_column(index=True)
+    builtin: Mapped[bool] = mapped_column(Boolean)
+
+
+class DatasetRow(Row):
+    """A data set."""
+
+    __tablename__ = "datasets"
+    record = records.Dataset
+
+    created_at: Mapped[datetime]
+    name: Mapped[str] = mapped_column(unique=True)
+    trigger: Mapped[str]
+    source: Mapped[str]
+    content_hash: Mapped[str]
+    image_count: Mapped[int] = mapped_column(Integer)
+
+
+class ImageRow(Row):
+    """A picture of a data set; goes with it."""
+
+    __tablename__ = "images"
+    __table_args__ = (Index("ix_images_dataset_position", "dataset_id", "position"),)
+    record = records.Image
+
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id", ondelete="CASCADE"))
+    position: Mapped[int] = mapped_column(Integer)
+    blob: Mapped[str]
+    pixel_hash: Mapped[str] = mapped_column(index=True)
+    name: Mapped[str]
+    width: Mapped[int] = mapped_column(Integer)
+    height: Mapped[int] = mapped_column(Integer)
+    caption: Mapped[str]
+    mask: Mapped[str]
+    tags: Mapped[tuple[str, ...]]
+    note: Mapped[str]
+
+
+class RunRow(Row):
+    """A run. Its data set may be removed: the run keeps its frozen manifest and `dataset_hash`."""
+
+    __tablename__ = "runs"
+    record = records.Run
+
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    name: Mapped[str] = mapped_column(index=True)
+    state: Mapped[records.RunState] = mapped_column(index=True)
+    reason: Mapped[str]
+    family: Mapped[str]
+    goal: Mapped[str]
+    base_id: Mapped[str] = mapped_column(ForeignKey("bases.id"), index=True)
+    dataset_id: Mapped[str] = mapped_column(index=True)
+    recipe: Mapped[dict[str, Any]]
+    recipe_hash: Mapped[str]
+    dataset_hash: Mapped[str]
+    base_hash: Mapped[str]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[int] = mapped_column(BigInteger)
+    steps: Mapped[int] = mapped_column(BigInteger)
+    parent_run_id: Mapped[str]
+    parent_step: Mapped[int] = mapped_column(BigInteger)
+    versions: Mapped[dict[str, Any]]
+    process: Mapped[dict[str, Any] | None]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class CheckpointRow(Row):
+    """A verified checkpoint; goes with its run."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("run_id", "step"),)
+    record = records.Checkpoint
+
+    created_at: Mapped[datetime]
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    step: Mapped[int] = mapped_column(BigInteger)
+    path: Mapped[str]
+    loss: Mapped[float | None]
+    metrics: Mapped[dict[str, Any]]
+
+
+class AdapterRow(Row):
+    """An adapter, with three derived columns for the search.
+
+    `search`: folded name, tags, trigger words and note, a line each. `tag_lines`: folded tags between line
+    feeds, so that `LIKE '%\\n<tag>\\n%'` finds a whole tag. `sort_name`: the folded name. They stand before the
+    wide columns: SQLite then scans them without reading a row's overflow pages.
+    """
+
+    __tablename__ = "adapters"
+    record = records.Adapter
+
+    created_at: Mapped[datetime]
+    trashed_at: Mapped[datetime | None]
+    name: Mapped[str] = mapped_column(index=True)
+    sort_name: Mapped[str] = mapped_column(index=True)
+    search: Mapped[str]
+    tag_lines: Mapped[str]
+    tensor_sha256: Mapped[str]
+    file_sha256: Mapped[str] = mapped_column(index=True)
+    path: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    family: Mapped[str]
+    method: Mapped[str]
+    rank: Mapped[int] = mapped_column(Integer)
+    alpha: Mapped[float]
+    targets: Mapped[tuple[str, ...]]
+    trigger_words: Mapped[tuple[str, ...]]
+    recommended_weight: Mapped[float]
+    tags: Mapped[tuple[str, ...]]
+    note: Mapped[str]
+    rating: Mapped[int] = mapped_column(Integer)
+    origin: Mapped[str]
+    run_id: Mapped[str] = mapped_column(Reference, ForeignKey("runs.id"), index=True)
+    step: Mapped[int] = mapped_column(BigInteger)
+    base_id: Mapped[str] = mapped_column(Reference, ForeignKey("bases.id"), index=True)
+    parents: Mapped[tuple[str, ...]]
+    preview: Mapped[str]
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+
+    def assign(self, values: dict[str, Any]) -> None:
+        """Set columns by field name; `metadata` is taken by the declarative base."""
+        super().assign({"metadata_" if n == "metadata" else n: v for n, v in values.items()})
+
+    def to_record(self) -> records.Adapter:
+        """The frozen record of this row."""
+        names = [f.name for f in fields(records.Adapter) if f.name != "metadata"]
+        return records.Adapter(**{n: getattr(self, n) for n in names}, metadata=self.metadata_)
+
+
+Index(
+    "ix_adapters_identity", AdapterRow.tensor_sha256, func.coalesce(AdapterRow.run_id, ""), unique=True
+)  # an expression, because NULLs differ from each other in a unique index
+Index("ix_adapters_newest", AdapterRow.trashed_at, AdapterRow.created_at)
+Index("ix_adapters_rating", AdapterRow.rating)
+Index("ix_adapters_size", AdapterRow.size)
+
+
+class SampleRow(Row):
+    """Pictures made by one request."""
+
+    __tablename__ = "samples"
+    record = records.Sample
+
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    base_id: Mapped[str] = mapped_column(ForeignKey("bases.id"), index=True)
+    request: Mapped[dict[str, Any]]
+    files: Mapped[tuple[str, ...]]
+    uses: Mapped[list["SampleAdapterRow"]] = relationship(
+        cascade="all, delete-orphan", lazy="selectin", order_by="SampleAdapterRow.position"
+    )
+
+    def assign(self, values: dict[str, Any]) -> None:
+        """Set columns by field name; `adapters` become rows of their own."""
+        super().assign({n: v for n, v in values.items() if n != "adapters"})
+        if (uses := values.get("adapters")) is not None:
+            self.uses = [SampleAdapterRow(position=i, **asdict(use)) for i, use in enumerate(uses)]
+
+    def to_record(self) -> records.Sample:
+        """The frozen record of this row."""
+        return records.Sample(
+            id=self.id,
+            created_at=self.created_at,
+            base_id=self.base_id,
+            request=self.request,
+            files=self.files,
+            adapters=tuple(
+                records.AdapterUse(
+                    adapter_id=use.adapter_id,
+                    weight=use.weight,
+                    text_weight=use.text_weight,
+                    tensor_sha256=use.tensor_sha256,
+                )
+                for use in self.uses
+            ),
+        )
+
+
+class SampleAdapterRow(Schema):
+    """An adapter within a sample. It keeps the tensor hash, so it outlives the adapter."""
+
+    __tablename__ = "sample_adapters"
+
+    sample_id: Mapped[str] = mapped_column(ForeignKey("samples.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    adapter_id: Mapped[str] = mapped_column(index=True)
+    weight: Mapped[float]
+    text_weight: Mapped[float | None]
+    tensor_sha256: Mapped[str]
+
+
+class JobRow(Row):
+    """A unit of work."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_queue", "state", "created_at", "id"),)
+    record = records.Job
+
+    created_at: Mapped[datetime]
+    kind: Mapped[records.JobKind]
+    state: Mapped[records.JobState]
+    subject_id: Mapped[str] = mapped_column(index=True)
+    payload: Mapped[dict[str, Any]]
+    attempts: Mapped[int] = mapped_column(Integer)
+    owner: Mapped[str]
+    lease_until: Mapped[datetime | None]
+    cancel: Mapped[bool] = mapped_column(Boolean)
+    error: Mapped[str]
+    result: Mapped[dict[str, Any]]
+
+
+ROWS: dict[type[Any], type[Row]] = {
+    row.record: row
+    for row in (BaseRow, DatasetRow, ImageRow, RunRow, CheckpointRow, AdapterRow, SampleRow, JobRow)
+}
+
+
+def fold(text: str) -> str:
+    """`text` for comparison without regard to case and to the many ways to write a letter."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+@event.listens_for(AdapterRow, "before_insert")
+@event.listens_for(AdapterRow, "before_update")
+def _derive(_mapper: Mapper[Any], _connection: Any, row: AdapterRow) -> None:
+    lines = (row.name, *row.tags, *row.trigger_words, row.note)
+    row.sort_name = fold(row.name)
+    row.search = "\n".join(fold(line) for line in lines)
+    row.tag_lines = "\n".join(["", *(fold(tag) for tag in row.tags), ""])
