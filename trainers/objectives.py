@@ -1,8 +1,8 @@
 """What the denoiser is asked to predict: noising, regression target, timestep law, loss weight.
 
-Shapes: x0, noise and x_t are (B, C, h, w) latents, already scaled; t is (B,), integer train timesteps for
-`DDPM`. Random numbers come from a CPU generator that the loop derives from (seed, step, micro-batch, process), so
-that a resumed run draws what the uninterrupted one would have drawn.
+Shapes: x0, noise and x_t are (B, C, h, w) latents, already scaled; t is (B,), integer train timesteps
+for `DDPM`. Random numbers come from a CPU generator that the loop derives from (seed, step, micro-batch,
+process), so that a resumed run draws what the uninterrupted one would have drawn.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Objective(Protocol):
 class DDPM:
     """Discrete-time diffusion (Ho et al. 2020, "Denoising Diffusion Probabilistic Models").
 
-    x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise; a_t is the cumulative product of alphas, SNR(t) = a_t / (1 - a_t).
+    x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise; a_t is the cumulative product of alphas; SNR = a_t / (1 - a_t).
 
     Args:
         alphas_cumprod: (T,) fp32, a_t.

@@ -1,0 +1,259 @@
+"""The contract that every model family fulfils, and how the parts of a base come into memory.
+
+A family owns what differs between model families: how to load, encode and call the denoiser. It never sees
+the optimizer, the accelerator or the step; the objective samples timesteps and noise, never the family.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from registry.errors import BadInput
+from registry.files import read_json
+from registry.hashing import FileHasher, hash_folder, sha256_file
+from trainers.objectives import Objective
+
+if TYPE_CHECKING:
+    from trainers.plan import Geometry
+    from trainers.recipe import ObjectiveSection
+
+Conditioning = dict[str, Tensor]  # every value has batch as axis 0, so it can be cached and collated
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """Where a base model lies.
+
+    Args:
+        location: A diffusers folder, a safetensors file, or a hub id.
+        kind: Which of the three.
+        config: Folder of configs and tokenizer that describes a single file.
+        revision: Of a hub id.
+    """
+
+    location: str
+    kind: Literal["folder", "file", "hub"] = "folder"
+    config: str = ""
+    revision: str = ""
+
+    def check(self) -> None:
+        """Refuse what cannot be loaded, or could run code.
+
+        Raises:
+            BadInput: missing, a folder with Python files, a file in another format or without configs.
+        """
+        if self.kind == "hub":
+            return
+        path = Path(self.location)
+        if not path.exists():
+            raise BadInput(self.location, "the base is not there", "put it back, or add the base again")
+        if self.kind == "file":
+            if path.suffix != ".safetensors":
+                raise BadInput(path.name, "is no safetensors file", "convert it; other formats can run code")
+            if not self.config:
+                raise BadInput(
+                    path.name, "has no configs beside its weights", "add the base with --config DIR"
+                )
+        folder = Path(self.config if self.kind == "file" else self.location)
+        if code := next(folder.rglob("*.py"), None):
+            raise BadInput(str(code), "a base may not bring code", "remove the file if you do not need it")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of a pipeline: the class is imported when the part is loaded, not before."""
+
+    module: str
+    class_name: str
+
+    def load_class(self) -> Any:
+        """Import the class, without the pipelines (a pipeline import costs more than all parts together)."""
+        from importlib import import_module
+
+        return getattr(import_module(self.module), self.class_name)
+
+
+class Family(ABC):
+    """A base model of one family, loaded part by part.
+
+    Args:
+        base: Where it lies.
+        dtype: Compute dtype of denoiser and text encoders; the VAE always computes in fp32, because fp16
+            overflows in it and it works only once per picture.
+        device: Where parts are put.
+    """
+
+    name: ClassVar[str]
+    denoiser_name: ClassVar[str]  # "unet" or "transformer"
+    text_encoder_names: ClassVar[tuple[str, ...]]
+    bucket_multiple: ClassVar[int]  # pixels
+    lora_targets: ClassVar[tuple[str, ...]]  # short names of linear layers (and 1x1 convolutions)
+    conv_targets: ClassVar[tuple[str, ...]]  # short names of 3x3 convolutions
+    text_targets: ClassVar[tuple[str, ...]]
+    parts: ClassVar[Mapping[str, Part]]
+
+    def __init__(self, base: BaseFiles, *, dtype: torch.dtype, device: torch.device) -> None:
+        base.check()
+        self.base, self.dtype, self.device = base, dtype, device
+        self._loaded: dict[str, Any] = {}
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """UNet or transformer."""
+        return self.part(self.denoiser_name)
+
+    @property
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """Text encoders by their name in the pipeline."""
+        return {name: self.part(name) for name in self.text_encoder_names}
+
+    def part(self, name: str) -> Any:
+        """A component, loaded at first use: frozen, in eval mode, on the device."""
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def free(self, *names: str) -> None:
+        """Give back the memory of components that are no longer needed."""
+        for name in names:
+            self._loaded.pop(name, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """The base's scheduler_config.json; read without loading anything else."""
+        return self._read_config("scheduler", "scheduler_config.json")
+
+    def config(self, name: str) -> dict[str, Any]:
+        """config.json of a component, without its weights."""
+        return self._read_config(name, "config.json")
+
+    def component_hash(self, name: str, memo: FileHasher | None = None) -> str:
+        """Hex hash of a component's files: the part of a cache key that says which weights made the entry."""
+        if self.base.kind == "file":
+            path = Path(self.base.location)
+            return memo.sha256(path) if memo else sha256_file(path)
+        return hash_folder(self._folder() / name, memo)
+
+    @abstractmethod
+    def make_objective(self, section: "ObjectiveSection") -> Objective:
+        """What the denoiser is trained on; may be decided by the base's scheduler config."""
+
+    @property
+    @abstractmethod
+    def latent_factor(self) -> int:
+        """Pixels per latent cell along one side."""
+
+    @abstractmethod
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> mean and standard deviation of the latents, (B, C, h, w), scaled."""
+
+    @abstractmethod
+    def decode_image(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) scaled latents -> (B, 3, H, W) in [-1, 1], fp32."""
+
+    @abstractmethod
+    def tokenize(self, captions: list[str]) -> Conditioning:
+        """Token ids, batch first, for a text encoder that is being trained; see `conditioning`."""
+
+    @abstractmethod
+    def tokens_cut(self, caption: str) -> int:
+        """How many tokens of `caption` the text encoder will not see."""
+
+    @abstractmethod
+    def conditioning(self, cond: Conditioning) -> Conditioning:
+        """Token ids -> what the denoiser reads; what was encoded before passes through."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, geometry: "list[Geometry]") -> Tensor:
+        """One call of the denoiser; returns a tensor shaped like `x_t`."""
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, seed: int = 0) -> dict[str, Any]:
+        """All components, of the real classes at toy size with seeded random weights; for tests."""
+
+    @torch.no_grad()
+    def encode_text(self, captions: list[str]) -> Conditioning:
+        """Captions -> what the denoiser reads, (B, ...), on the device."""
+        tokens = self.tokenize(captions)
+        return self.conditioning({key: value.to(self.device) for key, value in tokens.items()})
+
+    def _load(self, name: str) -> Any:
+        cls = self.parts[name].load_class()
+        loaded = (
+            self._load_single_file(name, cls) if self.base.kind == "file" else self._load_folder(name, cls)
+        )
+        if isinstance(loaded, nn.Module):
+            loaded = loaded.to(self.device).requires_grad_(False).eval()
+        return loaded
+
+    def _part_dtype(self, name: str) -> torch.dtype:
+        return torch.float32 if name == "vae" else self.dtype
+
+    def _load_folder(self, name: str, cls: Any) -> Any:
+        options: dict[str, Any] = {"subfolder": name, "local_files_only": self.base.kind != "hub"}
+        if self.base.revision:
+            options["revision"] = self.base.revision
+        if _is_model(cls):
+            options |= {"dtype": self._part_dtype(name), "use_safetensors": True, **self._variant(name)}
+        try:
+            return cls.from_pretrained(self.base.location, **options)
+        except OSError as error:
+            reason = str(error).splitlines()[0].rstrip(". ")
+            raise BadInput(
+                f"{self.base.location}/{name}", f"cannot be loaded ({reason})", "check the base"
+            ) from error
+
+    def _variant(self, name: str) -> dict[str, str]:
+        """Folders that carry only half precision files name them *.fp16.safetensors."""
+        if self.base.kind == "hub":
+            return {}
+        files = [file.name for file in (Path(self.base.location) / name).glob("*.safetensors")]
+        return {"variant": "fp16"} if files and all(".fp16." in file for file in files) else {}
+
+    def _load_single_file(self, name: str, cls: Any) -> Any:
+        if not _is_model(cls):
+            return cls.from_pretrained(self.base.config, subfolder=name, local_files_only=True)
+        options = {"config": self.base.config, "local_files_only": True, "dtype": self._part_dtype(name)}
+        if hasattr(cls, "from_single_file"):
+            return cls.from_single_file(self.base.location, subfolder=name, **options)
+        # Text encoders know no single files; their pipeline does, and leaves out what it is given as None.
+        others: dict[str, Any] = {other: None for other in self.parts if other not in (name, "tokenizer")}
+        pipeline = self.pipeline_class().from_single_file(self.base.location, **others, **options)
+        return getattr(pipeline, name)
+
+    @classmethod
+    @abstractmethod
+    def pipeline_class(cls) -> Any:
+        """The diffusers pipeline of this family (a slow import)."""
+
+    def _folder(self) -> Path:
+        """Local folder of configs; of a hub id, its snapshot in the hub's cache."""
+        if self.base.kind == "file":
+            return Path(self.base.config)
+        if self.base.kind == "folder":
+            return Path(self.base.location)
+        from huggingface_hub import snapshot_download
+
+        patterns = [
+            "model_index.json",
+            *(f"{n}/*.{end}" for n in self.parts for end in ("json", "safetensors", "txt")),
+        ]
+        revision = self.base.revision or None
+        return Path(snapshot_download(self.base.location, revision=revision, allow_patterns=patterns))
+
+    def _read_config(self, name: str, file: str) -> dict[str, Any]:
+        path = self._folder() / name / file
+        if not path.exists():
+            raise BadInput(str(path), "is missing from the base", "add the base again from a complete folder")
+        return read_json(path)
+
+
+def _is_model(cls: Any) -> bool:
+    return issubclass(cls, nn.Module)
