@@ -1,0 +1,279 @@
+"""Writing an adapter for other tools, and proving what was written before anyone sees it.
+
+The file is written to a temporary, read back by our own parser, and its weight change compared with the
+source module by module; only then it gets its name.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from registry.errors import BadInput, StudioError
+from registry.files import atomic_file, atomic_folder, atomic_path, require_space, write_json
+from registry.formats import diffusers, kohya, peft
+from registry.formats.families import family_format
+from registry.formats.header import read_header
+from registry.formats.inspect import AdapterFacts
+from registry.formats.internal import AdapterForm
+from registry.formats.load import load_adapter
+from registry.formats.metadata import with_hashes
+from registry.formats.tensors import Array, cast, read_tensors, save
+from registry.formats.tools import TOOLS, Judge, Proof, ToolReport, peft_reading
+from registry.hashing import hash_adapter
+
+LAYOUTS = ("auto", "kohya", "diffusers", "peft")
+# Relative error that rounding may cost: two factors of 24, 11 and 8 significant bits, with room for the small
+# values that fp16 keeps with fewer. Above it the export is refused.
+TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 2e-2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """What A1111, Forge, InvokeAI and SwarmUI read beside the file: `<stem>.json` and `<stem>.png`."""
+
+    trigger_words: tuple[str, ...] = ()
+    weight: float = 1.0
+    negative: str = ""
+    notes: str = ""
+    description: str = ""
+    picture: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was written, and for each tool whether it will load."""
+
+    path: str
+    files: tuple[str, ...]
+    layout: str
+    family: str
+    dtype: str
+    bytes: int
+    sha256: str  # of the file; "" for a folder
+    tensor_sha256: str
+    modules: int
+    matched: int  # read back with the right weight change
+    worst_error: float  # largest relative error of a module's weight change
+    tolerance: float
+    tools: tuple[ToolReport, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+def export_adapter(
+    source: Path,
+    out: Path,
+    layout: str = "auto",
+    *,
+    metadata: Mapping[str, str] | None = None,
+    dtype: str = "",
+    family: str = "",
+    sidecar: Sidecar | None = None,
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write the adapter in `source` to `out`, read it back and prove it.
+
+    Args:
+        source: An adapter file in any layout that we read.
+        out: File to write; a name without suffix gets `.safetensors`. A folder for "peft".
+        layout: "kohya", "diffusers", "peft", or "auto": what loads in every tool for the family.
+        metadata: Metadata to write; see `metadata.training_metadata`. Hashes are added.
+        dtype: "fp32", "fp16", "bf16", or "" = as stored in `source`.
+        family: Of the adapter; "" = as inspected.
+        sidecar: Also write `<stem>.json` and `<stem>.png`; None = neither.
+        overwrite: Replace existing files.
+
+    Raises:
+        BadInput: a file is unsound, cannot be converted, or stands in the way.
+        StudioError: the disk is full, or the written file is not what it should be (it is removed).
+    """
+    if layout not in LAYOUTS:
+        raise BadInput(f"format {layout!r}", "is unknown", f"use one of {', '.join(LAYOUTS)}")
+    form, facts, header = load_adapter(source, family)
+    _require_family(source, form, facts)
+    layout = family_format(form.family).auto_layout if layout == "auto" else layout
+    dtype = dtype or facts.dtype
+    out = _target(out, layout)
+    extra = _sidecar_files(out, sidecar) if layout != "peft" else []
+    _refuse_existing([out, *extra], overwrite)
+    require_space(
+        out.parent, 2 * sum(info.end - info.start for info in header.tensors.values()), "the export"
+    )
+    judge = Judge(form, TOLERANCE.get(dtype, 0.0))
+    texts = {k: v for k, v in (metadata or {}).items() if k != diffusers.ADAPTER_METADATA}
+    if layout == "peft":
+        proof, tools = _write_peft(form, out, dtype, texts, judge)
+        files = sorted(path for path in out.rglob("*") if path.is_file())
+        main = out / peft.WEIGHTS if (out / peft.WEIGHTS).exists() else files[-1]
+    else:
+        proof, tools = _write_file(form, out, layout, dtype, texts, judge)
+        files, main = [out], out
+        if sidecar:
+            files += _write_sidecar(out, sidecar, family_format(form.family).sd_version)
+    hashes = hash_adapter(main)
+    return ExportReport(
+        path=str(out),
+        files=tuple(str(path) for path in files),
+        layout=layout,
+        family=form.family,
+        dtype=dtype,
+        bytes=sum(path.stat().st_size for path in files),
+        sha256=hashes.sha256 if main == out else "",
+        tensor_sha256=hashes.tensor_sha256,
+        modules=proof.modules,
+        matched=proof.matched,
+        worst_error=proof.worst_error,
+        tolerance=TOLERANCE[dtype],
+        tools=tools,
+        notes=_notes(layout, form),
+    )
+
+
+def _write_file(
+    form: AdapterForm, out: Path, layout: str, dtype: str, metadata: Mapping[str, str], judge: Judge
+) -> tuple[Proof, tuple[ToolReport, ...]]:
+    module = kohya if layout == "kohya" else diffusers
+    tensors, extra = module.write(form)
+    stored = cast(tensors, dtype)
+    with atomic_path(out) as temporary:
+        save(temporary, stored, with_hashes(stored, {"format": "pt", **metadata, **extra}))
+        header = read_header(temporary)
+        back = read_tensors(temporary, header)
+        proof = judge.prove(module.read(back, header.metadata, form.family))
+        _require_proof(proof, judge, out, dtype)
+    names = family_format(form.family)
+    reports = (
+        judge.report(name, reader(back, header.metadata, names, form.modules))
+        for name, reader in TOOLS.items()
+    )
+    return proof, tuple(reports)
+
+
+def _write_peft(
+    form: AdapterForm, out: Path, dtype: str, metadata: Mapping[str, str], judge: Judge
+) -> tuple[Proof, tuple[ToolReport, ...]]:
+    parts = peft.write(form, metadata.get("studio.base_name", ""))
+    with atomic_folder(out) as folder:
+        everything: dict[str, Array] = {}
+        for name, (tensors, config) in parts.items():
+            place = folder / name
+            place.mkdir(exist_ok=True)
+            stored: dict[str, NDArray[np.generic]] = cast(tensors, dtype)
+            save(place / peft.WEIGHTS, stored, with_hashes(stored, {"format": "pt", **metadata}))
+            write_json(place / peft.CONFIG, config)
+            everything |= read_tensors(place / peft.WEIGHTS)
+        back = peft.read_folder(folder, form.family)
+        proof = judge.prove(back)
+        _require_proof(proof, judge, out, dtype)
+    reading = peft_reading(everything, {}, family_format(form.family), form.modules)
+    return proof, (judge.report("PEFT", reading),)
+
+
+def _require_proof(proof: Proof, judge: Judge, out: Path, dtype: str) -> None:
+    if proof.missing:
+        raise StudioError(str(out), f"lost module {proof.missing[0]} on the way", "please report this")
+    if proof.matched < proof.modules:
+        raise StudioError(
+            str(out),
+            f"would change module {proof.worst_module} by {proof.worst_error:.1%} in {dtype}, "
+            f"more than {judge.tolerance:.1%}",
+            "use fp32" if dtype != "fp32" else "please report this",
+        )
+
+
+def _require_family(source: Path, form: AdapterForm, facts: AdapterFacts) -> None:
+    if not form.family:
+        raise BadInput(
+            str(source), f"is of no known family ({facts.reason})", "set its family in the catalog first"
+        )
+    if not form.modules:
+        raise BadInput(str(source), "has no adapter weights", "choose another file")
+
+
+def _target(out: Path, layout: str) -> Path:
+    if layout == "peft":
+        if out.suffix == ".safetensors":
+            raise BadInput(str(out), "names a file, the peft format is a folder", "leave the suffix away")
+        return out
+    if out.is_dir():
+        raise BadInput(str(out), "is a folder", "name the file to write")
+    if not out.suffix or out.suffix[1:].isdigit():  # "ink-v1.5" has no suffix
+        return out.with_name(out.name + ".safetensors")
+    if out.suffix != ".safetensors":
+        raise BadInput(
+            str(out), f"ends in {out.suffix}", "end it in .safetensors, which is what tools look for"
+        )
+    return out
+
+
+def _sidecar_files(out: Path, sidecar: Sidecar | None) -> list[Path]:
+    if sidecar is None:
+        return []
+    files = [out.with_suffix(".json")]
+    if sidecar.picture is not None and sidecar.picture.is_file():
+        files.append(out.with_suffix(".png"))
+    return files
+
+
+def _refuse_existing(files: list[Path], overwrite: bool) -> None:
+    for path in files:
+        if not path.exists() and not path.is_symlink():
+            continue
+        if path.is_dir():
+            _require_replaceable(path, overwrite)
+        elif not overwrite:
+            raise BadInput(str(path), "exists already", "choose another name, or add --overwrite")
+
+
+def _require_replaceable(folder: Path, overwrite: bool) -> None:
+    """A folder is replaced as a whole, so it must be empty or hold an adapter in peft layout alone."""
+    names = {peft.WEIGHTS, peft.CONFIG}
+    inside = [path for path in folder.rglob("*") if path.is_file() or path.is_symlink()]
+    if folder.is_symlink() or any(path.name not in names for path in inside):
+        raise BadInput(str(folder), "is a folder with other files in it", "name a new folder")
+    if inside and not overwrite:
+        raise BadInput(str(folder), "exists already", "choose another name, or add --overwrite")
+
+
+def _write_sidecar(out: Path, sidecar: Sidecar, sd_version: str) -> list[Path]:
+    files = _sidecar_files(out, sidecar)
+    values = {
+        "description": sidecar.description,
+        "sd version": sd_version,
+        "activation text": ", ".join(sidecar.trigger_words),
+        "preferred weight": sidecar.weight,
+        "negative text": sidecar.negative,
+        "notes": sidecar.notes,
+    }
+    write_json(files[0], values)
+    if sidecar.picture is not None and len(files) > 1:
+        with Image.open(sidecar.picture) as picture, atomic_file(files[1]) as stream:
+            # Pixels only: the preview's own metadata has prompts.
+            picture.convert("RGB").save(stream, "PNG")
+    return files
+
+
+def _notes(layout: str, form: AdapterForm) -> tuple[str, ...]:
+    notes: list[str] = []
+    if layout in {"diffusers", "peft"}:
+        notes.append(
+            "alpha / rank is folded into lora_B: every tool applies the trained strength at weight 1"
+        )
+    if layout == "diffusers":
+        notes.append("ComfyUI and Forge ignore attention under these names; use kohya for them")
+    if layout == "peft" and "text_encoder" in form.components:
+        notes.append(
+            'text encoder: PeftModel.from_pretrained(text_encoder, FOLDER, subfolder="text_encoder")'
+        )
+    if layout == "kohya" and len({factors.alpha for factors in form.modules.values()}) > len(form.components):
+        notes.append("alphas are levelled within a component, the difference is in lora_up")
+    return tuple(notes)

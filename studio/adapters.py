@@ -1,0 +1,376 @@
+"""Adapters of a workspace: taking them in from runs, proving they are still there, handing them on.
+
+Order of things: a file is durable before its row appears, and a row goes before its file does.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.errors import BadInput, Damaged, NotFound, StudioError
+from registry.files import atomic_path, file_stem, require_space
+from registry.formats.export import ExportReport, Sidecar, export_adapter
+from registry.formats.header import read_header
+from registry.formats.internal import AdapterForm
+from registry.formats.load import load_adapter
+from registry.formats.metadata import TrainingFacts, for_publication, training_metadata
+from registry.hashing import hash_adapter
+from registry.ids import new_id
+from registry.records import Adapter, Base, Dataset, Run, now
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+FOLDER = "adapters"
+_NAME_TRIES = 5  # two processes that choose one name at the same moment
+_PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+
+
+@dataclass(frozen=True)
+class FileState:
+    """Whether an adapter's file is what the catalog says: ok, edited, missing, changed or trashed."""
+
+    adapter: Adapter
+    path: Path
+    state: str
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state as JSON types."""
+        return {
+            "id": self.adapter.id,
+            "name": self.adapter.name,
+            "path": str(self.path),
+            "state": self.state,
+            "detail": self.detail,
+            "tensor_sha256": self.adapter.tensor_sha256,
+        }
+
+
+def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Adapter:
+    """Take the adapter that `run` wrote at `step` into the catalog; doing it again gives the same record.
+
+    Args:
+        ws: The workspace.
+        run: The run that made it.
+        file: Its adapter file; copied to `adapters/<id>.safetensors`.
+        step: Training step it is from.
+
+    Raises:
+        BadInput: the file is unsound, or holds a value that is not finite (nothing is registered then).
+        StudioError: the disk is full.
+    """
+    form, facts, _ = load_adapter(file, run.family)  # reads every value: a non-finite one stops here
+    hashes = hash_adapter(file)
+    known = ws.catalog.list(Adapter, tensor_sha256=hashes.tensor_sha256, run_id=run.id)
+    if known:
+        _keep_file(ws, known[0], file)
+        return known[0]
+    id = new_id()
+    path = ws.resolve(f"{FOLDER}/{id}.safetensors")
+    require_space(path.parent, file.stat().st_size, "the adapter")
+    _copy(file, path)
+    dataset = ws.catalog.find(Dataset, run.dataset_id)
+    record = Adapter(
+        id=id,
+        name=run.name,
+        tensor_sha256=hashes.tensor_sha256,
+        file_sha256=hashes.sha256,
+        path=ws.relative(path),
+        size=path.stat().st_size,
+        family=run.family,
+        method=facts.method,
+        rank=facts.rank,
+        alpha=facts.alpha,
+        targets=form.components,
+        trigger_words=_trigger_words(run, dataset),
+        origin="run",
+        run_id=run.id,
+        step=step,
+        base_id=run.base_id,
+        preview=_keep_preview(ws, run, id, step),
+        metadata=_summary(form, facts.dtype),
+    )
+    new = False
+    try:
+        made, new = _register(ws, record)
+    finally:
+        if not new:  # refused, or another process was faster
+            path.unlink(missing_ok=True)
+            if record.preview:
+                ws.resolve(record.preview).unlink(missing_ok=True)
+    return made
+
+
+def show(ws: "Workspace", key: str) -> dict[str, Any]:
+    """An adapter with its whole history as JSON types: file state, base, run, recipe and data set."""
+    adapter = ws.catalog.get(Adapter, key)
+    run = ws.catalog.find(Run, adapter.run_id) if adapter.run_id else None
+    base = ws.catalog.find(Base, adapter.base_id) if adapter.base_id else None
+    dataset = ws.catalog.find(Dataset, run.dataset_id) if run else None
+    return {
+        **asdict(adapter),
+        "path": str(ws.resolve(adapter.path)),
+        "file": verify(ws, adapter.id).to_dict(),
+        "base_name": base.name if base else "",
+        "run_name": run.name if run else "",
+        "dataset_name": dataset.name if dataset else "",
+        "recipe": run.recipe if run else {},
+        "recipe_hash": run.recipe_hash if run else "",
+    }
+
+
+def verify(ws: "Workspace", key: str, found_at: Path | None = None) -> FileState:
+    """Compare an adapter's file with its hashes.
+
+    Args:
+        ws: The workspace.
+        key: Id or name.
+        found_at: A file that may be the missing one; taken back when its tensors are the adapter's.
+
+    Raises:
+        BadInput: the file at `found_at` is another adapter.
+    """
+    adapter = ws.catalog.get(Adapter, key)
+    if found_at is not None:
+        return _relink(ws, adapter, found_at)
+    path = ws.resolve(adapter.path)
+    if adapter.trashed_at is not None:
+        return FileState(
+            adapter, path, "trashed", f"in the trash since {adapter.trashed_at:%Y-%m-%d %H:%M} UTC"
+        )
+    if not path.is_file():
+        return FileState(adapter, path, "missing", "the file is not there")
+    try:
+        hashes = hash_adapter(path)
+    except StudioError as error:
+        return FileState(adapter, path, "changed", error.wrong)
+    except OSError as error:
+        return FileState(adapter, path, "missing", f"cannot be read ({error.strerror})")
+    if hashes.tensor_sha256 != adapter.tensor_sha256:
+        return FileState(adapter, path, "changed", "its weights are not those that were registered")
+    if hashes.sha256 != adapter.file_sha256:
+        return FileState(adapter, path, "edited", "same weights, other metadata")
+    return FileState(adapter, path, "ok", "")
+
+
+def export(
+    ws: "Workspace",
+    key: str,
+    layout: str,
+    out: Path,
+    *,
+    dtype: str = "",
+    publish: bool = False,
+    overwrite: bool = False,
+    sidecar: bool = True,
+) -> ExportReport:
+    """Write an adapter for other tools and prove it; see `registry.formats.export.export_adapter`.
+
+    Args:
+        ws: The workspace.
+        key: Id or name.
+        layout: auto, kohya, diffusers or peft.
+        out: File to write, or an existing folder that gets `<name>.safetensors`; a folder for peft.
+        dtype: fp32, fp16, bf16; "" = as stored.
+        publish: Leave out captions, folder names, prompts and notes.
+        overwrite: Replace existing files.
+        sidecar: Also write `<stem>.json` and `<stem>.png` with trigger words, weight and preview.
+
+    Raises:
+        NotFound: the adapter or its file is not there.
+        Damaged: the file is not the one that was registered.
+        BadInput: it is in the trash, cannot be converted, or something stands in the way.
+    """
+    adapter = ws.catalog.get(Adapter, key)
+    state = verify(ws, adapter.id)
+    if state.state == "trashed":
+        raise BadInput(f"adapter {adapter.name}", "is in the trash", f"studio adapters restore {adapter.id}")
+    if state.state == "missing":
+        raise NotFound(str(state.path), f"of adapter {adapter.name} is not there", "put the file back")
+    if state.state == "changed":
+        raise Damaged(
+            str(state.path), f"of adapter {adapter.name} has changed: {state.detail}", "put the original back"
+        )
+    if out.is_dir() and layout != "peft":
+        out = out / f"{file_stem(adapter.name)}.safetensors"
+    ours = training_metadata(_facts(ws, adapter, publish=publish))
+    header = read_header(state.path)
+    # What an imported file says of its training is all that is known; a run knows better than its file.
+    merged = header.metadata | ours if adapter.origin == "run" else ours | header.metadata
+    merged |= {name: value for name, value in ours.items() if name.startswith("studio.")}
+    return export_adapter(
+        state.path,
+        out,
+        layout,
+        metadata=for_publication(merged) if publish else merged,
+        dtype=dtype,
+        family=adapter.family,
+        sidecar=_sidecar(ws, adapter, publish) if sidecar else None,
+        overwrite=overwrite,
+    )
+
+
+def trash(ws: "Workspace", key: str) -> Adapter:
+    """Put an adapter into the trash; its row stays, marked, so that its history stays readable.
+
+    Raises:
+        BadInput: it is there already.
+    """
+    adapter = ws.catalog.get(Adapter, key)
+    if adapter.trashed_at is not None:
+        raise BadInput(f"adapter {adapter.name}", "is in the trash already", "")
+    path = ws.resolve(adapter.path)
+    marked = ws.catalog.update(Adapter, adapter.id, trashed_at=now())
+    if path.exists():  # a file that is gone cannot be moved, and the row may still go
+        ws.trash.put(path, adapter.id)
+    return marked
+
+
+def restore(ws: "Workspace", key: str) -> Adapter:
+    """Take an adapter out of the trash.
+
+    Raises:
+        BadInput: it is not there, or something else lies where it was.
+        NotFound: the trash was emptied.
+    """
+    adapter = ws.catalog.get(Adapter, key)
+    if adapter.trashed_at is None:
+        raise BadInput(f"adapter {adapter.name}", "is not in the trash", "")
+    path = ws.resolve(adapter.path)
+    if not path.exists():  # it is still there when a trashing was cut short
+        ws.trash.restore(adapter.id, path)
+    return ws.catalog.update(Adapter, adapter.id, trashed_at=None)
+
+
+def _register(ws: "Workspace", record: Adapter) -> tuple[Adapter, bool]:
+    """Register under the first free of "name", "name 2", "name 3", ..."""
+    for attempt in range(_NAME_TRIES):
+        name = next(n for n in _names(record.name) if not ws.catalog.list(Adapter, name=n, limit=1))
+        try:
+            return ws.catalog.register_adapter(replace(record, name=name))
+        except BadInput:
+            if attempt == _NAME_TRIES - 1 or not ws.catalog.list(Adapter, name=name, limit=1):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    for number in count(2):
+        ending = f" {number}"
+        yield name[: 100 - len(ending)] + ending
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary, source.open("rb") as old, temporary.open("xb") as new:
+        while chunk := old.read(1 << 20):
+            new.write(chunk)
+
+
+def _keep_file(ws: "Workspace", adapter: Adapter, file: Path) -> None:
+    """Bring a registered adapter's file back when it was lost."""
+    path = ws.resolve(adapter.path)
+    if adapter.trashed_at is None and not path.exists():
+        _copy(file, path)
+
+
+def _relink(ws: "Workspace", adapter: Adapter, file: Path) -> FileState:
+    if not file.is_file():
+        raise NotFound(str(file), "does not exist", "check the path")
+    hashes = hash_adapter(file)
+    if hashes.tensor_sha256 != adapter.tensor_sha256:
+        raise BadInput(
+            str(file), f"is not adapter {adapter.name}: its weights differ", "look for another copy"
+        )
+    if adapter.trashed_at is not None:
+        raise BadInput(f"adapter {adapter.name}", "is in the trash", f"studio adapters restore {adapter.id}")
+    path = ws.resolve(f"{FOLDER}/{adapter.id}.safetensors")
+    if path.resolve() != file.resolve():
+        _copy(file, path)
+    changes = {"path": ws.relative(path), "file_sha256": hashes.sha256, "size": path.stat().st_size}
+    return FileState(ws.catalog.update(Adapter, adapter.id, **changes), path, "ok", f"taken from {file}")
+
+
+def _trigger_words(run: Run, dataset: Dataset | None) -> tuple[str, ...]:
+    """The word that the run trained with: the recipe's own, else the data set's."""
+    data: Any = run.recipe.get("data") or {}
+    word = str(data.get("trigger") or (dataset.trigger if dataset else "") or "").strip()
+    return (word,) if word else ()
+
+
+def _keep_preview(ws: "Workspace", run: Run, adapter_id: str, step: int) -> str:
+    """Copy the run's last preview up to `step`; "" when there is none (a picture is no reason to fail)."""
+    rundir = ws.run_dir(run.id)
+    for item in reversed(rundir.previews()):
+        file = rundir.path / str(item.get("file", ""))
+        if not item.get("base") and int(item.get("step", 0)) <= step and file.is_file():
+            target = ws.resolve(f"{FOLDER}/{adapter_id}{file.suffix}")
+            _copy(file, target)
+            return ws.relative(target)
+    return ""
+
+
+def _summary(form: AdapterForm, dtype: str) -> dict[str, Any]:
+    """What the pages show of a file without opening it."""
+    alphas = sorted({factors.alpha for factors in form.modules.values()})
+    ranks = sorted({factors.rank for factors in form.modules.values()})
+    return {"modules": len(form.modules), "dtype": dtype, "ranks": ranks, "alphas": alphas}
+
+
+def _facts(ws: "Workspace", adapter: Adapter, *, publish: bool) -> TrainingFacts:
+    run = ws.catalog.find(Run, adapter.run_id) if adapter.run_id else None
+    base = ws.catalog.find(Base, adapter.base_id) if adapter.base_id else None
+    dataset = ws.catalog.find(Dataset, run.dataset_id) if run else None
+    facts = TrainingFacts(
+        name=adapter.name,
+        family=adapter.family,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        created_at=adapter.created_at,
+        tensor_sha256=adapter.tensor_sha256,
+        trigger_words=adapter.trigger_words,
+        recommended_weight=adapter.recommended_weight,
+        description="" if publish else adapter.note,
+        tags=adapter.tags,
+        base_name=base.name if base else "",
+        base_hash=base.weight_hash if base else "",
+        prediction_type=_PREDICTIONS.get(base.variant, "") if base else "",
+        run_id=adapter.run_id,
+        step=adapter.step,
+        parents=adapter.parents,
+    )
+    if run is None:
+        return facts
+    return replace(
+        facts,
+        recipe=run.recipe,
+        recipe_hash=run.recipe_hash,
+        base_hash=run.base_hash,
+        dataset_name=dataset.name if dataset else "",
+        dataset_hash=run.dataset_hash,
+        captions=[] if publish else _captions(ws, run),
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        versions=run.versions,
+    )
+
+
+def _captions(ws: "Workspace", run: Run) -> list[str]:
+    """Captions as the run saw them; none when its directory is gone."""
+    try:
+        return [item.caption for item in ws.run_dir(run.id).read_manifest()]
+    except OSError:
+        return []
+
+
+def _sidecar(ws: "Workspace", adapter: Adapter, publish: bool) -> Sidecar:
+    return Sidecar(
+        trigger_words=adapter.trigger_words,
+        weight=adapter.recommended_weight,
+        notes="" if publish else adapter.note,
+        description=f"LoRA, rank {adapter.rank}, step {adapter.step}" if adapter.step else "",
+        picture=ws.resolve(adapter.preview) if adapter.preview else None,
+    )
