@@ -112,7 +112,14 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def load_frozen(path: Path) -> Recipe:
-    """The recipe in a run's recipe.json."""
+    """The recipe in a run's recipe.json.
+
+    Raises:
+        BadInput: missing, or not a recipe.
+        Damaged: not JSON.
+    """
+    if not path.exists():
+        raise BadInput(str(path), "is missing", "start a new run")
     return _validate(read_json(path), path.name)
 
 
@@ -184,7 +191,7 @@ def apply_sets(recipe: Recipe, sets: Sequence[str]) -> Recipe:
         if not equals:
             raise BadInput("--set", f"{item!r} has no '='", "write it as train.max_steps=1000")
         if key not in known:
-            raise BadInput("--set", f"{key!r} is not a recipe key", suggest(key, known))
+            raise BadInput("--set", f"{key!r} is not a recipe key", suggest(key, list(known)))
         values[key] = _parse_value(text, known[key])
     return _validate(nest(values), "--set")
 
@@ -196,13 +203,12 @@ def recipe_hash(recipe: Recipe) -> str:
 
 def to_toml(recipe: Recipe) -> str:
     """The whole recipe as TOML: above each value its preset's reason, or its meaning when changed."""
-    known = recipe_fields()
-    comments = {key: facts.doc for key, facts in known.items()}
-    shipped = f"{recipe.family}-{recipe.goal}"
-    if shipped in preset_names():
-        values, defaults = flatten(recipe.model_dump()), flatten(preset_by_name(shipped).model_dump())
-        kept = {key: why for key, why in reasons(shipped).items() if values[key] == defaults[key]}
-        comments |= kept
+    comments = {key: facts.doc for key, facts in recipe_fields().items()}
+    kin = [name for name in preset_names() if _same_task(preset_by_name(name), recipe)]
+    if kin:
+        nearest = min(kin, key=lambda name: len(differences(recipe, name)))
+        changed = {difference.key for difference in differences(recipe, nearest)}
+        comments |= {key: why for key, why in reasons(nearest).items() if key not in changed}
     return write_toml(recipe.model_dump(mode="json"), comments)
 
 
@@ -219,6 +225,10 @@ def differences(recipe: Recipe, preset: Recipe | str) -> list[Difference]:
         for key, value in ours.items()
         if key != "name" and value != theirs[key]
     ]
+
+
+def _same_task(one: Recipe, other: Recipe) -> bool:
+    return (one.family, one.goal) == (other.family, other.goal)
 
 
 def _from_table(table: dict[str, Any], source: str) -> Recipe:
@@ -245,7 +255,7 @@ def _parse_value(text: str, facts: FieldFacts) -> Any:
     """Text fields take the text as it is, unless it is quoted; other fields try TOML first."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # not TOML, or a number of thousands of digits
         return text
     if set(parsed) != {"value"} or (facts.kind == "text" and not isinstance(parsed["value"], str)):
         return text

@@ -4,7 +4,7 @@ import difflib
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -122,15 +122,16 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return table
 
 
-def suggest(key: str, known: Iterable[str]) -> str:
-    """ "Did you mean ...?" for a mistyped name, looking at whole names first and last parts second."""
-    known = list(known)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near:
-        leaves = {name.rpartition(".")[2]: name for name in known}
-        leaf = difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1, cutoff=0.6)
-        near = [leaves[leaf[0]]] if leaf else []
-    return f"Did you mean {near[0]}? If not, remove it" if near else "see docs/recipes.md for the known ones"
+def suggest(key: str, known: Sequence[str]) -> str:
+    """Advice for a mistyped name: dotted ones are compared whole first, short ones by last part and table."""
+    parts = {name.rpartition(".")[2]: name for name in reversed(known)}
+    tables = {name.partition(".")[0]: name.partition(".")[0] for name in known if "." in name}
+    whole, short = {name: name for name in known}, tables | parts
+    tries = [(whole, key), (short, key.rpartition(".")[2])]
+    for names, wanted in tries if "." in key else reversed(tries):
+        if near := difflib.get_close_matches(wanted, names, n=1, cutoff=0.6):
+            return f"Did you mean {names[near[0]]}? If not, remove it"
+    return "see docs/recipes.md for the known ones"
 
 
 def explain(error: ValidationError, source: str, known: Mapping[str, FieldFacts]) -> BadInput:
@@ -145,7 +146,7 @@ def explain(error: ValidationError, source: str, known: Mapping[str, FieldFacts]
         shown = _shown(fault["input"])
         if fault["type"] == "extra_forbidden":
             wrong.append(f"unknown key {key}")
-            do = suggest(key, known)
+            do = suggest(key, list(known))
         elif fault["type"] == "missing":
             wrong.append(f"{key} is missing")
         elif fault["type"] == "value_error":
@@ -194,8 +195,8 @@ def parse_toml(data: bytes, source: str) -> dict[str, Any]:
             what = line.partition("=")[0].strip() or line
             raise BadInput(source, f"line {found[1]} gives {what} a second time", "remove one") from error
         raise BadInput(source, f"is not TOML ({_lower(message)})", "correct that line") from error
-    except RecursionError as error:
-        raise BadInput(source, "is nested too deeply", "give a recipe in TOML") from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise BadInput(source, "has a value too deep or too long to read", "correct it") from error
 
 
 def _lower(message: str) -> str:
