@@ -103,6 +103,11 @@ class Catalog:
             schema.require_current(engine, path)
         return cls(engine, where=str(path), backups=backups, read_only=bool(reason), reason=reason)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether the catalog is an SQLite file (not a database server)."""
+        return self._engine.dialect.name == "sqlite"
+
     def close(self) -> None:
         """Close the connections; the catalog opens new ones when it is used again."""
         self._engine.dispose()
@@ -365,13 +370,13 @@ class Catalog:
             BadInput: the catalog is not an SQLite file.
             Damaged: the catalog is damaged; no backup is made of that.
         """
-        if self._engine.dialect.name != "sqlite":
+        if not self.is_file:
             raise BadInput(self._where, "is not an SQLite file", "use the database's own tool, pg_dump")
         return schema.backup(Path(self._where), to)
 
     def check(self) -> str:
         """ "ok", or what is wrong: every page, index and reference is read."""
-        if self._engine.dialect.name != "sqlite":
+        if not self.is_file:
             return "ok"
         try:
             with self._engine.connect() as connection:
