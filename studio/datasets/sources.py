@@ -1,0 +1,152 @@
+"""Where pictures come from: folders, zips, single files, uploads, hub data sets, each as a stream."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from registry.errors import BadInput
+from studio.datasets.captions import Captions, CaptionsFrom
+from studio.datasets.decode import MAX_BYTES, Source
+from studio.datasets.hub import HUB, HubPictures
+from studio.datasets.listing import (
+    Entry,
+    Listing,
+    existing,
+    list_files,
+    list_folder,
+    list_uploads,
+    some,
+    suffix,
+)
+from studio.datasets.zips import is_zip, open_zip
+
+TABLES = {".parquet", ".arrow"}  # of a Hugging Face data set
+
+
+class Upload(NamedTuple):
+    """A file that came through the browser."""
+
+    name: str
+    data: bytes
+
+
+AnySource = Path | str | tuple[str, bytes]
+
+
+@dataclass
+class Stream:
+    """The pictures of one source, in order. `refused` and `notes` are complete when `pictures` has ended."""
+
+    label: str  # the source as the person named it
+    pictures: Iterator[Source]
+    total: int  # how many pictures; 0 = not known before the end
+    whole: bool  # a folder, zip or data set: without any usable picture it is refused as such
+    refused: list[BadInput] = field(default_factory=list[BadInput])
+    notes: list[str] = field(default_factory=list[str])
+
+
+def open_sources(
+    sources: Sequence[AnySource],
+    stack: ExitStack,
+    *,
+    recursive: bool = True,
+    captions_from: CaptionsFrom = "",
+) -> list[Stream]:
+    """Open every source; `stack` closes the zips.
+
+    Single files of one folder are one source, so that pictures find the captions given beside them; all
+    uploads are one source, too.
+
+    Raises:
+        NotFound: a path is not there.
+        BadInput: a source cannot be opened.
+    """
+    streams: list[Stream] = []
+    loose: dict[Path, list[Path]] = {}
+    uploads: list[tuple[str, bytes]] = []
+    for source in sources:
+        if isinstance(source, tuple):
+            if is_zip(source[1][:4], source[0]):
+                streams.append(_listed(stack.enter_context(open_zip(source[1], source[0])), captions_from))
+            else:
+                uploads.append(source)
+        elif isinstance(source, str) and source.startswith(HUB):
+            streams.append(_from_hub(source))
+        else:
+            path = _path(source)
+            if path.is_dir():
+                streams.append(_folder(path, recursive, captions_from))
+            elif is_zip(_head(path), path.name):
+                streams.append(_listed(stack.enter_context(open_zip(path, str(path))), captions_from))
+            else:
+                loose.setdefault(path.parent, []).append(path)
+    streams += [
+        _given(list_files(paths), {path.name for path in paths}, captions_from) for paths in loose.values()
+    ]
+    if uploads:
+        listing = list_uploads(uploads)
+        streams.append(_given(listing, set(listing.entries), captions_from))
+    return streams
+
+
+def _path(source: Path | str) -> Path:
+    text = str(source).strip()
+    if re.match(r"https?://", text):
+        wrong, do = "is a web address", "download it first, or name a data set of the hub as hf:owner/name"
+        raise BadInput(text, wrong, do)
+    if not text:
+        raise BadInput("source", "is empty", "name a folder, a zip, pictures or hf:owner/name")
+    return existing(Path(text).expanduser())
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        raise BadInput(str(path), "is not a plain file", "give a picture, a folder or a zip")
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4)
+    except OSError as error:
+        raise BadInput(str(path), f"cannot be read ({error.strerror})", "check its permissions") from error
+
+
+def _folder(path: Path, recursive: bool, captions_from: CaptionsFrom) -> Stream:
+    listing = list_folder(path, recursive=recursive)
+    if not listing.pictures() and any(suffix(name) in TABLES for name in listing.entries):
+        return _from_hub(f"{HUB}{path}", label=str(path))
+    return _listed(listing, captions_from)
+
+
+def _listed(listing: Listing, captions_from: CaptionsFrom) -> Stream:
+    """A folder or zip: what has the ending of a picture; other files are named in a note."""
+    if others := listing.others():
+        listing.notes.append(f"{len(others)} files are no pictures and were left out: {some(sorted(others))}")
+    return _stream(listing, listing.pictures(), captions_from, whole=True)
+
+
+def _given(listing: Listing, wanted: set[str], captions_from: CaptionsFrom) -> Stream:
+    """Files named one by one: each is a picture unless it is a caption; the content decides."""
+    chosen = {entry.name for entry in listing.pictures()} | set(listing.others())
+    entries = [listing.entries[name] for name in listing.in_order(chosen & wanted)]
+    return _stream(listing, entries, captions_from, whole=False)
+
+
+def _stream(listing: Listing, entries: list[Entry], captions_from: CaptionsFrom, *, whole: bool) -> Stream:
+    def pictures() -> Iterator[Source]:
+        captions = Captions(listing, captions_from)
+        for entry in entries:
+            yield Source(entry.name, _reader(entry), captions.of(entry.name))
+        captions.finish()
+
+    return Stream(listing.label, pictures(), len(entries), whole, listing.refused, listing.notes)
+
+
+def _reader(entry: Entry) -> Callable[[], bytes]:
+    return lambda: entry.read(MAX_BYTES)
+
+
+def _from_hub(spec: str, label: str = "") -> Stream:
+    found = HubPictures(spec)
+    return Stream(label or spec, iter(found), found.total, True, found.refused, found.notes)
