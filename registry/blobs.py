@@ -4,10 +4,9 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from uuid import uuid4
 
 from registry.errors import BadInput
-from registry.files import TEMPORARY, atomic_write, storage_error, sync_folder
+from registry.files import atomic_write, storage_error, sync_folder, temporary_beside
 from registry.hashing import CHUNK
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -53,7 +52,7 @@ class Blobs:
     def _put_file(self, source: Path) -> str:
         """Copy and hash in one pass: the file may change or be removed by its owner meanwhile."""
         digest, size = hashlib.sha256(), 0
-        temporary = self.root / f".{os.getpid()}.{uuid4().hex[:8]}{TEMPORARY}"
+        temporary = temporary_beside(self.root / "new")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with source.open("rb") as original, temporary.open("xb") as copy:

@@ -6,15 +6,14 @@ their start (`registry.journal`); what a method returned is on disk.
 
 import builtins
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine, delete, func, select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from registry import jobs, schema
@@ -285,7 +284,7 @@ class Catalog:
         return self.add(job)
 
     def claim_job(self, kinds: Collection[JobKind], *, owner: str, lease: timedelta) -> Job | None:
-        """Lease the oldest job that is queued, or whose lease by another owner has run out; counts the attempt.
+        """Lease the oldest job that is queued or whose lease by another owner has run out; attempts += 1.
 
         Of any number of processes exactly one gets a job.
         """
@@ -376,24 +375,15 @@ class Catalog:
 
     def check(self) -> str:
         """ "ok", or what is wrong: every page, index and reference is read."""
-        if not self.is_file:
-            return "ok"
-        try:
-            with self._engine.connect() as connection:
-                found = [str(r[0]) for r in connection.exec_driver_sql("PRAGMA integrity_check(5)")]
-                lost = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
-        except DBAPIError as error:
-            return str(error.orig)
-        found += [f"{table} row {rowid} refers to a missing {parent}" for table, rowid, parent, _ in lost[:5]]
-        return "ok" if found == ["ok"] else "; ".join(found)
+        return schema.integrity(self._engine) if self.is_file else "ok"
 
     @contextmanager
-    def _read(self) -> Iterator[Session]:
+    def _read(self) -> Generator[Session]:
         with person_errors(self._where, self.backups), Session(self._engine) as session:
             yield session
 
     @contextmanager
-    def _write(self) -> Iterator[Session]:
+    def _write(self) -> Generator[Session]:
         if self.read_only:
             raise StudioError(
                 "catalog", "is read-only", self.reason or "check the folder and its permissions"
@@ -403,13 +393,11 @@ class Catalog:
 
     def _insert(self, work: Callable[[Session], T]) -> T:
         """Run `work`, which makes its ids inside, in a write transaction; again when an id was taken."""
-        for _ in range(_ID_TRIES):
-            try:
-                with self._write() as session:
-                    return work(session)
-            except IdTaken as error:
-                taken = error
-        raise taken
+        for _ in range(_ID_TRIES - 1):
+            with suppress(IdTaken), self._write() as session:
+                return work(session)
+        with self._write() as session:
+            return work(session)
 
     @staticmethod
     def _row(session: Session, kind: type[Any], id: str) -> Any:

@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ class IdTaken(BadInput):
 
 
 @contextmanager
-def person_errors(where: str, backups: Path) -> Iterator[None]:
+def person_errors(where: str, backups: Path) -> Generator[None]:
     """Turn database errors of the block into one-line errors about the catalog at `where`."""
     try:
         yield

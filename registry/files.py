@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from registry.errors import BadInput, Damaged, StudioError
 
+_OWNER = re.compile(r"\.(\d+)-[0-9a-f]{8}\.partial$")
 TEMPORARY = ".partial"  # suffix of everything unfinished; swept at start
 
 
@@ -30,14 +31,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_beside(path: Path) -> Path:
+    """A fresh temporary name in the folder of `path`; says which process owns it, for the sweep."""
+    return path.with_name(f".{path.name[:150]}.{os.getpid()}-{uuid4().hex[:8]}{TEMPORARY}")
+
+
 @contextmanager
-def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path, *, durable: bool = True) -> Generator[Path]:
     """A temporary path beside `path`; renamed over it when the block ends, removed when it raises.
 
     For writers that want a path. `durable=False` skips fsync: for status files, where only tearing matters.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{TEMPORARY}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         if durable:
@@ -53,7 +59,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_file(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, *, durable: bool = True) -> Generator[IO[bytes]]:
     """Like `atomic_path`, with the temporary opened for binary writing."""
     with atomic_path(path, durable=durable) as temporary, temporary.open("xb") as stream:
         yield stream
@@ -66,7 +72,7 @@ def atomic_write(path: Path, data: bytes | str, *, durable: bool = True) -> None
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Generator[Path]:
     """A new folder `<folder>.partial`, renamed to `folder` when the block ends, removed when it raises.
 
     Raises:
@@ -96,21 +102,40 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 def remove_tree(folder: Path) -> None:
     """Delete a folder so that a kill in between leaves a temporary, not half a folder."""
-    doomed = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}{TEMPORARY}")
+    doomed = temporary_beside(folder)
     folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sweep_temporaries(root: Path) -> int:
-    """Remove what interrupted writes left below `root`; returns how many. Only while holding the lock."""
+    """Remove what interrupted writes left below `root`; returns how many.
+
+    Files that a living process is writing now stay; folders `<name>.partial` do not say who writes them, so
+    only whoever holds the lock on them may call this.
+    """
     count = 0
     for path in list(root.rglob(f"*{TEMPORARY}")):
+        if _in_use(path):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
         count += 1
     return count
+
+
+def _in_use(temporary: Path) -> bool:
+    """Whether the process that made it still lives (and is not a younger one with the same number)."""
+    owner = _OWNER.search(temporary.name)
+    if owner is None:
+        return False
+    import psutil  # 20 ms that only a sweep pays
+
+    try:
+        return psutil.Process(int(owner[1])).create_time() <= temporary.lstat().st_mtime + 1
+    except (psutil.Error, OSError):
+        return False
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from registry.errors import BadInput, StudioError
 from registry.files import write_json
@@ -98,8 +98,8 @@ def _digest(stream: IO[bytes], data_start: int) -> tuple[str, str, str]:
 def hash_folder(path: Path, memo: FileHasher | None = None) -> str:
     """Hash of a diffusers folder: its weights, configs and vocabularies, wherever the folder lies.
 
-    sha256 over one line `<relative posix path>\\0<sha256 of the file>\\n` per file, sorted by path. Hidden files
-    and folders (download caches), readmes and pictures do not count.
+    sha256 over one line `<relative posix path>\\0<sha256 of the file>\\n` per file, sorted by path. Hidden
+    files and folders (download caches), readmes and pictures do not count.
 
     Args:
         path: The folder.
@@ -151,4 +151,4 @@ class HashMemo:
             value = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return value if isinstance(value, dict) else {}
+        return cast("dict[str, list[Any]]", value) if isinstance(value, dict) else {}

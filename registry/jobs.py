@@ -1,7 +1,7 @@
 """The queue, as functions on an open write transaction.
 
-A lease says who works on a job and until when. The owner may renew it at any time, also late, and never claims
-its own job a second time: a clock that jumps forward by a day starts nothing twice.
+A lease says who works on a job and until when. The owner may renew it at any time, also late, and never
+claims its own job a second time: a clock that jumps forward by a day starts nothing twice.
 """
 
 from collections.abc import Collection

@@ -1,9 +1,9 @@
 """Engines: how we talk to SQLite (and, for those who want it, PostgreSQL).
 
-- WAL with synchronous=FULL where SQLite has the fix for its corruption race (3.51.3, 3.50.7, 3.44.6), else the
-  rollback journal.
-- A write transaction begins with BEGIN IMMEDIATE: it waits for its turn at the start, where nothing is lost by
-  waiting, instead of failing at the first write. Readers use plain BEGIN.
+- WAL with synchronous=FULL where SQLite has the fix for its corruption race (3.51.3, 3.50.7, 3.44.6), else
+  the rollback journal.
+- A write transaction begins with BEGIN IMMEDIATE: it waits for its turn at the start, where nothing is lost
+  by waiting, instead of failing at the first write. Readers use plain BEGIN.
 - No connection crosses a fork: the child starts with an empty pool.
 """
 
@@ -95,7 +95,7 @@ def _sqlite(url: URL, read_only: bool, **options: Any) -> Engine:
 
 
 def _closed_wal(path: Path) -> bool:
-    """Whether the file is in WAL mode and nobody has it open: SQLite cannot read that without writing beside it."""
+    """In WAL mode and opened by nobody: SQLite cannot read that without writing beside it."""
     with path.open("rb") as stream:
         header = stream.read(20)
     return header[18:19] == b"\x02" and not path.with_name(path.name + "-wal").exists()

@@ -71,7 +71,7 @@ def find_row(session: Session, kind: type[Any], key: str) -> Row | None:
     exact = session.get(row, key)
     if exact is not None:
         return exact
-    ways = [row.name == key] if _has_name(kind) else []  # pyright: ignore[reportAttributeAccessIssue]
+    ways: list[ColumnElement[bool]] = [_name(row) == key] if _has_name(kind) else []
     if len(key) >= _SHORTEST_PREFIX and set(key) <= set(ALPHABET):
         ways.append(row.id.startswith(key))
     for way in ways:
@@ -89,7 +89,7 @@ def find_row(session: Session, kind: type[Any], key: str) -> Row | None:
 def why_missing(session: Session, kind: type[Any], key: str) -> NotFound:
     """The error for a key that names nothing; says what there is."""
     row, what = ROWS[kind], NAMES[kind]
-    column = row.name if _has_name(kind) else row.id  # pyright: ignore[reportAttributeAccessIssue]
+    column = _name(row) if _has_name(kind) else row.id
     known = session.scalars(select(column).order_by(row.id.desc()).limit(8)).all()
     more = (session.scalar(select(func.count(row.id))) or 0) - len(known)
     names = ", ".join(map(str, known)) + (f" and {more} more" if more > 0 else "")
@@ -124,6 +124,10 @@ def image_rows(dataset_id: str, images: Sequence[Image]) -> list[ImageRow]:
         ImageRow.of(replace(image, id=image.id or new_id(), dataset_id=dataset_id, position=position))
         for position, image in enumerate(images)
     ]
+
+
+def _name(row: type[Row]) -> InstrumentedAttribute[str]:
+    return getattr(row, "name")  # noqa: B009  not every table has one
 
 
 def _has_name(kind: type[Any]) -> bool:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from registry.errors import BadInput, Damaged, StudioError
 from registry.files import atomic_path
@@ -88,6 +89,18 @@ def require_current(engine: Engine, path: Path) -> None:
         if revision(connection) != HEAD:
             do = "open it once where it can be written"
             raise StudioError(str(path), "has an older schema and is read-only", do)
+
+
+def integrity(engine: Engine) -> str:
+    """ "ok", or what is wrong with an SQLite database: reads every page, index and reference."""
+    try:
+        with engine.connect() as connection:
+            found = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA integrity_check(5)")]
+            lost = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall()
+    except DBAPIError as error:
+        return str(error.orig)
+    found += [f"{table} row {row} refers to a missing row of {parent}" for table, row, parent, _ in lost[:5]]
+    return "; ".join(line for line in found if line != "ok") or "ok"
 
 
 def revision(connection: Connection) -> str:

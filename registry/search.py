@@ -1,6 +1,7 @@
 """The adapter search, as one query built from what a person typed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import ColumnElement, UnaryExpression, func, select
 from sqlalchemy.orm import Session
@@ -9,7 +10,7 @@ from registry.errors import BadInput
 from registry.records import Adapter
 from registry.tables import AdapterRow, fold
 
-SORTS: dict[str, tuple[ColumnElement[object] | UnaryExpression[object], ...]] = {
+SORTS: dict[str, tuple[UnaryExpression[Any], ...]] = {
     "newest": (AdapterRow.created_at.desc(), AdapterRow.id.desc()),
     "oldest": (AdapterRow.created_at.asc(), AdapterRow.id.asc()),
     "name": (AdapterRow.sort_name.asc(), AdapterRow.id.asc()),

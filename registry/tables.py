@@ -238,8 +238,8 @@ class AdapterRow(Row):
     """An adapter, with three derived columns for the search.
 
     `search`: folded name, tags, trigger words and note, a line each. `tag_lines`: folded tags between line
-    feeds, so that `LIKE '%\\n<tag>\\n%'` finds a whole tag. `sort_name`: the folded name. They stand before the
-    wide columns: SQLite then scans them without reading a row's overflow pages.
+    feeds, so that `LIKE '%\\n<tag>\\n%'` finds a whole tag. `sort_name`: the folded name. They stand before
+    the wide columns: SQLite then scans them without reading a row's overflow pages.
     """
 
     __tablename__ = "adapters"

@@ -1,13 +1,13 @@
 """A bin: what a person deletes can be taken back until the bin is emptied."""
 
-import os
+import errno
 import re
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from registry.errors import BadInput, NotFound
-from registry.files import TEMPORARY, read_json, storage_error, sync_folder, write_json
+from registry.files import TEMPORARY, read_json, storage_error, sync_folder, temporary_beside, write_json
 from registry.records import now
 
 _SLIP = "trashed.json"  # says what the entry is and since when
@@ -20,7 +20,7 @@ class Trash:
         self.root = root
 
     def put(self, path: Path, record_id: str) -> Path:
-        """Move a file or folder into the bin; returns where it now is. An earlier entry of the id is replaced.
+        """Move a file or folder into the bin, in place of an earlier entry; returns where it now is.
 
         Raises:
             NotFound: there is nothing at `path`.
@@ -89,7 +89,7 @@ def _move(source: Path, target: Path) -> None:
         try:
             source.rename(target)
         except OSError as error:
-            if error.errno != 18:  # EXDEV
+            if error.errno != errno.EXDEV:
                 raise
             _copy_then_remove(source, target)
         sync_folder(target.parent)
@@ -99,7 +99,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _copy_then_remove(source: Path, target: Path) -> None:
-    temporary = target.with_name(f".{target.name}.{os.getpid()}{TEMPORARY}")
+    temporary = temporary_beside(target)
     try:
         if source.is_dir():
             shutil.copytree(source, temporary, symlinks=True)
@@ -120,6 +120,6 @@ def _discard(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
-    doomed = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    doomed = temporary_beside(path)
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The workspace lock: one process at a time does the work.
 
-`flock` decides, never a process id: the kernel lets go of the lock when its holder dies, however it dies, so a
-lock is never stale. What is written in the file only says to people who the holder is.
+`flock` decides, never a process id: the kernel lets go of the lock when its holder dies, however it dies, so
+a lock is never stale. What is written in the file only says to people who the holder is.
 """
 
 import fcntl
@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ _PATIENCE = 0.5  # seconds: `read_holder` takes the lock for an instant, which m
 
 
 @contextmanager
-def hold_lock(path: Path, owner: str) -> Iterator[None]:
+def hold_lock(path: Path, owner: str) -> Generator[None]:
     """Hold the lock at `path` during the block.
 
     Raises:

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 class Backups:
     """A backup at the start when the newest is an hour old, then one an hour; the newest `keep` stay.
 
-    A backup that fails (a full disk) is said in the log and tried again an hour later: it must not stop a run.
+    A backup that fails (a full disk) is said in the log and tried again an hour later: it never stops a run.
     """
 
     def __init__(self, catalog: Catalog, folder: Path, *, keep: int, every: timedelta = EVERY) -> None:

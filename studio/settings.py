@@ -1,7 +1,7 @@
 """Settings of a workspace: `studio.toml` in its folder, and `STUDIO_*` in the environment, which wins.
 
-Tokens for other services are not settings: they stay in the environment, and `tokens_present` says only whether
-they are there.
+Tokens for other services are not settings: they stay in the environment, and `tokens_present` says only
+whether they are there.
 """
 
 import difflib

@@ -3,21 +3,20 @@
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import platformdirs
 
 from registry.blobs import Blobs
 from registry.catalog import Catalog
 from registry.errors import BadInput, Damaged
-from registry.files import TEMPORARY, storage_error, sweep_temporaries, sync_folder
+from registry.files import storage_error, sweep_temporaries, sync_folder, temporary_beside
 from registry.hashing import HashMemo, hash_folder
 from registry.records import Base
 from registry.trash import Trash
@@ -126,7 +125,7 @@ class Workspace:
             return _PACKAGED[path.removeprefix(PACKAGE)]
         if Path(path).is_absolute():
             return Path(path)
-        # By its text only: people put `bases` on a larger disk with a symbolic link, and that is theirs to do.
+        # By its text only: people put `bases` on a larger disk with a symbolic link, as they may.
         full = Path(os.path.normpath(self.home / path))
         if not full.is_relative_to(self.home):
             raise BadInput(path, "leaves the workspace", "give a path inside it, or an absolute one")
@@ -145,7 +144,7 @@ class Workspace:
         return RunDir(self.home / "runs" / run_id)
 
     @contextmanager
-    def hold(self, owner: str) -> Iterator[None]:
+    def hold(self, owner: str) -> Generator[None]:
         """Be the one process that works here; meanwhile the catalog is backed up every hour.
 
         Args:
@@ -168,7 +167,7 @@ class Workspace:
         return read_holder(self.home / "workspace.lock")
 
     def _register_pocket(self, catalog: Catalog) -> None:
-        """Make the pocket base a row; its weights are hashed once and again when an update brings new ones."""
+        """Make the pocket base a row; its weights are hashed once, and again when an update changes them."""
         base = Base(
             name=POCKET, family="sd15", location=PACKAGE + POCKET, kind="folder", builtin=True,
             weight_hash=hash_folder(_PACKAGED[POCKET], self.memo),
@@ -185,7 +184,7 @@ class Workspace:
 
 def _write_key(path: Path) -> None:
     """Make the key so that of two processes that arrive together both use the same one."""
-    temporary = path.with_name(f".key.{os.getpid()}-{uuid4().hex[:8]}{TEMPORARY}")
+    temporary = temporary_beside(path)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.write(descriptor, secrets.token_hex(32).encode())

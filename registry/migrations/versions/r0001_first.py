@@ -46,8 +46,8 @@ def key() -> sa.Column:
 def upgrade() -> None:
     op.create_table(
         "bases",
-        key(), time("created_at"), text("name"), text("family"), text("variant"), text("location"), text("kind"),
-        text("revision"), text("config"), text("weight_hash"), flag("builtin"),
+        key(), time("created_at"), text("name"), text("family"), text("variant"), text("location"),
+        text("kind"), text("revision"), text("config"), text("weight_hash"), flag("builtin"),
         sa.UniqueConstraint("name"),
     )  # fmt: skip
     op.create_index("ix_bases_weight_hash", "bases", ["weight_hash"])
@@ -103,8 +103,8 @@ def _adapters() -> None:
     op.create_table(
         "adapters",
         key(), time("created_at"), time("trashed_at", nullable=True), text("name"), text("sort_name"),
-        text("search"), text("tag_lines"), text("tensor_sha256"), text("file_sha256"), text("path"), big("size"),
-        text("family"), text("method"), integer("rank"), real("alpha"), json("targets"),
+        text("search"), text("tag_lines"), text("tensor_sha256"), text("file_sha256"), text("path"),
+        big("size"), text("family"), text("method"), integer("rank"), real("alpha"), json("targets"),
         json("trigger_words"), real("recommended_weight"), json("tags"), text("note"), integer("rating"),
         text("origin"), text("run_id", nullable=True), big("step"), text("base_id", nullable=True),
         json("parents"), text("preview"), json("metadata"),
