@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from registry import jobs, schema
@@ -26,11 +26,11 @@ from registry.queries import (
     check_fields,
     check_unused,
     conditions,
+    exchange_images,
     find_row,
-    image_rows,
+    insert_dataset,
     sort_keys,
     why_missing,
-    with_content,
 )  # fmt: skip
 from registry.records import (
     JSON,
@@ -47,7 +47,7 @@ from registry.records import (
     Sample,
 )  # fmt: skip
 from registry.search import AdapterQuery, search
-from registry.tables import ROWS, ImageRow, JobRow, RunRow
+from registry.tables import ROWS, JobRow, RunRow
 
 R = TypeVar("R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job)
 
@@ -151,7 +151,7 @@ class Catalog:
             return row.to_record() if row else None
 
     def list(
-        self, kind: type[R], *, order: str = "", limit: int | None = None, offset: int = 0, **equals: Any
+        self, kind: type[R], /, *, order: str = "", limit: int | None = None, offset: int = 0, **equals: Any
     ) -> builtins.list[R]:
         """Records whose fields equal the given values; a tuple, list or set means any of its members.
 
@@ -168,13 +168,13 @@ class Catalog:
         with self._read() as session:
             return [found.to_record() for found in session.scalars(query)]
 
-    def count(self, kind: type[R], **equals: Any) -> int:
+    def count(self, kind: type[R], /, **equals: Any) -> int:
         """How many records have the given values."""
         row = ROWS[kind]
         with self._read() as session:
             return session.scalar(select(func.count(row.id)).where(*conditions(row, equals))) or 0
 
-    def update(self, kind: type[R], id: str, **changes: Any) -> R:
+    def update(self, kind: type[R], id: str, /, **changes: Any) -> R:
         """Change fields of a record.
 
         Raises:
@@ -209,26 +209,13 @@ class Catalog:
 
     def add_dataset(self, dataset: Dataset, images: Sequence[Image]) -> Dataset:
         """Add a data set with its pictures, in order, in one transaction; fills hash, count and positions."""
-
-        def insert(session: Session) -> Dataset:
-            made = with_content(replace(dataset, id=dataset.id or new_id()), images)
-            session.add(ROWS[Dataset].of(made))
-            session.flush()
-            session.add_all(image_rows(made.id, images))
-            return made
-
-        return self._insert(insert)
+        return self._insert(lambda session: insert_dataset(session, dataset, images))
 
     def replace_images(self, dataset_id: str, images: Sequence[Image]) -> Dataset:
         """Replace the pictures of a data set; ids that the pictures carry are kept."""
 
         def exchange(session: Session) -> Dataset:
-            row = self._row(session, Dataset, dataset_id)
-            session.execute(delete(ImageRow).where(ImageRow.dataset_id == dataset_id))
-            session.add_all(image_rows(dataset_id, images))
-            changed = with_content(row.to_record(), images)
-            row.assign({"content_hash": changed.content_hash, "image_count": changed.image_count})
-            return changed
+            return exchange_images(session, self._row(session, Dataset, dataset_id), images)
 
         return self._insert(exchange)
 
