@@ -114,8 +114,8 @@ def assign_buckets(
     """Give every picture exactly one bucket; returns the items and notes for the log.
 
     A picture goes to the bucket of the nearest aspect ratio (in log) at the full resolution. If that would
-    enlarge it, the next lower size class is tried, `step` pixels of side at a time: small pictures train at
-    their own size instead of teaching blur.
+    enlarge it, it gets a bucket of its own size, rounded down to steps: small pictures train as they are
+    instead of teaching blur.
 
     Args:
         sources: Pictures of the manifest.
@@ -132,31 +132,37 @@ def assign_buckets(
             f"is {resolution}, below the bucket step of {step}",
             "raise it or lower data.bucket_step",
         )
-    sides = [resolution, *range((resolution - 1) // step * step, 0, -step)]
-    classes = [bucket_sizes(side, step, data.max_aspect if data.buckets else 1.0) for side in sides]
-    items = [
-        Item(index, source, _place(source, classes, data), source.repeats * data.repeats)
-        for index, source in enumerate(sources)
-    ]
-    return items, _notes(items, set(classes[0]))
+    max_aspect = data.max_aspect if data.buckets else 1.0
+    full = bucket_sizes(resolution, step, max_aspect)
+    items: list[Item] = []
+    for index, source in enumerate(sources):
+        target = min(full, key=lambda size: abs(math.log(size[0] * source.width / (size[1] * source.height))))
+        if not data.upscale and (target[0] > source.height or target[1] > source.width):
+            target = _own_size(source, resolution, step, max_aspect)
+        geometry = _cropped((source.height, source.width), target, data.crop)
+        items.append(Item(index, source, geometry, source.repeats * data.repeats))
+    return items, _notes(items, set(full))
 
 
-def _place(source: ManifestItem, classes: list[list[Size]], data: DataSection) -> Geometry:
-    height, width = source.height, source.width
-    for sizes in classes:
-        target = min(sizes, key=lambda size: abs(math.log(size[0] * width / (size[1] * height))))
-        if data.upscale or (target[0] <= height and target[1] <= width):
-            break
-    else:
-        smallest = "x".join(map(str, classes[-1][0]))
+def _own_size(source: ManifestItem, resolution: int, step: int, max_aspect: float) -> Size:
+    height, width = source.height // step * step, source.width // step * step
+    if not height or not width:
         raise BadInput(
             source.name or source.image,
-            f"is {width}x{height}, smaller than the smallest bucket {smallest}",
+            f"is {source.width}x{source.height}, smaller than the smallest bucket {step}x{step}",
             "replace it, remove it, or set data.upscale=true",
         )
-    resized = Geometry((height, width), (0, 0), target).resized
-    top = 0 if data.crop == "top" else (resized[0] - target[0]) // 2
-    return Geometry((height, width), (top, (resized[1] - target[1]) // 2), target)
+    height = min(height, int(width * max_aspect) // step * step)
+    width = min(width, int(height * max_aspect) // step * step)
+    while height * width > resolution * resolution:
+        height, width = (height - step, width) if height > width else (height, width - step)
+    return height, width
+
+
+def _cropped(original: Size, target: Size, crop: str) -> Geometry:
+    resized = Geometry(original, (0, 0), target).resized
+    top = 0 if crop == "top" else (resized[0] - target[0]) // 2
+    return Geometry(original, (top, (resized[1] - target[1]) // 2), target)
 
 
 def _notes(items: list[Item], full: set[Size]) -> list[str]:
