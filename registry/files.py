@@ -33,7 +33,7 @@ def sync_folder(folder: Path) -> None:
 
 def temporary_beside(path: Path) -> Path:
     """A fresh temporary name in the folder of `path`; says which process owns it, for the sweep."""
-    return path.with_name(f".{path.name[:150]}.{os.getpid()}-{uuid4().hex[:8]}{TEMPORARY}")
+    return path.with_name(f".{path.name[:40]}.{os.getpid()}-{uuid4().hex[:8]}{TEMPORARY}")
 
 
 @contextmanager

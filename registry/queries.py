@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, UnaryExpression, func, select
+from sqlalchemy import ColumnElement, UnaryExpression, delete, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from registry.errors import BadInput, NotFound
 from registry.hashing import hash_json
 from registry.ids import ALPHABET, new_id
 from registry.records import Adapter, Base, Checkpoint, Dataset, Image, Job, Run, Sample
-from registry.tables import ROWS, AdapterRow, ImageRow, Row, RunRow, SampleRow
+from registry.tables import ROWS, AdapterRow, DatasetRow, ImageRow, Row, RunRow, SampleRow
 
 NAMES: dict[type[Any], str] = {
     Base: "base",
@@ -112,14 +112,31 @@ def check_unused(session: Session, kind: type[Any], id: str) -> None:
         raise BadInput(f"{NAMES[kind]} {id}", f"is used by {' and '.join(users)}", "remove those first")
 
 
-def with_content(dataset: Dataset, images: Sequence[Image]) -> Dataset:
+def insert_dataset(session: Session, dataset: Dataset, images: Sequence[Image]) -> Dataset:
+    """A new data set and its pictures."""
+    made = _with_content(replace(dataset, id=dataset.id or new_id()), images)
+    session.add(DatasetRow.of(made))
+    session.flush()  # the pictures refer to it
+    session.add_all(_image_rows(made.id, images))
+    return made
+
+
+def exchange_images(session: Session, row: DatasetRow, images: Sequence[Image]) -> Dataset:
+    """Other pictures for a data set."""
+    session.execute(delete(ImageRow).where(ImageRow.dataset_id == row.id))
+    session.add_all(_image_rows(row.id, images))
+    changed = _with_content(row.to_record(), images)
+    row.assign({"content_hash": changed.content_hash, "image_count": changed.image_count})
+    return changed
+
+
+def _with_content(dataset: Dataset, images: Sequence[Image]) -> Dataset:
     """The data set with count and hash of its pictures: over (pixel_hash, caption, mask) in order."""
     content = hash_json([[image.pixel_hash, image.caption, image.mask] for image in images])
     return replace(dataset, content_hash=content, image_count=len(images))
 
 
-def image_rows(dataset_id: str, images: Sequence[Image]) -> list[ImageRow]:
-    """Rows of a data set's pictures, in their order."""
+def _image_rows(dataset_id: str, images: Sequence[Image]) -> list[ImageRow]:
     return [
         ImageRow.of(replace(image, id=image.id or new_id(), dataset_id=dataset_id, position=position))
         for position, image in enumerate(images)
