@@ -86,8 +86,13 @@ def _diffusers_kohya(tensors: Tensors, names: FamilyFormat, modules: list[str]) 
     if attention and not has_out:
         return Reading(note="raises or drops them: text-encoder attention without an out_proj")
     # The name under which alpha is remembered reaches its module only outside attention.
+    order = {
+        key: index for index, key in enumerate(tensors)
+    }  # settles which of two equally frequent alphas wins
     for component in {component_of(module) for module in found}:
-        inside = {m: f for m, f in found.items() if component_of(m) == component}
+        mine = (m for m in found if component_of(m) == component)
+        keys = {m: f"{names.kohya_name(m)}.{kohya.DOWN}" for m in mine}
+        inside = {m: found[m] for m in sorted(keys, key=lambda m: order.get(keys[m], 0))}
         common = Counter(factors.alpha for factors in inside.values()).most_common(1)[0][0]
         for module, factors in inside.items():
             if ".to_" in module or ".self_attn." in module:
