@@ -10,20 +10,26 @@
     log.txt         stdout and stderr of the trainer
     previews/       step-000000-p0.png ... and base-p0.png (without adapter); previews.jsonl names them
     tensorboard/    event files
-    checkpoints/    step-000100/ {adapter.safetensors, state.safetensors, state.json, manifest.json}
+    checkpoints/    step-000100/ {adapter.safetensors, state.safetensors, state.json, manifest.json};
+                    state.json has step, loss (smoothed) and probe_loss
     adapter.safetensors   the result, in diffusers layout with alpha in its metadata
 
 Paths inside env.json and manifest.jsonl are relative to the run directory when they point into the
 workspace, so that a workspace can be moved.
 """
 
+import hashlib
+import hmac
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from registry.errors import Damaged
 from registry.files import read_json, write_json
+from registry.hashing import canonical_json, sha256_file
 
 RECIPE = "recipe.json"
 MANIFEST = "manifest.jsonl"
@@ -38,6 +44,7 @@ PREVIEW_INDEX = "previews/previews.jsonl"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter.safetensors"
+CHECKPOINT_MANIFEST = "manifest.json"
 
 KEY_VARIABLE = "STUDIO_WORKSPACE_KEY"  # hex; signs checkpoint manifests; never on a command line
 
@@ -93,6 +100,7 @@ class Status:
     best_step: int | None = None
     peak_memory: int = 0  # bytes: GPU when there is one, else RSS
     time: float = 0.0  # seconds since the epoch
+    warnings: list[str] = field(default_factory=list[str])  # one line each, what a person should know
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,46 @@ def checkpoint_name(step: int) -> str:
 def checkpoint_step(folder: Path) -> int:
     """Inverse of `checkpoint_name`."""
     return int(folder.name.removeprefix("step-").removesuffix(".partial"))
+
+
+def workspace_key() -> bytes:
+    """Key that signs checkpoint manifests, from the environment; empty when a run is started by hand."""
+    return bytes.fromhex(os.environ.get(KEY_VARIABLE, ""))
+
+
+def write_manifest(folder: Path, step: int, key: bytes) -> None:
+    """Write a checkpoint's manifest.json, as the last of its files.
+
+    {"step", "files": {name: {"size", "sha256"}}, "hmac"}; the HMAC-SHA256 over the rest says that this workspace
+    wrote the files, so that nothing foreign is resumed.
+    """
+    files = {
+        file.name: {"size": file.stat().st_size, "sha256": sha256_file(file)}
+        for file in sorted(folder.iterdir())
+        if file.name != CHECKPOINT_MANIFEST
+    }
+    body = {"step": step, "files": files}
+    write_json(folder / CHECKPOINT_MANIFEST, body | {"hmac": _sign(body, key)})
+
+
+def verify_checkpoint(folder: Path, key: bytes) -> bool:
+    """Whether a checkpoint is complete, unchanged, and written by the workspace that has `key`."""
+    try:
+        body = read_json(folder / CHECKPOINT_MANIFEST)
+        signature = body.pop("hmac")
+        if body["step"] != checkpoint_step(folder) or not hmac.compare_digest(signature, _sign(body, key)):
+            return False
+        names = {file.name for file in folder.iterdir()} - {CHECKPOINT_MANIFEST}
+        return names == set(body["files"]) and all(
+            (folder / name).stat().st_size == facts["size"] and sha256_file(folder / name) == facts["sha256"]
+            for name, facts in body["files"].items()
+        )
+    except (OSError, Damaged, KeyError, TypeError, AttributeError, ValueError):
+        return False
+
+
+def _sign(body: dict[str, Any], key: bytes) -> str:
+    return hmac.new(key, canonical_json(body).encode(), hashlib.sha256).hexdigest()
 
 
 def read_lines(path: Path, after_step: int = 0) -> Iterator[dict[str, Any]]:
