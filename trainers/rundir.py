@@ -175,8 +175,8 @@ def workspace_key() -> bytes:
 def write_manifest(folder: Path, step: int, key: bytes) -> None:
     """Write a checkpoint's manifest.json, as the last of its files.
 
-    {"step", "files": {name: {"size", "sha256"}}, "hmac"}; the HMAC-SHA256 over the rest says that this workspace
-    wrote the files, so that nothing foreign is resumed.
+    {"step", "files": {name: {"size", "sha256"}}, "hmac"}; the HMAC-SHA256 over the rest says that this
+    workspace wrote the files, so that nothing foreign is resumed.
     """
     files = {
         file.name: {"size": file.stat().st_size, "sha256": sha256_file(file)}

@@ -1,0 +1,245 @@
+"""Checkpoints: everything a run needs to go on bit for bit, without a pickle anywhere.
+
+    adapter.safetensors   the result as it would be at this step (running mean applied), diffusers layout
+    state.safetensors     `weights.<key>`, `mean.<key>`, `optimizer.<index>.<name>`
+    state.json            step, losses, and the optimizer's structure and numbers
+    manifest.json         sizes, hashes, signature; see `trainers.rundir`
+
+There is no random state to save: every draw is a function of (seed, step, place), see
+`trainers.plan.draw_seed`.
+"""
+
+import errno
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from registry.errors import Damaged, StudioError
+from registry.files import atomic_folder, atomic_path, read_json, remove_tree, require_space, write_json
+from trainers.ema import Ema
+from trainers.methods import Trainables, load_tensors
+from trainers.rundir import (
+    ADAPTER,
+    CHECKPOINTS,
+    RunDir,
+    checkpoint_name,
+    checkpoint_step,
+    verify_checkpoint,
+    write_manifest,
+)
+
+log = logging.getLogger(__name__)
+
+STATE, NUMBERS = "state.safetensors", "state.json"
+FORMAT = 1  # of state.json
+
+
+@dataclass(frozen=True)
+class Learning:
+    """The parts of a run that change with every step."""
+
+    trainables: Trainables
+    optimizer: Optimizer
+    ema: Ema
+
+    def adapter(self) -> dict[str, Tensor]:
+        """Tensors of the adapter file: fp32, on the CPU."""
+        return {
+            key: value.detach().cpu().contiguous()
+            for key, value in zip(self.trainables.named, self.ema.values(), strict=True)
+        }
+
+
+class Store:
+    """The checkpoints of one run.
+
+    Args:
+        rundir: The run.
+        key: Workspace key that signs.
+        keep: How many of the newest stay; a named best one stays too.
+    """
+
+    def __init__(self, rundir: RunDir, key: bytes, keep: int) -> None:
+        self.rundir, self.key, self.keep = rundir, key, keep
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that verifies; a damaged newer one is named in the log."""
+        for folder in reversed(self.rundir.checkpoints()):
+            if verify_checkpoint(folder, self.key):
+                return folder
+            log.warning("%s does not verify and is left out", folder.name)
+        return None
+
+    def save(
+        self,
+        step: int,
+        learning: Learning,
+        numbers: Mapping[str, Any],
+        metadata: Mapping[str, str],
+        best: int | None,
+    ) -> Path:
+        """Write the checkpoint of `step`, then remove what is no longer kept.
+
+        Args:
+            step: Optimizer steps done.
+            learning: What to save.
+            numbers: More for state.json: losses, gradient scaler.
+            metadata: Of the adapter file.
+            best: Step whose checkpoint stays beside the newest.
+
+        Raises:
+            StudioError: the disk is full or broken; older checkpoints are intact.
+            Damaged: what was written does not read back.
+        """
+        tensors, structure = _pack(learning)
+        adapter = learning.adapter()
+        size = sum(tensor.nbytes for part in (tensors, adapter) for tensor in part.values())
+        require_space(self.rundir.path, size + 2**20, f"checkpoint {step}")
+        folder = self.rundir.file(CHECKPOINTS) / checkpoint_name(step)
+        with atomic_folder(folder) as temporary:
+            write_tensors(temporary / ADAPTER, adapter, metadata)
+            write_tensors(temporary / STATE, tensors, {"format": "pt"})
+            head = {"format": FORMAT, "step": step, **numbers}
+            write_json(temporary / NUMBERS, head | {"learning": structure}, durable=False)
+            write_manifest(temporary, step, self.key)
+        if not verify_checkpoint(folder, self.key):
+            raise Damaged(str(folder), "does not read back as it was written", "check the disk")
+        self._prune(best)
+        return folder
+
+    def _prune(self, best: int | None) -> None:
+        folders = self.rundir.checkpoints()
+        for folder in folders[: -self.keep]:
+            if checkpoint_step(folder) != best:
+                remove_tree(folder)
+
+    def sweep(self, after: int) -> None:
+        """Remove half-written folders, and checkpoints later than step `after`, which this attempt
+        replaces."""
+        for folder in self.rundir.file(CHECKPOINTS).glob("*.partial"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.rundir.checkpoints():
+            if checkpoint_step(folder) > after:
+                remove_tree(folder)
+
+    def publish(self, folder: Path) -> None:
+        """Make a checkpoint's adapter the result of the run."""
+        with atomic_path(self.rundir.adapter) as temporary:
+            shutil.copyfile(folder / ADAPTER, temporary)
+
+
+def read_numbers(folder: Path) -> dict[str, Any]:
+    """state.json of a verified checkpoint.
+
+    Raises:
+        Damaged: written by another version of this format.
+    """
+    numbers = read_json(folder / NUMBERS)
+    if numbers.get("format") != FORMAT:
+        raise Damaged(
+            str(folder), f"has format {numbers.get('format')}, this version reads {FORMAT}", "update"
+        )
+    return numbers
+
+
+def restore(folder: Path, learning: Learning, *, optimizer: bool = True) -> dict[str, Any]:
+    """Put a verified checkpoint into a run that was set up with the same recipe; returns its state.json.
+
+    Args:
+        folder: The checkpoint.
+        learning: Filled in place.
+        optimizer: False keeps the fresh optimizer, for a branch that uses another one.
+
+    Raises:
+        BadInput: its layers or ranks are not the recipe's.
+    """
+    numbers = read_numbers(folder)
+    tensors = load_file(folder / STATE)
+    weights = _below("weights.", tensors)
+    load_tensors(learning.trainables, weights)
+    structure = numbers["learning"]
+    means = _below("mean.", tensors) or weights
+    for key, mean in zip(learning.trainables.named, learning.ema.means, strict=False):
+        mean.copy_(means[key])
+    learning.ema.updates = structure["ema_updates"]
+    if optimizer:
+        state: dict[str, Any] = {
+            "state": {int(index): _unpack(value, tensors) for index, value in structure["optimizer"].items()},
+            "param_groups": _unpack(structure["groups"], tensors),
+        }
+        learning.optimizer.load_state_dict(state)
+    return numbers
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """safetensors at `path`, with a full disk reported as such (the library hides the error number)."""
+    try:
+        save_file(dict(tensors), path, dict(metadata))
+    except SafetensorError as error:
+        number = errno.ENOSPC if "No space left" in str(error) or "os error 28" in str(error) else errno.EIO
+        raise OSError(number, str(error)) from error
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a safetensors file that we wrote."""
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
+def _pack(learning: Learning) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    named, state = learning.trainables.named, learning.optimizer.state_dict()
+    tensors = {f"weights.{key}": parameter.detach().cpu().contiguous() for key, parameter in named.items()}
+    for key, mean in zip(named, learning.ema.means, strict=False):
+        tensors[f"mean.{key}"] = mean.cpu().contiguous()
+    optimizer = {
+        str(index): _lift(value, f"optimizer.{index}", tensors) for index, value in state["state"].items()
+    }
+    groups = _lift(state["param_groups"], "groups", tensors)
+    return tensors, {"optimizer": optimizer, "groups": groups, "ema_updates": learning.ema.updates}
+
+
+def _lift(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON form of nested optimizer state; tensors go to `tensors` and leave their name behind."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"map": [[key, _lift(item, f"{name}.{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        items = [_lift(item, f"{name}.{index}", tensors) for index, item in enumerate(value)]
+        return {type(value).__name__: items}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise StudioError("optimizer", f"keeps {name} as {type(value).__name__}, which cannot be saved")
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    (kind, content), *_ = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "map":
+        return {key: _unpack(item, tensors) for key, item in content}
+    items = [_unpack(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def same_optimizer(numbers: Mapping[str, Any], optimizer: Optimizer, sizes: Sequence[int]) -> bool:
+    """Whether a checkpoint's optimizer state fits: same class, same number of parameters per group."""
+    groups = _unpack(numbers["learning"]["groups"], {})
+    return numbers.get("optimizer_class") == type(optimizer).__name__ and [
+        len(group["params"]) for group in groups
+    ] == list(sizes)
