@@ -1,0 +1,106 @@
+"""Bases: the models that adapters are trained on and used with."""
+
+import streamlit as st
+
+from registry.records import Adapter, Base, Run
+from studio.app import shell
+from studio.app.components.cards import family_label
+from studio.app.words import ago, md, plural
+from trainers.families import FAMILIES
+
+KINDS = {"folder": "folder", "file": "single file", "hub": "from the hub"}
+
+
+def page() -> None:
+    """List and add."""
+    from studio.bases import list_bases
+
+    shell.heading("Bases", "The models that everything builds on. They stay where they are on your disk.")
+    bases = list_bases(shell.workspace())
+    with st.container(horizontal=True):
+        if st.button("Add a base", type="primary", icon=":material/add:"):
+            add_dialog()
+    for base in bases:
+        row(base)
+    if all(base.builtin for base in bases):
+        st.caption(
+            "The pocket base is tiny and made for trying things out. For real pictures add Stable Diffusion "
+            "1.5 or 2.1: a diffusers folder, a .safetensors checkpoint, or its name on the hub."
+        )
+
+
+def row(base: Base) -> None:
+    """One base."""
+    workspace = shell.workspace()
+    with st.container(key=f"panel-{base.id}"):
+        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            st.subheader(md(base.name), anchor=False, width="content")
+            if base.builtin:
+                st.badge("shipped", color="gray")
+            elif st.button("Remove", key=f"remove-{base.id}", icon=":material/close:", type="tertiary"):
+                remove_dialog(base)
+        variant = f", {base.variant}" if base.variant else ""
+        st.markdown(md(f"{family_label(base.family)}{variant}"))
+        runs = plural(workspace.catalog.count(Run, base_id=base.id), "run")
+        adapters = plural(workspace.catalog.count(Adapter, base_id=base.id), "adapter")
+        st.caption(f"{runs}, {adapters} · {KINDS[base.kind]} · added {ago(base.created_at)}")
+        if not base.builtin:
+            st.text(base.location)
+        with st.container(horizontal=True):
+            if st.button("Train on it", key=f"train-{base.id}"):
+                shell.go("train", base=base.id)
+            if st.button("Make pictures", key=f"sample-{base.id}"):
+                shell.go("sample", base=base.id)
+
+
+@st.dialog("Add a base", icon=":material/add:")
+def add_dialog() -> None:
+    """Name and place; what it is, is found out."""
+    from studio.bases import add_base
+
+    with st.form("add-base", border=False):
+        location = st.text_input(
+            "Where it is",
+            placeholder="/models/stable-diffusion-v1-5",
+            help="A diffusers folder, a .safetensors checkpoint, or a name on the hub such as owner/model",
+        )
+        name = st.text_input("Name", placeholder="What you call it", max_chars=100)
+        with st.expander("More"):
+            family = st.selectbox(
+                "Family",
+                ["", *FAMILIES],
+                format_func=lambda key: FAMILIES[key].label if key else "Find out (recommended)",
+            )
+            config = st.text_input("Folder with configs and tokenizer", help="For a single file only")
+            revision = st.text_input("Revision", help="Commit of a name on the hub")
+        if st.form_submit_button("Add", type="primary"):
+            with shell.guarded(), st.spinner("Looking at it"):
+                base = add_base(
+                    shell.workspace(),
+                    name or "",
+                    location or "",
+                    family=family or "",
+                    config=config or "",
+                    revision=revision or "",
+                )
+                shell.note(f"{base.name} is a {family_label(base.family)} base")
+                st.rerun()
+
+
+@st.dialog("Remove this base?")
+def remove_dialog(base: Base) -> None:
+    """Its files are not ours to delete, so this is undone by adding it again."""
+    from studio.bases import remove_base
+
+    st.markdown(
+        f"**{md(base.name)}** leaves this list. Its files stay where they are; add it again at any time."
+    )
+    if st.button("Remove", type="primary"):
+        with shell.guarded():
+            remove_base(shell.workspace(), base.id)
+            shell.note(f"{base.name} is removed from the list")
+            st.rerun()
+
+
+if __name__ == "__main__":
+    page()

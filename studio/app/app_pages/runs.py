@@ -1,0 +1,169 @@
+"""Runs: the queue, what is happening, what happened."""
+
+import math
+
+import streamlit as st
+
+from registry.records import Adapter, Base, Checkpoint, Dataset, Run, RunState
+from studio.app import shell
+from studio.app.components import live
+from studio.app.components.cards import adapter_card, run_card
+from studio.app.components.gallery import gallery
+from studio.app.components.run_actions import actions
+from studio.app.words import ago, duration, md, tail, value_text
+from trainers.recipe import Recipe, differences, preset_name, to_toml
+from trainers.rundir import LOG
+
+PER_PAGE = 12
+LOG_LINES = 200
+
+
+def page() -> None:
+    """One run when the address names one, else the list."""
+    if key := st.query_params.get("run"):
+        found = shell.workspace().catalog.find(Run, key)
+        if found is not None:
+            detail(found)
+            return
+    listing()
+
+
+def listing() -> None:
+    """What runs now, what waits, and the history."""
+    catalog = shell.workspace().catalog
+    shell.heading("Runs", "Each run teaches one adapter. They wait in line and take turns.")
+    total = catalog.count(Run)
+    if not total:
+        shell.empty(
+            "runs",
+            "No runs yet",
+            "Start one, and watch it learn here.",
+            [("Train", lambda: shell.go("train"))],
+        )
+        return
+    queue()
+    ended = tuple(state for state in RunState if not state.active and state is not RunState.QUEUED)
+    past = catalog.count(Run, state=ended)
+    if not past:
+        return
+    st.header("History", anchor=False)
+    pages = math.ceil(past / PER_PAGE)
+    place = min(st.session_state.get("runs-page", 1), pages)
+    runs = catalog.list(Run, state=ended, limit=PER_PAGE, offset=(place - 1) * PER_PAGE)
+    if opened := gallery([run_card(run) for run in runs], key="history"):
+        shell.stay(run=opened)
+    if pages > 1:
+        with st.container(horizontal_alignment="center"):
+            st.pagination(pages, default=place, key="runs-page")
+
+
+@st.fragment(run_every=2)
+def queue() -> None:
+    """Running and waiting runs."""
+    workspace = shell.workspace()
+    running = workspace.catalog.list(Run, state=shell.ACTIVE)
+    waiting = workspace.catalog.list(Run, state=RunState.QUEUED, order="created_at")
+    for run in running:
+        with st.container(key=f"panel-running-{run.id}"):
+            st.subheader(md(run.name), anchor=False)
+            live.progress_panel(run, workspace.run_dir(run.id).read_status())
+            with st.container(horizontal=True):
+                if st.button("Watch it learn", key=f"watch-{run.id}", type="primary"):
+                    shell.go("runs", run=run.id)
+                actions(run)
+    for place, run in enumerate(waiting, 1):
+        with st.container(key=f"panel-waiting-{run.id}", horizontal=True, vertical_alignment="center"):
+            st.markdown(f"**{md(run.name)}** :gray[waits, number {place} in line]", width="stretch")
+            if st.button("Look at it", key=f"look-{run.id}"):
+                shell.go("runs", run=run.id)
+            actions(run)
+    if not running and not waiting:
+        st.caption("Nothing is running.")
+
+
+def detail(run: Run) -> None:
+    """One run, live while it lasts."""
+    if st.button("All runs", icon=":material/arrow_back:", type="tertiary"):
+        shell.stay()
+    shell.heading(md(run.name))
+    watch(run.id, run.state)
+    outcome(run)
+    settings(run)
+    log(run.id)
+
+
+@st.fragment(run_every=2)
+def watch(run_id: str, state_before: RunState) -> None:
+    """Progress, buttons, previews, curves; the whole page is shown anew when the run ends."""
+    workspace = shell.workspace()
+    run = workspace.catalog.get(Run, run_id)
+    if run.state is not state_before:
+        st.rerun()
+    status = workspace.run_dir(run.id).read_status()
+    with st.container(key="panel-run"):
+        live.progress_panel(run, status)
+        if run.reason:
+            show = st.error if run.state is RunState.FAILED else st.warning
+            show(md(run.reason), icon=":material/error:")
+        with st.container(horizontal=True):
+            actions(run)
+    st.subheader("Pictures while it learns", anchor=False)
+    live.previews(run)
+    st.subheader("Curves", anchor=False)
+    live.charts(run)
+
+
+def outcome(run: Run) -> None:
+    """Adapters and checkpoints it made."""
+    catalog = shell.workspace().catalog
+    adapters = catalog.list(Adapter, run_id=run.id)
+    if adapters:
+        st.subheader("What came out", anchor=False)
+        if opened := gallery([adapter_card(adapter) for adapter in adapters], key="run-adapters"):
+            shell.go("adapters", adapter=opened)
+    checkpoints = catalog.list(Checkpoint, run_id=run.id, order="-step")
+    if checkpoints:
+        with st.expander(f"Saved on the way: {len(checkpoints)} checkpoints", icon=":material/save:"):
+            rows = [
+                {
+                    "Step": f"{c.step:,}",
+                    "Loss": f"{c.loss:.4f}" if c.loss is not None else "–",
+                    "Saved": ago(c.created_at),
+                }
+                for c in checkpoints
+            ]
+            st.table(rows, border="horizontal", hide_index=True)
+
+
+def settings(run: Run) -> None:
+    """What it was made from and with which choices."""
+    catalog = shell.workspace().catalog
+    recipe = Recipe.model_validate(run.recipe, strict=False)
+    dataset, base = catalog.find(Dataset, run.dataset_id), catalog.find(Base, run.base_id)
+    with st.expander("Settings of this run", icon=":material/tune:"):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            if dataset is not None:
+                shell.link("datasets", md(dataset.name), icon=":material/photo_library:", dataset=dataset.id)
+            st.caption(f"on {md(base.name) if base else 'a base since removed'}, {run.goal}, seed {run.seed}")
+            if run.started_at and run.ended_at:
+                st.caption(f"took {duration((run.ended_at - run.started_at).total_seconds())}")
+        name = preset_name(run.family, run.goal, base.name if base else "")
+        for change in differences(recipe, name):
+            instead = f":gray[instead of {md(value_text(change.preset))}]"
+            st.markdown(f"- `{change.key}` {md(value_text(change.value))} {instead}")
+        text = to_toml(recipe)
+        st.code(text, language="toml", height=260)
+        st.download_button(
+            "Save as TOML", text, f"{run.id}.toml", "application/toml", icon=":material/download:"
+        )
+
+
+def log(run_id: str) -> None:
+    """The trainer's own words."""
+    with st.expander("Log", icon=":material/terminal:"):
+        text = tail(shell.workspace().run_dir(run_id).file(LOG), LOG_LINES)
+        st.code(text or "Nothing written yet.", language=None, height=320, wrap_lines=True)
+
+
+if __name__ == "__main__":
+    page()

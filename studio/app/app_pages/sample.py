@@ -1,0 +1,36 @@
+"""Sample: a base, any number of adapters, a prompt; pictures."""
+
+import streamlit as st
+
+from studio.app import shell
+from studio.app.components import sample_form
+from studio.app.components.sample_results import results
+
+
+def page() -> None:
+    """Form on the left, pictures on the right; below each other on a phone."""
+    from studio.bases import list_bases
+
+    sample_form.apply_pending()
+    shell.heading("Sample", "Make pictures with a base and your adapters.")
+    bases = list_bases(shell.workspace())
+    if not bases:
+        shell.empty(
+            "bases", "No base model yet", "Pictures need a base.", [("Add a base", lambda: shell.go("bases"))]
+        )
+        return
+    left, right = st.columns([2, 3], gap="medium")
+    with left:
+        request = sample_form.form(bases)
+    if request is not None:
+        from studio.sampling.submit import submit
+
+        with left, shell.guarded():
+            submit(shell.workspace(), request)
+            st.rerun()
+    with right:
+        results()
+
+
+if __name__ == "__main__":
+    page()

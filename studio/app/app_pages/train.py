@@ -1,0 +1,242 @@
+"""Train: what to learn, on what, from which pictures, how thoroughly; what it costs; go."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from registry.errors import StudioError
+from registry.records import Base, Dataset, Image
+from studio.app import shell
+from studio.app.choices import EFFORT_REASONS, EFFORT_WORDS, GOALS, departures, effort_sets, read_upload
+from studio.app.components.forecast import forecast_card
+from studio.app.components.gallery import Card, gallery
+from studio.app.forms import change_line, recipe_form, sets
+from studio.app.routes import picture_url
+from studio.app.words import md, plural
+from trainers.recipe import Recipe, apply_sets, differences, preset_by_name, preset_name, reasons, to_toml
+
+SHOWN = 8  # pictures of the data set
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The four choices, and the preset they lead to."""
+
+    goal: str
+    base: Base
+    dataset: Dataset
+    effort: str
+
+    @property
+    def preset(self) -> str:
+        """Name of the shipped recipe."""
+        return preset_name(self.base.family, self.goal, self.base.name)
+
+    @property
+    def start(self) -> Recipe:
+        """The preset, stretched to the effort."""
+        preset = preset_by_name(self.preset)
+        return apply_sets(preset, effort_sets(preset, self.effort))
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """What the person changed from `start`; kept per preset."""
+        return st.session_state.setdefault(f"changed-{self.preset}", {})
+
+
+def page() -> None:
+    """Choices left, cost and the button right, everything else below."""
+    from studio.bases import list_bases
+
+    apply_address()
+    shell.heading("Train", "Four choices. Everything else has a good value already, and says why.")
+    bases = list_bases(shell.workspace())
+    datasets = shell.workspace().catalog.list(Dataset)
+    if not datasets:
+        shell.empty(
+            "train",
+            "First, some pictures",
+            "Training learns from a data set: pictures with a few words each.",
+            [("Add pictures", lambda: shell.go("datasets", new="1"))],
+        )
+        return
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        choice = choose(bases, datasets)
+    changes = st.container()
+    everything(choice)  # before the recipe is made, because it changes it
+    try:
+        recipe = apply_sets(choice.start, sets(choice.changed))
+    except StudioError as error:
+        with right:
+            shell.complain(error)
+        return
+    with right:
+        launch_panel(choice, recipe)
+    with changes:
+        departures_list(choice, recipe)
+
+
+def apply_address() -> None:
+    """`?goal=&base=&dataset=` choose; then the address is plain again."""
+    asked = st.query_params.to_dict()
+    if not asked:
+        return
+    st.query_params.clear()
+    catalog = shell.workspace().catalog
+    if asked.get("goal") in GOALS:
+        st.session_state["train-goal"] = asked["goal"]
+    for key, kind in (("base", Base), ("dataset", Dataset)):
+        found = catalog.find(kind, asked[key]) if asked.get(key) else None
+        if found is not None:
+            st.session_state[f"train-{key}"] = found.id
+
+
+def choose(bases: list[Base], datasets: list[Dataset]) -> Choice:
+    """Four widgets."""
+    goal = st.radio(
+        "1. What should it learn?",
+        list(GOALS),
+        key="train-goal",
+        format_func=lambda key: GOALS[key][0],
+        captions=[words for _, words in GOALS.values()],
+        persist_state="session",
+    )
+    base = _pick("2. On which base model?", "train-base", {b.id: b for b in bases})
+    dataset = _pick("3. From which pictures?", "train-dataset", {d.id: d for d in datasets})
+    images = shell.workspace().catalog.list(Image, dataset_id=dataset.id, order="position", limit=SHOWN)
+    cards = [
+        Card(
+            id=i.id,
+            images=(picture_url("thumb", i.blob),),
+            alt=i.name,
+            zoom=picture_url("blob", i.blob),
+            zoom_text=i.caption,
+        )
+        for i in images
+    ]
+    gallery(cards, key="train-pictures", opens=False, least=64, framed=False)
+    trigger = f" · trigger word {dataset.trigger}" if dataset.trigger else ""
+    st.caption(md(f"{plural(dataset.image_count, 'picture')}{trigger}"))
+    effort = st.segmented_control(
+        "4. How thorough?",
+        list(EFFORT_WORDS),
+        default="normal",
+        format_func=EFFORT_WORDS.__getitem__,
+        key="train-effort",
+        required=True,
+        persist_state="session",
+    )
+    return Choice(goal or "style", base, dataset, effort or "normal")
+
+
+def _pick(label: str, key: str, records: dict[str, Any]) -> Any:
+    if st.session_state.get(key) not in records:
+        st.session_state[key] = next(iter(records))
+    return records[
+        st.selectbox(
+            label, list(records), format_func=lambda id: records[id].name, key=key, persist_state="session"
+        )
+    ]
+
+
+def launch_panel(choice: Choice, recipe: Recipe) -> None:
+    """What it costs, what it is called, the button."""
+    from studio.runs.launch import launch
+
+    with st.container(key="panel-forecast"):
+        forecast_card(recipe, choice.base, choice.dataset)
+        name = st.text_input(
+            "Name of the adapter",
+            max_chars=100,
+            placeholder=f"{choice.dataset.name}-{choice.goal}",
+            key="train-name",
+        )
+        if st.button("Start training", type="primary", width="stretch", icon=":material/play_arrow:"):
+            with shell.guarded():
+                run = launch(shell.workspace(), recipe, choice.base, choice.dataset, (name or "").strip())
+                shell.note(f"{run.name} is in line")
+                shell.go("runs", run=run.id)
+
+
+def departures_list(choice: Choice, recipe: Recipe) -> None:
+    """Every setting that is not the preset's, with why the preset has its own."""
+    found = differences(recipe, choice.preset)
+    if not found:
+        return
+    with st.container(key="panel-changes"):
+        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            st.markdown(f"**Different from the preset** :gray[{md(choice.preset)}]", width="content")
+            if choice.changed:
+                st.button(
+                    "Back to the preset",
+                    key="reset-recipe",
+                    icon=":material/undo:",
+                    type="tertiary",
+                    on_click=reset,
+                    args=(choice.preset,),
+                )
+        for change in found:
+            own = change.key in choice.changed
+            why = change.reason if own else EFFORT_REASONS[choice.effort]
+            prefix = "the preset says" if own and why else "because it is"
+            reason = f"  \n:gray[:small[{prefix}: {md(why)}]]" if why else ""
+            st.markdown(change_line(change.key, change.preset, change.value) + reason)
+
+
+def reset(preset: str) -> None:
+    """Forget the changes; other widget keys make the form begin anew."""
+    st.session_state[f"changed-{preset}"] = {}
+    st.session_state["form-serial"] = st.session_state.get("form-serial", 0) + 1
+
+
+def everything(choice: Choice) -> None:
+    """All fields, and the recipe as TOML in and out."""
+    with st.expander("Everything", icon=":material/tune:", key="everything", on_change="rerun") as box:
+        if not box.open:  # 70 widgets that nobody looks at would cost every rerun
+            return
+        serial = st.session_state.get("form-serial", 0)
+        recipe_form(
+            choice.start,
+            choice.changed,
+            reasons(choice.preset),
+            key=f"r{serial}-{choice.preset}-{choice.effort}-",
+        )
+    with st.expander("As a file (TOML)", icon=":material/description:"):
+        try:
+            text = to_toml(apply_sets(choice.start, sets(choice.changed)))
+        except StudioError as error:
+            shell.complain(error)
+        else:
+            st.code(text, language="toml", height=300)
+            st.download_button(
+                "Save", text, f"{choice.preset}.toml", "application/toml", icon=":material/download:"
+            )
+        upload(choice)
+
+
+def upload(choice: Choice) -> None:
+    """A recipe from a file becomes the changes to the preset."""
+    given = st.file_uploader(
+        "Use a recipe from a file", "toml", key=f"toml-{st.session_state.get('form-serial', 0)}"
+    )
+    if given is None:
+        return
+    with shell.guarded():
+        recipe = read_upload(given.name, given.getvalue())
+        name = preset_name(choice.base.family, recipe.goal, choice.base.name)
+        preset = preset_by_name(name)
+        reset(name)
+        start = apply_sets(preset, effort_sets(preset, choice.effort))
+        kept = {
+            key: value for key, value in departures(recipe, start).items() if key not in ("family", "goal")
+        }
+        st.session_state[f"changed-{name}"] = kept
+        shell.note(f"{given.name} is in the form")
+        st.query_params["goal"] = recipe.goal
+        st.rerun()
+
+
+if __name__ == "__main__":
+    page()

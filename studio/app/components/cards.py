@@ -1,0 +1,125 @@
+"""Records as cards."""
+
+from pathlib import Path
+
+import streamlit as st
+
+from registry.records import Adapter, Base, Dataset, Image, Run, Sample
+from studio.app.components.gallery import Card, Frame
+from studio.app.routes import picture_url
+from studio.app.shell import workspace
+from studio.app.words import ORIGIN_WORDS, STATE_TONES, STATE_WORDS, ago, plural, size
+from trainers.families import FAMILIES
+from trainers.rundir import RunDir
+
+BADGE_COLOURS = {"accent": "primary", "good": "green", "warn": "orange", "bad": "red"}
+
+
+def family_label(family: str) -> str:
+    """`sd15` -> "Stable Diffusion 1.5"."""
+    return FAMILIES[family].label if family in FAMILIES else (family or "unknown family")
+
+
+def adapter_preview(adapter: Adapter, *, full: bool = False) -> str:
+    """URL of an adapter's picture, or ""."""
+    if not adapter.preview:
+        return ""
+    url = picture_url("adapter", adapter.id, version=adapter.tensor_sha256)
+    return f"{url}&full" if full else url
+
+
+def adapter_card(adapter: Adapter) -> Card:
+    """Picture, name, what it is for, how it is called up."""
+    preview = adapter_preview(adapter)
+    triggers = ", ".join(adapter.trigger_words)
+    badges = [(triggers, "accent")] if triggers else []
+    badges += [("★" * adapter.rating, "")] if adapter.rating else []
+    badges += [(tag, "") for tag in adapter.tags[:3]]
+    return Card(
+        id=adapter.id,
+        title=adapter.name,
+        lines=(
+            f"{family_label(adapter.family)} · rank {adapter.rank}",
+            f"{ORIGIN_WORDS[adapter.origin]} {ago(adapter.created_at)}",
+        ),
+        images=(preview,) if preview else (),
+        badges=tuple(badges),
+        placeholder="no preview",
+    )
+
+
+def dataset_card(dataset: Dataset) -> Card:
+    """Its first four pictures, name and count."""
+    images = workspace().catalog.list(Image, dataset_id=dataset.id, order="position", limit=4)
+    urls = tuple(picture_url("thumb", image.blob) for image in images)
+    return Card(
+        id=dataset.id,
+        title=dataset.name,
+        lines=(plural(dataset.image_count, "picture"), ago(dataset.created_at)),
+        images=urls if len(urls) == 4 else urls[:1],
+        badges=((dataset.trigger, "accent"),) if dataset.trigger else (),
+        placeholder="no pictures",
+    )
+
+
+def run_card(run: Run) -> Card:
+    """Its newest preview, state and progress."""
+    pictures = [item for item in workspace().run_dir(run.id).previews() if not item.get("base")]
+    newest = max(pictures, key=lambda item: item["step"], default=None)
+    url = picture_url("run", run.id, Path(newest["file"]).name, version=str(newest["step"])) if newest else ""
+    return Card(
+        id=run.id,
+        title=run.name,
+        lines=(f"step {run.step:,} of {run.steps:,}", ago(run.created_at)),
+        images=(url,) if url else (),
+        badges=((STATE_WORDS[run.state], STATE_TONES.get(run.state, "")),),
+        placeholder="no preview yet",
+    )
+
+
+def sample_cards(sample: Sample, bases: dict[str, Base]) -> list[Card]:
+    """One card per picture of a sample; the id is `<sample>/<index>`."""
+    prompt = str(sample.request.get("prompt", ""))
+    first = int(sample.request.get("seed", 0))
+    used = len(sample.adapters)
+    with_what = (
+        plural(used, "adapter")
+        if used
+        else f"{bases[sample.base_id].name if sample.base_id in bases else 'base'} alone"
+    )
+    return [
+        Card(
+            id=f"{sample.id}/{index}",
+            title=prompt or "no prompt",
+            lines=(f"seed {(first + index) % 2**32} · {with_what}",),
+            images=(picture_url("sample", sample.id, index),),
+            zoom=picture_url("sample", sample.id, index) + "?full",
+            zoom_text=prompt,
+            label=f"Use the settings of this picture: {prompt}",
+        )
+        for index in range(len(sample.files))
+    ]
+
+
+def film_rows(rundir: RunDir, run_id: str) -> list[tuple[str, list[Frame]]]:
+    """Previews of a run per prompt, the base first, then by step."""
+    rows: dict[str, dict[int, Frame]] = {}
+    for item in rundir.previews():
+        base = bool(item.get("base"))
+        step = -1 if base else int(item["step"])
+        url = picture_url("run", run_id, Path(item["file"]).name)
+        label = "without" if base else f"step {step:,}"
+        text = f"{item['prompt']} · {'base without the adapter' if base else label}"
+        rows.setdefault(str(item["prompt"]), {})[step] = Frame(url, f"{url}?full", label, text, base)
+    return [(prompt, [frames[step] for step in sorted(frames)]) for prompt, frames in rows.items()]
+
+
+def state_badge(run: Run) -> None:
+    """A run's state in a word."""
+    colour = BADGE_COLOURS.get(STATE_TONES.get(run.state, ""), "gray")
+    st.badge(STATE_WORDS[run.state], color=colour)  # pyright: ignore[reportArgumentType]
+
+
+def file_line(adapter: Adapter) -> str:
+    """Method, rank and size in a line."""
+    return f"{adapter.method} rank {adapter.rank}, alpha {adapter.alpha:g}, {size(adapter.size)}"

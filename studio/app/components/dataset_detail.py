@@ -1,0 +1,212 @@
+"""One data set: pictures with their captions, the doctor's findings, what to do with it."""
+
+import streamlit as st
+
+from registry.errors import StudioError
+from registry.records import Dataset, Image, Run
+from studio.app import shell
+from studio.app.components import upload
+from studio.app.components.gallery import Card, gallery
+from studio.app.routes import picture_url
+from studio.app.words import ago, md, plural
+
+PER_PAGE = 24
+MARKS = {
+    "error": ":red[:material/error:]",
+    "warning": ":orange[:material/warning:]",
+    "note": ":gray[:material/info:]",
+}
+
+
+def show(dataset: Dataset) -> None:
+    """The whole page."""
+    if st.button("All data sets", icon=":material/arrow_back:", type="tertiary"):
+        shell.stay()
+    shell.heading(md(dataset.name))
+    trigger = f" · trigger word **{md(dataset.trigger)}**" if dataset.trigger else ""
+    st.markdown(f"{plural(dataset.image_count, 'picture')}{trigger} :gray[· added {ago(dataset.created_at)}]")
+    with st.container(horizontal=True):
+        if st.button("Train on these", type="primary", icon=":material/model_training:"):
+            shell.go("train", dataset=dataset.id)
+        if st.button("Add pictures", icon=":material/add_photo_alternate:"):
+            add_dialog(dataset)
+        if st.button("Trigger word", icon=":material/key:"):
+            trigger_dialog(dataset)
+        if st.button("Remove", icon=":material/delete:"):
+            remove_dialog(dataset)
+    undo(dataset)
+    ingest_report(dataset)
+    findings(dataset)
+    pictures(dataset)
+
+
+def ingest_report(dataset: Dataset) -> None:
+    """What was left out on the way in, until the page is left."""
+    report = st.session_state.get(f"report-{dataset.id}")
+    if report is None or not (report.refused or report.notes):
+        return
+    with st.container(key="panel-report"):
+        for name, problem in report.refused:
+            st.markdown(f":orange[:material/warning:] **{md(name)}** was left out: {md(problem)}")
+        for line in report.notes:
+            st.markdown(f":gray[:material/info:] {md(line)}")
+        if st.button("Understood", key="report-seen"):
+            st.session_state.pop(f"report-{dataset.id}")
+            st.rerun()
+
+
+def findings(dataset: Dataset) -> None:
+    """What training would trip over."""
+    from studio.datasets.doctor import check_dataset
+
+    found = check_dataset(shell.workspace(), dataset)
+    if not found:
+        st.markdown(":green[:material/check_circle:] Nothing to complain about: ready to train.")
+        return
+    with st.expander(
+        f"Before you train: {plural(len(found), 'remark')}", expanded=True, icon=":material/stethoscope:"
+    ):
+        for finding in found:
+            what = f"{MARKS.get(finding.severity, '')} {md(finding.message)}"
+            fix = f"  \n:gray[{md(finding.fix)}]" if finding.fix else ""
+            st.markdown(what + fix)
+
+
+def pictures(dataset: Dataset) -> None:
+    """A page of pictures, each with its caption to edit."""
+    pages = max(1, -(-dataset.image_count // PER_PAGE))
+    place = min(st.session_state.get(f"page-{dataset.id}", 1), pages)
+    images = shell.workspace().catalog.list(
+        Image, dataset_id=dataset.id, order="position", limit=PER_PAGE, offset=(place - 1) * PER_PAGE
+    )
+    st.subheader("Pictures and captions", anchor=False)
+    st.caption(
+        "Say what can be seen, not what should be learned. A caption is saved when you leave its field."
+    )
+    with st.grid("auto", min_column_width=220, gap="small"):
+        for image in images:
+            with st.container(border=True, gap="xsmall"):
+                picture(dataset, image)
+    if pages > 1:
+        with st.container(horizontal_alignment="center"):
+            st.pagination(pages, default=place, key=f"page-{dataset.id}")
+
+
+def picture(dataset: Dataset, image: Image) -> None:
+    """One picture with its caption, file name and size."""
+    card = Card(
+        id=image.id,
+        images=(picture_url("thumb", image.blob),),
+        zoom=picture_url("blob", image.blob),
+        zoom_text=image.caption,
+        alt=image.name,
+    )
+    gallery(
+        [card], key=f"picture-{image.id}", opens=False, least=2000, ratio="4 / 3", fit="contain", framed=False
+    )
+    key = f"caption-{image.id}"
+    st.text_area(
+        f"Caption of {md(image.name)}",
+        image.caption,
+        key=key,
+        height=90,
+        label_visibility="collapsed",
+        placeholder="What does this picture show?",
+        on_change=save_caption,
+        args=(dataset, image.id, key),
+    )
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.caption(f"{md(image.name)} · {image.width}×{image.height}", help=md(image.note) or None)
+        if st.button(
+            "",
+            key=f"drop-{image.id}",
+            icon=":material/close:",
+            type="tertiary",
+            help="Leave this picture out",
+        ):
+            remove_picture(dataset, image)
+
+
+def save_caption(dataset: Dataset, image_id: str, key: str) -> None:
+    """One caption, at once."""
+    from studio.datasets.ingest import set_captions
+
+    try:
+        set_captions(shell.workspace(), dataset, {image_id: st.session_state[key]})
+    except StudioError as error:
+        st.session_state["caption-error"] = error
+    else:
+        shell.note("Caption saved")
+
+
+def remove_picture(dataset: Dataset, image: Image) -> None:
+    """Leave one picture out; it can be brought back at once."""
+    from studio.datasets.ingest import images_of, remove_images
+
+    images = images_of(shell.workspace(), dataset)
+    with shell.guarded():
+        remove_images(shell.workspace(), dataset, [image.id])
+        st.session_state[f"undo-{dataset.id}"] = images
+        shell.note(f"{image.name} is left out")
+        st.rerun()
+
+
+def undo(dataset: Dataset) -> None:
+    """Bring back the picture that was just left out; errors of a caption that could not be saved."""
+    if (error := st.session_state.pop("caption-error", None)) is not None:
+        shell.complain(error)
+    before = st.session_state.get(f"undo-{dataset.id}")
+    if before and st.button("Bring the last picture back", icon=":material/undo:", key="undo-picture"):
+        with shell.guarded():
+            shell.workspace().catalog.replace_images(dataset.id, before)
+            st.session_state.pop(f"undo-{dataset.id}")
+            st.rerun()
+
+
+@st.dialog("Add pictures", icon=":material/add_photo_alternate:")
+def add_dialog(dataset: Dataset) -> None:
+    """More files for this data set."""
+    files = upload.pictures_field(f"more-{dataset.id}")
+    if st.button("Add", type="primary", disabled=not files):
+        from studio.datasets.ingest import add_images
+
+        with shell.guarded():
+            report = upload.with_progress(
+                files, lambda sources, say: add_images(shell.workspace(), dataset, sources, progress=say)
+            )
+            st.session_state[f"report-{dataset.id}"] = report
+            shell.note(f"{plural(report.added, 'picture')} added")
+            st.rerun()
+
+
+@st.dialog("Trigger word", icon=":material/key:")
+def trigger_dialog(dataset: Dataset) -> None:
+    """The word that will call up what is learned."""
+    with st.form("trigger", border=False):
+        word = st.text_input(
+            "Trigger word", dataset.trigger, max_chars=60, placeholder="A made-up word, such as zibbo"
+        )
+        if st.form_submit_button("Save", type="primary"):
+            with shell.guarded():
+                from studio.datasets.ingest import set_trigger
+
+                set_trigger(shell.workspace(), dataset, word or "")
+                shell.note("Saved")
+                st.rerun()
+
+
+@st.dialog("Remove this data set?")
+def remove_dialog(dataset: Dataset) -> None:
+    """Cannot be undone, so it is asked; runs keep their own list."""
+    runs = shell.workspace().catalog.count(Run, dataset_id=dataset.id)
+    st.markdown(
+        f"**{md(dataset.name)}** with {plural(dataset.image_count, 'picture')} and captions goes for good."
+    )
+    if runs:
+        st.caption(f"{plural(runs, 'run')} made from it and their adapters stay: they keep their own list.")
+    if st.button("Remove for good", type="primary"):
+        with shell.guarded():
+            shell.workspace().catalog.delete(Dataset, dataset.id)
+            shell.note(f"{dataset.name} is removed")
+            st.query_params.clear()
+            st.rerun()

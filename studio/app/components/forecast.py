@@ -1,0 +1,28 @@
+"""What a run will cost, as a card."""
+
+import streamlit as st
+
+from registry.records import Base, Dataset
+from studio.app import shell
+from studio.app.words import duration, md, size
+from studio.runs.forecast import forecast
+from trainers.recipe import Recipe
+
+
+def forecast_card(recipe: Recipe, base: Base, dataset: Dataset) -> None:
+    """Steps, time, disk, memory; and where the figures come from."""
+    cost = forecast(shell.workspace(), recipe, base, dataset)
+    st.subheader("What it will cost", anchor=False)
+    time = duration(cost.minutes * 60) if cost.minutes is not None else "not known yet"
+    memory = size(cost.memory_bytes) if cost.memory_bytes else "not known yet"
+    with st.grid(2, min_column_width=110, gap="small"):
+        for label, value, term in (
+            ("Steps", f"{cost.steps:,}", ""),
+            ("Time", time, ""),
+            ("Memory", memory, ""),
+            ("Disk, at most", size(cost.disk_bytes), ""),
+        ):
+            with st.container():
+                st.caption(label)
+                st.markdown(f"**{md(value)}**{term}")
+    st.caption(md(" ".join(cost.notes)))

@@ -1,0 +1,115 @@
+"""Two components in plain JavaScript: cards with pictures, and previews over time."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from studio.app.words import printable
+
+HERE = Path(__file__).parent
+
+
+def _read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+_LIGHTBOX = _read("lightbox.js")
+_GALLERY = st.components.v2.component(
+    "lora_studio_gallery",
+    html='<div id="grid"></div>',
+    css=_read("gallery.css"),
+    js=_LIGHTBOX + _read("gallery.js"),
+)
+_FILM = st.components.v2.component(
+    "lora_studio_film",
+    html='<div id="film" tabindex="0"></div>',
+    css=_read("film.css"),
+    js=_LIGHTBOX + _read("film.js"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One card; every text is shown as text, whatever it contains."""
+
+    id: str
+    title: str = ""
+    lines: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()  # URLs of our own routes; up to 4
+    badges: tuple[tuple[str, str], ...] = ()  # text, tone: "", accent, good, warn, bad
+    selected: bool = False
+    zoom: str = ""  # URL of the picture at full size
+    zoom_text: str = ""
+    alt: str = ""
+    label: str = ""  # for screen readers; default: title
+    placeholder: str = ""  # where there is no picture
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a film strip."""
+
+    url: str
+    zoom: str
+    label: str  # "step 250"
+    text: str  # beside the large picture
+    base: bool = False  # drawn without the adapter
+
+
+def gallery(
+    cards: Sequence[Card],
+    *,
+    key: str,
+    opens: bool = True,
+    least: int = 190,
+    ratio: str = "1 / 1",
+    fit: str = "cover",
+    framed: bool = True,
+) -> str | None:
+    """Cards in a grid; returns the id of the card that was just clicked.
+
+    Args:
+        cards: What to show; the caller has already chosen the page of results.
+        key: Unique on the page.
+        opens: Whether a click is reported; False = a click shows the picture at full size.
+        least: Smallest width of a card in pixels.
+        ratio: CSS aspect ratio of the pictures.
+        fit: "cover" crops to the ratio, "contain" shows the whole picture.
+        framed: Whether cards have a border.
+    """
+    data: dict[str, Any] = {
+        "cards": [_clean(asdict(card)) for card in cards],
+        "opens": opens,
+        "least": least,
+        "ratio": ratio,
+        "fit": fit,
+        "framed": framed,
+    }
+
+    return _GALLERY(key=key, data=data, on_opened_change=_noop).get("opened")
+
+
+def film(rows: Sequence[tuple[str, Sequence[Frame]]], *, key: str) -> None:
+    """Previews over time: (prompt, frames) per row; a click shows a picture at full size."""
+    data = [
+        {"prompt": printable(prompt), "cells": [_clean(asdict(frame)) for frame in frames]}
+        for prompt, frames in rows
+    ]
+    _FILM(key=key, data={"rows": data})
+
+
+def _noop() -> None:
+    """A callback, even an empty one, is what makes the component report an event."""
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {name: _clean(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value

@@ -1,0 +1,106 @@
+"""A run as it happens: progress, figures, charts, previews."""
+
+from typing import Any
+
+import streamlit as st
+
+from registry.records import Run
+from studio.app import theme
+from studio.app.components.cards import film_rows, state_badge
+from studio.app.components.gallery import film
+from studio.app.shell import run_progress, workspace
+from studio.app.words import PHASE_WORDS, duration, md, size
+from trainers.rundir import Status
+
+POINTS = 600  # of a chart; more cannot be told apart on a screen
+
+
+def progress_panel(run: Run, status: Status | None) -> None:
+    """State, bar and the figures a person waits for."""
+    fraction, line = run_progress(run, status)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        state_badge(run)
+        phase = phase_words(status) if run.state.active else ""
+        st.markdown(f"{md(line)}" + (f" :gray[· {md(phase)}]" if phase else ""))
+    st.progress(fraction)
+    if status is None:
+        return
+    figures = [("Loss", f"{status.loss:.4f}" if status.loss is not None else "–", "smoothed over 20 steps")]
+    if run.state.active:
+        pace = f"{1 / status.seconds_per_step:.2f} steps/s" if status.seconds_per_step else "–"
+        if status.seconds_per_step and status.seconds_per_step > 1:
+            pace = f"{status.seconds_per_step:.1f} s/step"
+        figures += [("Speed", pace, ""), ("Time left", duration(status.seconds_left) or "–", "")]
+    if status.best_step:
+        figures.append(("Best step", f"{status.best_step:,}", "lowest probe loss"))
+    figures.append(("Memory", size(status.peak_memory) if status.peak_memory else "–", "peak so far"))
+    with st.grid("auto", min_column_width=120, gap="small"):
+        for label, value, hint in figures:
+            st.metric(label, value, help=hint or None)
+
+
+def phase_words(status: Status | None) -> str:
+    """What the trainer is doing, in words; "" while it trains."""
+    if status is None or status.phase in ("", "training"):
+        return ""
+    words = PHASE_WORDS.get(status.phase, status.phase)
+    return f"{words} {status.phase_done} of {status.phase_total}" if status.phase_total else words
+
+
+def charts(run: Run) -> None:
+    """Loss and learning rate over steps."""
+    lines = workspace().run_dir(run.id).read_metrics()
+    if len(lines) < 2:
+        st.caption("Curves appear after the first steps.")
+        return
+    lines = lines[:: max(1, len(lines) // POINTS)]
+    left, right = st.columns(2)
+    with left:
+        st.caption("Loss: lower is closer to your pictures; it wobbles, and that is normal")
+        st.echarts_chart(_loss(lines), height=230, key=f"loss-{run.id}")
+    with right:
+        st.caption("Learning rate: how big the steps are")
+        rates = [[line["step"], line["lr"]] for line in lines if line.get("lr") is not None]
+        st.echarts_chart(
+            _chart([("learning rate", rates, 2, 1.0)], scale=True), height=230, key=f"lr-{run.id}"
+        )
+
+
+def previews(run: Run) -> None:
+    """Pictures over time, one row per prompt."""
+    rows = film_rows(workspace().run_dir(run.id), run.id)
+    if not rows:
+        st.caption("Preview pictures appear here while it trains.")
+        return
+    film(rows, key=f"film-{run.id}")
+
+
+def _loss(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    raw = [[line["step"], line["loss"]] for line in lines if line.get("loss") is not None]
+    smooth: list[list[float]] = []
+    mean = raw[0][1] if raw else 0.0
+    for step, value in raw:
+        mean += (value - mean) * 0.08
+        smooth.append([step, round(mean, 6)])
+    return _chart([("each step", raw, 1, 0.3), ("smoothed", smooth, 2, 1.0)], scale=True)
+
+
+def _chart(series: list[tuple[str, list[list[float]], int, float]], *, scale: bool) -> dict[str, Any]:
+    return {
+        "animation": False,
+        "color": [theme.ACCENT_DARK if st.context.theme.type == "dark" else theme.ACCENT],
+        "grid": {"left": 8, "right": 12, "top": 12, "bottom": 8, "containLabel": True},
+        "tooltip": {"trigger": "axis", "valueFormatter": "%.3g"},
+        "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", "splitLine": {"show": False}},
+        "yAxis": {"type": "value", "scale": scale, "splitNumber": 4},
+        "series": [
+            {
+                "type": "line",
+                "name": name,
+                "data": data,
+                "showSymbol": False,
+                "lineStyle": {"width": width, "opacity": opacity},
+            }
+            for name, data, width, opacity in series
+        ],
+    }

@@ -1,0 +1,125 @@
+"""The adapters of a sample: choose them, set how strongly each acts, gather their trigger words."""
+
+from dataclasses import dataclass, replace
+
+import streamlit as st
+
+from registry.records import Adapter
+from studio.app import shell
+from studio.app.components.cards import adapter_card
+from studio.app.components.gallery import gallery
+from studio.app.words import md
+from studio.sampling.request import AdapterChoice
+
+MIX = "sample-mix"  # list[Part] in session state
+OFFERED = 12  # adapters shown in the dialog at a time
+
+
+@dataclass(frozen=True)
+class Part:
+    """An adapter of the mix; `serial` keeps widget keys of a replaced mix apart."""
+
+    id: str
+    weight: float
+    text_weight: float | None = None
+    serial: int = 0
+
+
+def mix() -> list[Part]:
+    """What is chosen now."""
+    return st.session_state.setdefault(MIX, [])
+
+
+def set_mix(parts: list[Part]) -> None:
+    """Replace the mix; its sliders begin at the given weights."""
+    serial = st.session_state["mix-serial"] = st.session_state.get("mix-serial", 0) + 1
+    st.session_state[MIX] = [replace(part, serial=serial) for part in parts]
+
+
+def add(adapter: Adapter) -> None:
+    """Put an adapter into the mix at the weight its page recommends."""
+    if all(part.id != adapter.id for part in mix()):
+        serial = st.session_state["mix-serial"] = st.session_state.get("mix-serial", 0) + 1
+        mix().append(Part(adapter.id, adapter.recommended_weight, serial=serial))
+
+
+def mixer(family: str) -> tuple[AdapterChoice, ...]:
+    """Sliders for the mix, and the button that adds to it."""
+    choices: list[AdapterChoice] = []
+    for part in list(mix()):
+        adapter = shell.workspace().catalog.find(Adapter, part.id)
+        if adapter is None:
+            mix().remove(part)
+            continue
+        choices.append(_row(part, adapter, family))
+    if st.button("Add an adapter", icon=":material/add:", width="stretch"):
+        pick_dialog(family)
+    return tuple(choices)
+
+
+def triggers() -> list[str]:
+    """Trigger words of the mix."""
+    words: dict[str, None] = {}
+    for part in mix():
+        adapter = shell.workspace().catalog.find(Adapter, part.id)
+        words.update(dict.fromkeys(adapter.trigger_words if adapter else ()))
+    return list(words)
+
+
+def _row(part: Part, adapter: Adapter, family: str) -> AdapterChoice:
+    key = f"{part.id}-{part.serial}"
+    with st.container(border=True, gap="xsmall"):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"**{md(adapter.name)}**", width="stretch")
+            st.button(
+                "",
+                key=f"drop-{key}",
+                icon=":material/close:",
+                type="tertiary",
+                help=f"Leave {md(adapter.name)} out",
+                on_click=mix().remove,
+                args=(part,),
+            )
+        if adapter.family and adapter.family != family:
+            st.caption(":orange[Made for another kind of base: it will not load here]")
+        weight = st.slider(
+            "Strength",
+            -1.0,
+            2.0,
+            part.weight,
+            0.05,
+            key=f"weight-{key}",
+            help="How strongly it acts (LoRA weight): 0 is off, 1 is as trained",
+        )
+        text_weight = None
+        if "text_encoder" in adapter.targets:
+            with st.popover("More", type="tertiary"):
+                if st.toggle(
+                    "Own strength on the text side", part.text_weight is not None, key=f"text-on-{key}"
+                ):
+                    start = weight if part.text_weight is None else part.text_weight
+                    text_weight = st.slider("Text encoder weight", -1.0, 2.0, start, 0.05, key=f"text-{key}")
+    return AdapterChoice(id=part.id, weight=weight, text_weight=text_weight)
+
+
+@st.dialog("Add an adapter", width="large")
+def pick_dialog(family: str) -> None:
+    """Search and click."""
+    catalog = shell.workspace().catalog
+    query = st.text_input(
+        "Search",
+        key="pick-query",
+        type="search",
+        live="200ms",
+        icon=":material/search:",
+        placeholder="Name, tag or trigger word",
+    )
+    found, total = catalog.search_adapters(query or "", family=family, limit=OFFERED)
+    if not found:
+        st.markdown(":gray[No adapter for this base fits. Train one, or choose another base.]")
+        return
+    if opened := gallery([adapter_card(adapter) for adapter in found], key="pick-grid", least=150):
+        add(catalog.get(Adapter, opened))
+        st.rerun()
+    if total > len(found):
+        st.caption(f"{total - len(found):,} more: type to find them")

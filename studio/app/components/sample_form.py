@@ -1,0 +1,222 @@
+"""What to draw: the form of the Sample page, and settings put back into it."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+from pydantic import ValidationError
+
+from registry.errors import BadInput
+from registry.records import Adapter, Base, Sample
+from studio.app import shell
+from studio.app.components import mix
+from studio.app.words import md
+from studio.sampling.request import AdapterChoice, SampleRequest
+from studio.sampling.schedulers import SCHEDULERS
+
+SEEDS = 2**32
+PENDING = "sample-pending"  # settings to put back before the widgets are made
+SHAPES = {"square": "Square", "portrait": "Portrait", "landscape": "Landscape", "own": "Own size"}
+KEPT: Any = "session"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Pixels."""
+
+    width: int
+    height: int
+
+
+def put_back(request: dict[str, Any], index: int = 0) -> None:
+    """All settings of a picture, its own seed locked, on the next run."""
+    st.session_state[PENDING] = {**request, "seed": (int(request.get("seed", 0)) + index) % SEEDS}
+
+
+def apply_pending() -> None:
+    """Before any widget is made: what the address asks for, and settings put back."""
+    asked = st.query_params.to_dict()
+    if asked:
+        st.query_params.clear()
+        _apply_address(asked)
+    request = st.session_state.pop(PENDING, None)
+    if request is None:
+        return
+    values = {
+        name: request[name] for name in ("prompt", "negative", "steps", "cfg", "scheduler", "width", "height")
+    }
+    values |= {"base": request["base"], "seed": request["seed"], "lock": True, "shape": "own", "count": 1}
+    for name, value in values.items():
+        st.session_state[f"s-{name}"] = value
+    mix.set_mix([mix.Part(a["id"], a["weight"], a.get("text_weight")) for a in request.get("adapters", ())])
+
+
+def _apply_address(asked: dict[str, str]) -> None:
+    catalog = shell.workspace().catalog
+    if (base := asked.get("base")) and catalog.find(Base, base):
+        st.session_state["s-base"] = base
+    if (key := asked.get("adapter")) and (adapter := catalog.find(Adapter, key)):
+        mix.set_mix([mix.Part(adapter.id, adapter.recommended_weight)])
+        _set_base_for(adapter)
+        st.session_state.setdefault("s-prompt", ", ".join(adapter.trigger_words))
+    sample, _, index = asked.get("sample", "").partition("/")
+    if sample and (found := catalog.find(Sample, sample)):
+        put_back(found.request, int(index) if index.isdigit() else 0)
+
+
+def _set_base_for(adapter: Adapter) -> None:
+    """The base it was trained on, else any of its family."""
+    catalog = shell.workspace().catalog
+    base = catalog.find(Base, adapter.base_id) if adapter.base_id else None
+    base = base or next(iter(catalog.list(Base, family=adapter.family, limit=1)), None)
+    if base is not None:
+        st.session_state["s-base"] = base.id
+
+
+def form(bases: list[Base]) -> SampleRequest | None:
+    """The widgets; a request when "Make pictures" was pressed."""
+    by_id = {base.id: base for base in bases}
+    if st.session_state.get("s-base") not in by_id:
+        st.session_state["s-base"] = bases[0].id
+    base_id = st.selectbox(
+        "Base model", list(by_id), format_func=lambda key: by_id[key].name, key="s-base", persist_state=KEPT
+    )
+    base = by_id[base_id]
+    choices = mix.mixer(base.family)
+    _trigger_chips()
+    prompt = st.text_area(
+        "What to draw (prompt)",
+        key="s-prompt",
+        height=110,
+        persist_state=KEPT,
+        placeholder="a red circle on a white background",
+    )
+    negative = st.text_input("What to avoid (negative prompt)", key="s-negative", persist_state=KEPT)
+    size = _size(base)
+    seed = _seed()
+    count = st.slider("How many pictures", 1, 16, key="s-count", persist_state=KEPT)
+    steps, cfg, scheduler = _more()
+    if not st.button(
+        "Make pictures", type="primary", icon=":material/brush:", width="stretch", shortcut="Ctrl+Enter"
+    ):
+        return None
+    if not st.session_state.get("s-lock"):
+        seed = random.randrange(SEEDS)
+        st.session_state["next-seed"] = seed
+    return _request(
+        base=base.id,
+        adapters=choices,
+        prompt=prompt or "",
+        negative=negative or "",
+        steps=steps,
+        cfg=cfg,
+        seed=seed,
+        width=size.width,
+        height=size.height,
+        scheduler=scheduler,
+        count=count,
+    )
+
+
+def _request(*, adapters: tuple[AdapterChoice, ...], **values: Any) -> SampleRequest | None:
+    try:
+        return SampleRequest(adapters=adapters, **values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        shell.complain(BadInput(name, first["msg"].lower(), "change it and try again"))
+        return None
+
+
+def _trigger_chips() -> None:
+    words = [word for word in mix.triggers() if word not in st.session_state.get("s-prompt", "")]
+    if not words:
+        return
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.caption("Call it up with", width="content")
+        for word in words:
+            st.button(md(word), key=f"chip-{word}", icon=":material/add:", on_click=_add_word, args=(word,))
+
+
+def _add_word(word: str) -> None:
+    prompt = st.session_state.get("s-prompt", "").strip().rstrip(",")
+    st.session_state["s-prompt"] = f"{prompt}, {word}" if prompt else word
+
+
+def _size(base: Base) -> Size:
+    from studio.sampling.submit import default_size
+
+    width, height = default_size(shell.workspace(), base)
+    shape = st.segmented_control(
+        "Shape",
+        list(SHAPES),
+        format_func=SHAPES.__getitem__,
+        key="s-shape",
+        default="square",
+        required=True,
+        persist_state=KEPT,
+    )
+    if shape == "own":
+        left, right = st.columns(2)
+        st.session_state.setdefault("s-width", width)
+        st.session_state.setdefault("s-height", height)
+        wide = left.number_input("Width", 16, 4096, step=8, key="s-width", persist_state=KEPT)
+        high = right.number_input("Height", 16, 4096, step=8, key="s-height", persist_state=KEPT)
+        return Size(int(wide), int(high))
+    long, short = _multiple(width * 1.22), _multiple(height * 0.82)  # the same area, 3:2
+    return {"portrait": Size(short, long), "landscape": Size(long, short)}.get(
+        shape or "", Size(width, height)
+    )
+
+
+def _multiple(pixels: float) -> int:
+    return max(16, round(pixels / 8) * 8)
+
+
+def _seed() -> int:
+    if (drawn := st.session_state.pop("next-seed", None)) is not None:
+        st.session_state["s-seed"] = drawn
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        seed = st.number_input(
+            "Seed",
+            0,
+            SEEDS - 1,
+            key="s-seed",
+            persist_state=KEPT,
+            width="stretch",
+            help="The same seed and settings give the same picture",
+        )
+        st.button("Dice", icon=":material/casino:", help="Another seed", on_click=_dice)
+        st.toggle("Lock", key="s-lock", persist_state=KEPT, help="Off: every press of the button draws anew")
+    return int(seed or 0)
+
+
+def _dice() -> None:
+    st.session_state["s-seed"] = random.randrange(SEEDS)
+
+
+def _more() -> tuple[int, float, str]:
+    for name, start in (("steps", 25), ("cfg", 7.0)):
+        st.session_state.setdefault(f"s-{name}", start)
+    with st.expander("More", icon=":material/tune:"):
+        steps = st.slider("How many steps (inference steps)", 1, 100, key="s-steps", persist_state=KEPT)
+        cfg = st.slider(
+            "How closely to follow the prompt (guidance)",
+            0.0,
+            20.0,
+            step=0.5,
+            key="s-cfg",
+            persist_state=KEPT,
+        )
+        names = ["default", *(name for name in SCHEDULERS if name != "default")]
+        scheduler = st.selectbox(
+            "Sampler (scheduler)",
+            names,
+            key="s-scheduler",
+            persist_state=KEPT,
+            format_func=lambda name: (
+                "The base's own" if name == "default" else f"{name}: {SCHEDULERS[name].note}"
+            ),
+        )
+    return steps, cfg, scheduler

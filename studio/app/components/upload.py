@@ -1,0 +1,53 @@
+"""Files from the browser into a data set, with progress."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from studio.app.words import plural
+
+if TYPE_CHECKING:
+    from studio.datasets.ingest import IngestReport
+
+PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "avif")
+ENDINGS = (
+    "png",
+    "jpg",
+    "jpeg",
+    "webp",
+    "bmp",
+    "tif",
+    "tiff",
+    "avif",
+    "zip",
+    "txt",
+    "caption",
+    "jsonl",
+    "csv",
+)
+Work = Callable[[Sequence[tuple[str, bytes]], Callable[[int, int], None]], "IngestReport"]
+
+
+def pictures_field(key: str) -> list[Any]:
+    """Where pictures, captions and zips are dropped."""
+    return st.file_uploader(
+        "Pictures",
+        ENDINGS,
+        accept_multiple_files=True,
+        key=key,
+        help="PNG, JPEG, WebP, BMP, TIFF, AVIF; a zip of a folder; captions as .txt or metadata.jsonl",
+    )
+
+
+def with_progress(files: Sequence[Any], work: Work) -> "IngestReport":
+    """Run `work` on the uploads while a bar shows how far it is."""
+    bar = st.progress(0.0, text=f"Reading {plural(len(files), 'file')}")
+
+    def say(done: int, total: int) -> None:
+        bar.progress(done / total if total else 0.0, text=f"{done:,} of {total or '?'} pictures read")
+
+    try:
+        return work([(file.name, file.getvalue()) for file in files], say)
+    finally:
+        bar.empty()

@@ -1,0 +1,132 @@
+"""A recipe as a form: one widget per field, made from what the pydantic model says about itself."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from studio.app.words import md, spoken, value_text
+from trainers.recipe import FieldFacts, Recipe, recipe_fields
+from trainers.recipe_text import flatten
+
+SECTION_WORDS = {
+    "adapter": ("What is added", "adapter"),
+    "optimizer": ("How it learns", "optimizer"),
+    "schedule": ("How the learning rate moves", "schedule"),
+    "objective": ("What it predicts", "objective"),
+    "data": ("Pictures and captions", "data"),
+    "train": ("How long and how much", "train"),
+    "checkpoints": ("What is saved on the way", "checkpoints"),
+    "preview": ("Pictures while training", "preview"),
+    "log": ("Where curves go", "log"),
+}
+FIXED = {"name", "family", "goal"}  # chosen elsewhere on the page
+
+
+def recipe_form(start: Recipe, changed: dict[str, Any], reasons: Mapping[str, str], *, key: str) -> None:
+    """Every field below its section; `changed` holds what departs from `start` and is brought up to date.
+
+    Args:
+        start: The values to begin from.
+        changed: Dotted key -> value; read and written.
+        reasons: Dotted key -> why `start` has its value; shown in the help of the field.
+        key: Prefix of widget keys; another prefix = fresh widgets.
+    """
+    values = flatten(start.model_dump())
+    sections: dict[str, list[FieldFacts]] = {}
+    for facts in recipe_fields().values():
+        if facts.key not in FIXED:
+            sections.setdefault(facts.key.partition(".")[0], []).append(facts)
+    tabs = st.tabs([SECTION_WORDS.get(name, (spoken(name), ""))[0] for name in sections])
+    for tab, fields in zip(tabs, sections.values(), strict=True):
+        with tab, st.grid(3, min_column_width=220, gap="small", vertical_alignment="bottom"):
+            for facts in fields:
+                with st.container():
+                    was = values[facts.key]
+                    now = field(
+                        facts,
+                        changed.get(facts.key, was),
+                        key=f"{key}{facts.key}",
+                        reason=reasons.get(facts.key, ""),
+                    )
+                    if same(now, was):
+                        changed.pop(facts.key, None)
+                    else:
+                        changed[facts.key] = now
+
+
+def field(facts: FieldFacts, value: Any, *, key: str, reason: str = "") -> Any:
+    """The widget of one field; returns its value."""
+    label = spoken(facts.key)
+    text = "  \n".join(md(part) for part in (facts.doc, reason and f"Why this preset: {reason}") if part)
+    text += f"  \n`{facts.key}`"
+    if facts.kind == "switch":
+        return st.toggle(label, bool(value), key=key, help=text)
+    if facts.kind == "choice":
+        options = list(facts.choices)
+        return st.selectbox(label, options, options.index(value), key=key, help=text)
+    if facts.kind in ("whole", "number"):
+        return _number(facts, value, label=label, key=key, help_text=text)
+    if facts.kind == "list":
+        lines = st.text_area(label, "\n".join(value or ()), key=key, help=text + "  \nOne a line.", height=68)
+        return tuple(line.strip() for line in (lines or "").splitlines() if line.strip())
+    return st.text_input(label, value or "", key=key, help=text) or ""
+
+
+def sets(changed: Mapping[str, Any]) -> list[str]:
+    """Changes as `key=value` in TOML, what `apply_sets` and `--set` take."""
+    return [f"{key}={toml(value)}" for key, value in changed.items()]
+
+
+def toml(value: Any) -> str:
+    """One value in TOML syntax; None is "none"."""
+    if value is None:
+        return '"none"'
+    if isinstance(value, float):
+        text = repr(value)
+        return text if any(sign in text for sign in ".e") else f"{text}.0"
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal as a recipe understands it: () and [] alike, floats to nine digits."""
+    if isinstance(one, float) and isinstance(other, float | int):
+        return math.isclose(one, other, rel_tol=1e-9)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return list(one) == list(other)
+    return one == other
+
+
+def change_line(key: str, was: Any, now: Any) -> str:
+    """`Max steps: 300 instead of 1000`, as Markdown."""
+    return f"**{md(spoken(key))}**: {md(value_text(now))} instead of {md(value_text(was))}"
+
+
+def _number(facts: FieldFacts, value: Any, *, label: str, key: str, help_text: str) -> int | float | None:
+    kind = int if facts.kind == "whole" else float
+    low, high = (None if bound is None else kind(bound) for bound in (facts.low, facts.high))
+    if kind is int:
+        step: int | float = facts.multiple_of or 1
+        form = "%d"
+    else:
+        step, form = _step(value), "%g"
+    return st.number_input(
+        label,
+        min_value=low,
+        max_value=high,
+        value=None if value is None else kind(value),
+        step=step,
+        format=form,
+        key=key,
+        help=help_text,
+        placeholder="none" if facts.optional else None,
+    )
+
+
+def _step(value: float | None) -> float:
+    """A tenth of the leading digit's place: 1e-4 moves by 1e-5, 7.0 by 0.1."""
+    if not value:
+        return 0.01
+    return 10.0 ** (math.floor(math.log10(abs(value))) - 1)

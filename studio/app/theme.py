@@ -1,0 +1,55 @@
+"""Colours and type: neutral greys, so that pictures keep their own colours, and cobalt as the one accent."""
+
+from pathlib import Path
+
+ACCENT = "#2B59C3"
+ACCENT_DARK = "#8FB0FF"
+HERE = Path(__file__).parent
+
+_SHARED: dict[str, object] = {
+    "theme.headingFont": "serif",
+    "theme.headingFontWeights": [600, 600, 600],
+    "theme.headingFontSizes": ["2.1rem", "1.45rem", "1.15rem"],
+    "theme.metricValueFontSize": "1.35rem",
+    "theme.metricValueFontWeight": 600,
+    "theme.baseRadius": "0.5rem",
+    "theme.buttonRadius": "0.5rem",
+    "theme.showWidgetBorder": True,
+    "theme.showSidebarBorder": True,
+}
+_LIGHT: dict[str, object] = {
+    "primaryColor": ACCENT,
+    "backgroundColor": "#FFFFFF",
+    "secondaryBackgroundColor": "#F4F4F2",
+    "textColor": "#1D1D1B",
+    "borderColor": "#DEDEDA",
+    "linkColor": ACCENT,
+    "codeBackgroundColor": "#F4F4F2",
+    "sidebar.backgroundColor": "#F8F8F6",
+    "sidebar.secondaryBackgroundColor": "#ECECE8",
+    "chartCategoricalColors": [ACCENT, "#8A8A85", "#B9772A"],
+}
+_DARK: dict[str, object] = {
+    "primaryColor": ACCENT_DARK,
+    "backgroundColor": "#171716",
+    "secondaryBackgroundColor": "#232322",
+    "textColor": "#ECECE8",
+    "borderColor": "#3A3A38",
+    "linkColor": ACCENT_DARK,
+    "codeBackgroundColor": "#232322",
+    "sidebar.backgroundColor": "#1C1C1B",
+    "sidebar.secondaryBackgroundColor": "#2A2A28",
+    "chartCategoricalColors": [ACCENT_DARK, "#8A8A85", "#D9A15C"],
+}
+
+
+def options() -> dict[str, object]:
+    """Streamlit's theme options, light and dark; which one shows is the browser's or the person's choice."""
+    light = {f"theme.light.{key}": value for key, value in _LIGHT.items()}
+    dark = {f"theme.dark.{key}": value for key, value in _DARK.items()}
+    return _SHARED | light | dark
+
+
+def stylesheet() -> str:
+    """What themes cannot say: widths, the name beside the mark, small text."""
+    return f"<style>{(HERE / 'style.css').read_text(encoding='utf-8')}</style>"

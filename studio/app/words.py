@@ -1,0 +1,119 @@
+"""Plain words for numbers, times and states, and escaping of foreign text. No Streamlit here."""
+
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from registry.records import RunState, now
+
+STATE_WORDS: dict[str, str] = {
+    RunState.QUEUED: "Waiting",
+    RunState.STARTING: "Starting",
+    RunState.RUNNING: "Training",
+    RunState.PAUSING: "Pausing",
+    RunState.PAUSED: "Paused",
+    RunState.STOPPING: "Stopping",
+    RunState.STOPPED: "Stopped",
+    RunState.FINISHED: "Finished",
+    RunState.FAILED: "Failed",
+    RunState.INTERRUPTED: "Interrupted",
+}
+STATE_TONES: dict[str, str] = {
+    RunState.STARTING: "accent",
+    RunState.RUNNING: "accent",
+    RunState.PAUSING: "accent",
+    RunState.STOPPING: "accent",
+    RunState.FINISHED: "good",
+    RunState.FAILED: "bad",
+    RunState.INTERRUPTED: "warn",
+}
+PHASE_WORDS = {
+    "loading": "Loading the base",
+    "caching": "Preparing pictures",
+    "preview": "Drawing previews",
+    "training": "Training",
+    "saving": "Saving",
+}
+ORIGIN_WORDS = {"run": "trained here", "import": "imported", "merge": "merged"}
+
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+
+
+def md(text: object) -> str:
+    """`text` so that Markdown shows it as it is: all ASCII punctuation escaped, line breaks as blanks."""
+    return _PUNCTUATION.sub(r"\\\1", " ".join(printable(text).split()))
+
+
+def printable(text: object) -> str:
+    """`text` without control characters and direction overrides: foreign names must not rearrange a page."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def ago(time: datetime | None) -> str:
+    """How long ago, in words."""
+    if time is None:
+        return ""
+    seconds = max(0, int((now() - time).total_seconds()))
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= size:
+            count = seconds // size
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds -> "2 h 5 min", "3 min", "40 s"; "" for None."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+
+
+def size(count: float) -> str:
+    """Bytes -> "12.3 MB" (decimal units, as file managers show them)."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 -> "1 picture", 2 -> "2 pictures"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def value_text(value: Any) -> str:
+    """A recipe value as people read it."""
+    if value is None or value in ("", (), []):
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def spoken(key: str) -> str:
+    """`train.max_steps` -> "Max steps"."""
+    return key.rpartition(".")[2].replace("_", " ").capitalize()
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last `lines` lines of a text file; reads at most 64 KiB of it."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as stream:
+        stream.seek(0, 2)
+        stream.seek(max(0, stream.tell() - (1 << 16)))
+        text = stream.read().decode("utf-8", errors="replace")
+    return printable("\n".join(text.replace("\r", "\n").splitlines()[-lines:]))

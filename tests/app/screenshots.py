@@ -1,0 +1,153 @@
+"""Every page, empty and filled, light and dark, wide and narrow: `python -m tests.app.screenshots FOLDER`.
+
+Starts the real server on a workspace of its own and drives the system's Chromium. For people to look at.
+"""
+
+import argparse
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from registry.records import Adapter, Dataset, Run, RunState
+from studio.workspace import Workspace
+from tests.app.filled import fill
+from tests.support.browser import find_browser, launch_arguments
+
+WIDTHS = {"wide": (1280, 900), "narrow": (390, 844)}
+THEMES = ("light", "dark")
+START_SECONDS = 30
+
+
+def main() -> int:
+    """Parse, start, shoot."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/screenshots"))
+    parser.add_argument("--only", default="", help="pages whose name contains this")
+    parser.add_argument("--themes", default=",".join(THEMES))
+    parser.add_argument("--widths", default=",".join(WIDTHS))
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=launch_arguments())
+        for state in ("empty", "filled"):
+            workspace = Workspace.open(Path(scratch) / state)
+            if state == "filled":
+                fill(workspace)
+            with served(workspace.home) as address:
+                for name, path in pages(workspace, state).items():
+                    if chosen.only in name:
+                        shoot(browser, address, path, chosen, name)
+        browser.close()
+    return 0
+
+
+def pages(workspace: Workspace, state: str) -> dict[str, str]:
+    """Name of the picture -> address."""
+    names = ("datasets", "train", "runs", "adapters", "sample", "bases", "settings")
+    found = {f"home-{state}": "/"} | {f"{name}-{state}": f"/{name}" for name in names}
+    if state == "empty":
+        return found | {"dataset-new": "/datasets?new=1"}
+    catalog = workspace.catalog
+    running = catalog.list(Run, state=RunState.RUNNING)[0]
+    failed = catalog.list(Run, state=RunState.FAILED)[0]
+    return found | {
+        "dataset-detail": f"/datasets?dataset={catalog.get(Dataset, 'neon signs').id}",
+        "run-live": f"/runs?run={running.id}",
+        "run-failed": f"/runs?run={failed.id}",
+        "adapter-detail": f"/adapters?adapter={catalog.get(Adapter, 'neon signs').id}",
+        "sample-mix": f"/sample?adapter={catalog.get(Adapter, 'neon signs').id}",
+    }
+
+
+def shoot(browser: Browser, address: str, path: str, chosen: argparse.Namespace, name: str) -> None:
+    """One page in the chosen themes and widths."""
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    for theme in chosen.themes.split(","):
+        for width in chosen.widths.split(","):
+            wide, high = WIDTHS[width]
+            context = browser.new_context(
+                viewport={"width": wide, "height": high}, color_scheme="dark" if theme == "dark" else "light"
+            )
+            page = context.new_page()
+            page.goto(address + path)
+            settle(page)
+            grow(page, wide, high)
+            page.screenshot(path=chosen.folder / f"{name}-{theme}-{width}.png")
+            context.close()
+            sys.stdout.write(f"{name}-{theme}-{width}.png\n")
+
+
+def settle(page: Page) -> None:
+    """Wait until the page is drawn and its script rests."""
+    page.wait_for_selector("h1", timeout=30_000)
+    page.wait_for_function("!document.querySelector('[data-testid=stStatusWidget]')", timeout=30_000)
+    page.wait_for_timeout(1200)
+
+
+def grow(page: Page, wide: int, high: int) -> None:
+    """Make the window as tall as the page: Streamlit scrolls inside, so full_page shows nothing more."""
+    tall = page.evaluate("document.querySelector('[data-testid=stMainBlockContainer]')?.scrollHeight || 0")
+    page.set_viewport_size({"width": wide, "height": min(max(high, int(tall) + 20), 3200)})
+    page.wait_for_timeout(700)
+
+
+@contextlib.contextmanager
+def served(home: Path) -> Iterator[str]:
+    """The server in a process of its own; yields its address."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "studio.cli",
+        "--home",
+        str(home),
+        "app",
+        "--port",
+        str(port),
+        "--no-browser",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until_healthy(f"http://127.0.0.1:{port}", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            process.kill()
+
+
+def wait_until_healthy(address: str, process: "subprocess.Popen[str]") -> float:
+    """Seconds until the server answers.
+
+    Raises:
+        RuntimeError: it ended, or does not answer in time.
+    """
+    started = time.monotonic()
+    while time.monotonic() - started < START_SECONDS:
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended: {process.stderr.read() if process.stderr else ''}")
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/_stcore/health", timeout=1):
+            return time.monotonic() - started
+        time.sleep(0.1)
+    raise RuntimeError("the server does not answer")
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return trial.getsockname()[1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
