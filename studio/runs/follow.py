@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from registry.errors import WorkspaceBusy
-from registry.records import Run, RunState
-from studio.runs.worker import Worker
+from registry.records import JobKind, Run, RunState
+from studio.runs.worker import ALL_KINDS, Worker
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -15,11 +15,16 @@ POLL = 0.5  # seconds
 PAUSES = {RunState.PAUSED, RunState.STOPPED, RunState.FINISHED, RunState.FAILED, RunState.INTERRUPTED}
 
 
-def attend(ws: "Workspace", ended: Callable[[], bool], say: Callable[[str], None] | None = None) -> None:
-    """Return once `ended()`; do the queued jobs meanwhile if no worker holds the workspace.
+def attend(
+    ws: "Workspace",
+    ended: Callable[[], bool],
+    say: Callable[[str], None] | None = None,
+    kinds: tuple[JobKind, ...] = ALL_KINDS,
+) -> None:
+    """Return once `ended()`; do the queued jobs of these kinds meanwhile if no worker holds the workspace.
 
     `ended` is asked twice a second or more, so it may also report progress. A worker that dies meanwhile
-    is replaced by us.
+    is replaced by us. Who waits for a sample leaves training runs in the queue: it would start one and go.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; a job of our own worker was stopped after a checkpoint, another's goes on.
@@ -29,7 +34,7 @@ def attend(ws: "Workspace", ended: Callable[[], bool], say: Callable[[str], None
             time.sleep(POLL)
             continue
         try:
-            Worker(ws, say=say).run(until=ended)
+            Worker(ws, say=say).run(until=ended, kinds=kinds)
         except WorkspaceBusy:
             time.sleep(POLL)  # another one was quicker
 
@@ -52,7 +57,8 @@ class _Progress:
 
     def __init__(self, ws: "Workspace", run_id: str, say: Callable[[str], None] | None) -> None:
         self._ws, self._run_id, self._say = ws, run_id, say
-        self._line, self._said_at = "", 0.0
+        self._line: str = ""
+        self._said_at = 0.0
 
     def ended(self) -> bool:
         """Whether the run has ended; says what is new on the way."""

@@ -1,0 +1,189 @@
+"""Starting a trainer: which command, which environment, which process.
+
+One process is plain Python with the environment that `accelerate launch` would have prepared (after
+`accelerate.utils.launch.prepare_simple_launcher_cmd_env`): that saves 5 s of imports and an extra parent.
+Several processes go through `accelerate launch`, on a CPU through torch's own launcher.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from registry.errors import StudioError
+from registry.files import write_json
+from studio.runs.device import has_gpu, physical_cores
+from studio.runs.process import ProcessIdentity
+from trainers.rundir import KEY_VARIABLE, LOG, PROCESS, RunDir
+
+LOCK = "trainer.lock"  # held by the living trainer through a descriptor it inherited
+MODULE = "trainers.run"
+
+
+class Executor(Protocol):
+    """Something that can run a trainer."""
+
+    def start(self, rundir: RunDir, processes: int = 1) -> ProcessIdentity:
+        """Start the trainer of `rundir`; process.json is durable when this returns."""
+        ...
+
+    def find(self, rundir: RunDir) -> ProcessIdentity | None:
+        """The living trainer of `rundir`, whoever started it."""
+        ...
+
+    def exit_code(self, identity: ProcessIdentity) -> int | None:
+        """Exit code of an ended trainer (negative: signal); None while it lives or when nobody can know."""
+        ...
+
+
+class LocalExecutor:
+    """Trainers as processes of this machine, each in a session of its own.
+
+    Args:
+        key: The workspace key, hex; signs checkpoint manifests. Goes into the environment only.
+        module: What `python -m` runs; tests put a trainer without a model here.
+        extra: More environment, for example GPU ids.
+    """
+
+    def __init__(self, key: str, *, module: str = MODULE, extra: Mapping[str, str] | None = None) -> None:
+        self._key, self._module, self._extra = key, module, dict(extra or {})
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, rundir: RunDir, processes: int = 1) -> ProcessIdentity:
+        """Start the trainer of `rundir` with `processes` ranks.
+
+        Raises:
+            StudioError: another trainer lives there, or the system refuses to start one.
+        """
+        lock = os.open(rundir.file(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StudioError(f"run {rundir.path.name}", "already has a living trainer") from None
+            with rundir.file(LOG).open("ab") as log:
+                child = subprocess.Popen(
+                    command(rundir.path, processes, self._module),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment(rundir, processes, self._key) | self._extra,
+                    start_new_session=True,
+                    pass_fds=(lock,),  # the lock lives as long as the trainer, also when this worker dies now
+                )
+        except OSError as error:
+            raise StudioError(
+                f"run {rundir.path.name}", f"cannot be started ({(error.strerror or str(error)).lower()})"
+            ) from error
+        finally:
+            os.close(lock)
+        self._children[child.pid] = child
+        identity = ProcessIdentity.of(child.pid, processes)
+        if identity is None:  # it has ended already; poll() of the child knows how
+            identity = ProcessIdentity(child.pid, -1.0, "", processes)
+        write_json(rundir.file(PROCESS), identity.to_json())
+        return identity
+
+    def find(self, rundir: RunDir) -> ProcessIdentity | None:
+        """The living trainer of `rundir`: process.json if it still fits, else by its command line.
+
+        The second way is for a worker that died between starting the trainer and writing process.json.
+        """
+        identity = read_identity(rundir)
+        if identity is not None and identity.alive():
+            return identity
+        if not locked(rundir):
+            return None
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                words = process.cmdline()
+                if (
+                    self._module in words
+                    and str(rundir.path) in words
+                    and os.getsid(process.pid) == process.pid
+                ):
+                    return ProcessIdentity.of(process.pid, _ranks(words))
+        return None
+
+    def exit_code(self, identity: ProcessIdentity) -> int | None:
+        """Exit code of a trainer this executor started; None for an adopted one."""
+        child = self._children.get(identity.pid)
+        return None if child is None else child.poll()
+
+
+def command(folder: Path, processes: int, module: str = MODULE) -> list[str]:
+    """The argv of a trainer; the run directory is its only argument."""
+    if processes == 1:
+        return [sys.executable, "-m", module, str(folder)]
+    ranks = str(processes)
+    if not has_gpu():  # accelerate launch --cpu runs one process, whatever number it is given
+        spread = ["torch.distributed.run", "--standalone", "--nproc_per_node", ranks, "-m"]
+    else:
+        spread = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", ranks]
+        spread += ["--num_machines", "1", "--main_process_port", "0"]
+        spread += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module"]
+    return [sys.executable, "-m", *spread, module, str(folder)]
+
+
+def environment(rundir: RunDir, processes: int, key: str) -> dict[str, str]:
+    """The environment of a trainer: ours, and no network for the model libraries unless the base needs it."""
+    cpu = not has_gpu()
+    variables = dict(os.environ)
+    variables |= {
+        KEY_VARIABLE: key,
+        "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": variables.get("OMP_NUM_THREADS") or str(max(1, physical_cores() // processes)),
+        # What accelerate's simple launcher sets, but for KMP_AFFINITY, which would pin trainer and sampler to
+        # the same cores. Precision is the trainer's own choice from the recipe.
+        "ACCELERATE_USE_CPU": str(cpu),
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_DYNAMO_BACKEND": "NO",
+        "ACCELERATE_DYNAMO_MODE": "default",
+        "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
+        "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
+        "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "False",
+    }
+    if rundir.read_env().base_kind != "hub":
+        variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return variables
+
+
+def read_identity(rundir: RunDir) -> ProcessIdentity | None:
+    """What process.json says; None when there is none or it is damaged."""
+    from registry.errors import Damaged
+    from registry.files import read_json
+
+    try:
+        return ProcessIdentity.from_json(read_json(rundir.file(PROCESS)))
+    except (FileNotFoundError, Damaged):
+        return None
+
+
+def locked(rundir: RunDir) -> bool:
+    """Whether a living process holds the trainer's lock of `rundir`."""
+    try:
+        descriptor = os.open(rundir.file(LOCK), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _ranks(words: list[str]) -> int:
+    """How many ranks a trainer's command line asks for."""
+    flag = next((word for word in words if word in {"--num_processes", "--nproc_per_node"}), None)
+    return int(words[words.index(flag) + 1]) if flag else 1

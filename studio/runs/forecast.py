@@ -1,0 +1,144 @@
+"""What a run will cost, said before it starts: from file headers and from what this machine has shown.
+
+Nothing is loaded and nothing is made up: what is not known is None, and `notes` say where figures come from.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from registry.errors import StudioError
+from registry.formats.header import read_header
+from registry.records import Base, Dataset
+from studio.runs import speed
+from trainers.recipe import Recipe
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+FP32 = 4  # bytes
+STATE_COPIES = 4  # a checkpoint holds the adapter, its running mean and AdamW's two moments
+LATENT_BYTES = 2 * 4 * FP32 / 64  # per pixel: mean and deviation, 4 channels, 8x8 pixels a cell
+TEXT_BYTES = 77 * 1024 * FP32  # per caption, of the widest encoder of our families
+LOG_BYTES = 400  # per step, metrics.jsonl and event file together
+UNKNOWN_PER_RANK = 2**20  # parameters per rank when no header can be read: more than SDXL's attention needs
+
+_LINEAR = re.compile(r"transformer_blocks|\.proj_(?:in|out)\.|\.(?:to_[qkv]|to_out\.0)\.")
+_CONV = re.compile(r"\.conv[12]?\.|in_layers|out_layers|\.op\.")
+_TEXT = re.compile(r"_proj\.|\.fc[12]\.")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The cost of a run.
+
+    Args:
+        steps: Optimizer steps.
+        minutes: Training time on this machine; None when nothing like it has run here.
+        disk_bytes: What it will write, at most.
+        memory_bytes: Peak memory of the last such run here; None when there was none.
+        notes: How the figures came about, and what else is worth knowing; one sentence each.
+    """
+
+    steps: int
+    minutes: float | None
+    disk_bytes: int
+    memory_bytes: int | None
+    notes: tuple[str, ...] = ()
+
+
+def forecast(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset) -> Forecast:
+    """The cost of training `recipe` on `base` with the pictures of `dataset`."""
+    parameters, source = adapter_parameters(ws, recipe, base)
+    seen = speed.recall(ws, base.weight_hash, recipe.model_dump(mode="json"))
+    minutes = recipe.train.max_steps * float(seen["seconds_per_step"]) / 60 if seen else None
+    train = recipe.train
+    shown = train.max_steps * train.batch_size * train.accumulate * train.processes
+    notes = [f"The adapter has {parameters / 1e6:.2f} million parameters ({source})."]
+    if seen:
+        notes.append(f"Time and memory are those of run {seen['run']} on this machine.")
+    else:
+        notes.append("Time and memory are not known: nothing like it has run on this machine yet.")
+    if dataset.image_count:
+        notes.append(
+            f"Each of the {dataset.image_count} pictures is shown {shown / dataset.image_count:.0f} times."
+        )
+    return Forecast(
+        steps=train.max_steps,
+        minutes=minutes,
+        disk_bytes=_disk(recipe, dataset.image_count, parameters),
+        memory_bytes=int(seen["memory"]) if seen and seen["memory"] else None,
+        notes=tuple(notes),
+    )
+
+
+def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int, str]:
+    """How many parameters the adapter will have, and what that was computed from.
+
+    A linear layer (out, in) gets rank * (in + out), a 3x3 convolution (out, in, 3, 3) rank * (9 in + out).
+    """
+    shapes = _shapes(ws.resolve(base.location), base.kind) if base.kind != "hub" else {}
+    adapter = recipe.adapter
+    if not shapes:
+        count = adapter.rank * UNKNOWN_PER_RANK
+        return count, "a generous guess: the base's files cannot be read here"
+    chosen = re.compile(adapter.targets) if adapter.targets else None
+    total = 0
+    for name, shape in shapes.items():
+        component, _, path = name.partition(":")
+        rank = _rank(recipe, component, path, shape, chosen)
+        total += rank * (math.prod(shape[1:]) + shape[0])
+    return total, "from the shapes in the base's weight files"
+
+
+def _rank(
+    recipe: Recipe, component: str, path: str, shape: tuple[int, ...], chosen: re.Pattern[str] | None
+) -> int:
+    """The rank that a weight's module will get; 0 = none."""
+    adapter = recipe.adapter
+    if component == "text_encoder":
+        wanted = adapter.train_text_encoder and len(shape) == 2 and _TEXT.search(path)
+        return adapter.text_encoder_rank if wanted else 0
+    if chosen is not None:
+        wanted = chosen.fullmatch(path.removesuffix(".weight"))
+        return adapter.rank if wanted and len(shape) >= 2 else 0
+    if len(shape) == 4 and shape[2] > 1:
+        return adapter.conv_rank if _CONV.search(path) else 0
+    return adapter.rank if len(shape) >= 2 and _LINEAR.search(path) else 0
+
+
+def _shapes(location: Path, kind: str) -> dict[str, tuple[int, ...]]:
+    """`component:path` -> shape of every weight of denoiser and text encoder, from headers alone."""
+    folders = {"unet": "unet", "transformer": "unet", "text_encoder": "text_encoder"}
+    files = (
+        [(location, "unet")]
+        if kind == "file"
+        else [(f, part) for name, part in folders.items() for f in (location / name).glob("*.safetensors")]
+    )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file, component in files:
+        try:
+            tensors = read_header(file).tensors
+        except (StudioError, OSError):
+            return {}  # the trainer says what is wrong with it; a forecast only says it does not know
+        for name, info in tensors.items():
+            part = "text_encoder" if name.startswith(("cond_stage_model", "conditioner")) else component
+            if name.endswith(".weight") and not name.startswith("first_stage_model"):
+                shapes[f"{part}:{name}"] = tuple(info.shape)
+    return shapes
+
+
+def _disk(recipe: Recipe, pictures: int, parameters: int) -> int:
+    adapter = parameters * FP32
+    checkpoints = recipe.checkpoints.keep + int(recipe.checkpoints.keep_best) + 1  # one while it is written
+    train, preview = recipe.train, recipe.preview
+    drawn = (train.max_steps // preview.every + 1) * max(1, len(preview.prompts)) if preview.every else 0
+    return int(
+        2 * adapter  # in the run directory and among the adapters
+        + checkpoints * STATE_COPIES * adapter
+        + pictures * (train.resolution**2 * LATENT_BYTES + TEXT_BYTES)
+        + drawn * train.resolution**2 * 3
+        + train.max_steps * LOG_BYTES
+    )

@@ -1,0 +1,323 @@
+"""Starting, stopping, pausing, resuming and branching runs: files first, then one transaction.
+
+Nothing here starts a process. What is wanted goes into the catalog; the worker makes it happen.
+"""
+
+import os
+import shutil
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+from typing import TYPE_CHECKING
+
+from registry.errors import BadInput, NotFound, StudioError
+from registry.files import atomic_folder, atomic_write, check_name, require_space, write_json
+from registry.hashing import canonical_json
+from registry.ids import new_id
+from registry.records import Base, Dataset, Image, Job, JobKind, JobState, Run, RunState, now
+from studio.runs.checkpoints import verified_checkpoints
+from studio.runs.forecast import forecast
+from trainers.families import FAMILIES
+from trainers.recipe import Recipe, apply_sets, recipe_hash
+from trainers.rundir import CHECKPOINTS, MANIFEST, RECIPE, ManifestItem, RunDir, RunEnv, checkpoint_name
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+LIBRARIES = ("lora-studio", "torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes")
+
+
+def launch(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset, name: str = "") -> Run:
+    """Put a run into the queue; everything it needs is frozen in its run directory.
+
+    Args:
+        ws: The workspace.
+        recipe: What to do; an empty `data.trigger` is filled from the data set.
+        base: What to train on.
+        dataset: The pictures.
+        name: Of the run and its adapter; default: the recipe's, else `<data set>-<goal>`.
+
+    Raises:
+        BadInput: family mismatch, missing base, no pictures, missing captions, unfit resolution, bad name.
+        StudioError: not enough disk space.
+    """
+    if not recipe.data.trigger and dataset.trigger:
+        recipe = recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"trigger": dataset.trigger})}
+        )
+    images = ws.catalog.list(Image, dataset_id=dataset.id)
+    check_base(ws, base)
+    _check_fit(recipe, base)
+    _check_images(ws, recipe, dataset, images)
+    name = check_name(name or recipe.name or f"{dataset.name}-{recipe.goal}", "run name")
+    require_space(ws.home, forecast(ws, recipe, base, dataset).disk_bytes, "this run")
+    run = Run(
+        id=new_id(),
+        name=name,
+        family=recipe.family,
+        goal=recipe.goal,
+        base_id=base.id,
+        dataset_id=dataset.id,
+        recipe=recipe.model_dump(mode="json"),
+        recipe_hash=recipe_hash(recipe),
+        dataset_hash=dataset.content_hash,
+        base_hash=base.weight_hash,
+        seed=recipe.train.seed,
+        steps=recipe.train.max_steps,
+        versions=versions(),
+    )
+    folder = ws.run_dir(run.id).path
+    items = [_manifest_item(ws, folder, image) for image in images]
+    with atomic_folder(folder) as temporary:
+        _write_files(ws, RunDir(temporary), run, recipe, base, items)
+    return _add(ws, run, folder)
+
+
+def stop(ws: "Workspace", run: Run) -> Run:
+    """Ask for a checkpoint and an end; ask again to kill. A queued run is cancelled at once.
+
+    Raises:
+        StudioError: the run has ended, or is paused.
+    """
+    run = ws.catalog.get(Run, run.id)
+    if run.state is RunState.STOPPING:
+        _cancel_jobs(ws, run)
+        return run
+    if run.state is RunState.QUEUED:
+        return _cancel_queued(ws, run, RunState.STOPPED)
+    if not run.state.active:
+        raise StudioError(_called(run), f"is {run.state}", "only a queued or running run can be stopped")
+    live = {RunState.STARTING, RunState.RUNNING, RunState.PAUSING}
+    return ws.catalog.move_run(run.id, RunState.STOPPING, expect=live)
+
+
+def pause(ws: "Workspace", run: Run) -> Run:
+    """Ask for a checkpoint and free the device; `resume` goes on. A queued run just waits.
+
+    Raises:
+        StudioError: the run is not queued, starting or running.
+    """
+    run = ws.catalog.get(Run, run.id)
+    if run.state is RunState.QUEUED:
+        return _cancel_queued(ws, run, RunState.PAUSED)
+    if run.state not in {RunState.STARTING, RunState.RUNNING}:
+        raise StudioError(_called(run), f"is {run.state}", "only a queued or running run can be paused")
+    return ws.catalog.move_run(run.id, RunState.PAUSING, expect={RunState.STARTING, RunState.RUNNING})
+
+
+def resume(ws: "Workspace", run: Run) -> Run:
+    """Queue a run again; it goes on from its newest checkpoint that verifies, else from the beginning.
+
+    Raises:
+        StudioError: the run is not paused, stopped, failed or interrupted.
+        BadInput: its base is gone.
+    """
+    run = ws.catalog.get(Run, run.id)
+    if not run.state.resumable:
+        raise StudioError(
+            _called(run), f"is {run.state}", "only a paused, stopped or failed run can be resumed"
+        )
+    check_base(ws, ws.catalog.get(Base, run.base_id))
+    rundir = ws.run_dir(run.id)
+    rundir.write_env(replace(rundir.read_env(), resume=True))
+    return ws.catalog.move_run(
+        run.id,
+        RunState.QUEUED,
+        expect={run.state},
+        job=Job(kind=JobKind.TRAIN, subject_id=run.id),
+        reason="",
+        ended_at=None,
+    )
+
+
+def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = "") -> Run:
+    """Queue a new run that starts from a checkpoint of another, on the same frozen pictures.
+
+    Args:
+        ws: The workspace.
+        run: The run to branch from; it may still be going.
+        step: Step of one of its checkpoints.
+        sets: `key=value` changes to its recipe; the adapter's shape stays.
+        name: Of the new run; default: `<name>-from-<step>`.
+
+    Raises:
+        BadInput: no such checkpoint, other shape of adapter, nothing left to train.
+    """
+    source = ws.run_dir(run.id)
+    verified = verified_checkpoints(source, ws.key, {})
+    if step not in verified:
+        there = ", ".join(map(str, verified)) or "none yet"
+        raise NotFound(_called(run), f"has no checkpoint at step {step} that verifies", f"there is: {there}")
+    parent = Recipe.model_validate(run.recipe)
+    recipe = apply_sets(parent, sets)
+    if recipe.adapter.model_copy(update={"dropout": parent.adapter.dropout}) != parent.adapter:
+        raise BadInput("--set adapter", "changes the shape of the adapter", "start a new run for that")
+    if recipe.train.max_steps <= step:
+        wrong = f"is {recipe.train.max_steps}, the checkpoint is at {step}"
+        raise BadInput("train.max_steps", wrong, f"add --set train.max_steps={step + parent.train.max_steps}")
+    base = ws.catalog.get(Base, run.base_id)
+    check_base(ws, base)
+    made = replace(
+        run,
+        id=new_id(),
+        created_at=now(),
+        name=check_name(name or f"{run.name[:80]}-from-{step}", "run name"),
+        state=RunState.QUEUED,
+        reason="",
+        recipe=recipe.model_dump(mode="json"),
+        recipe_hash=recipe_hash(recipe),
+        seed=recipe.train.seed,
+        step=step,
+        steps=recipe.train.max_steps,
+        parent_run_id=run.id,
+        parent_step=step,
+        versions=versions(),
+        process=None,
+        started_at=None,
+        ended_at=None,
+    )
+    folder = ws.run_dir(made.id).path
+    with atomic_folder(folder) as temporary:
+        inside = f"parent/{CHECKPOINTS}/{checkpoint_name(step)}"
+        # Its own copy: the parent may prune the checkpoint, or be removed, before the branch starts.
+        shutil.copytree(verified[step].folder, temporary / inside, copy_function=_link_or_copy)
+        _write_files(ws, RunDir(temporary), made, recipe, base, source.read_manifest(), parent=inside)
+    return _add(ws, made, folder)
+
+
+def check_base(ws: "Workspace", base: Base) -> None:
+    """Refuse a base that is not where the catalog says.
+
+    Raises:
+        BadInput: the folder or file is missing.
+    """
+    if base.kind == "hub":
+        return
+    place = ws.resolve(base.location)
+    missing = place if not place.exists() else place / "model_index.json"
+    if not place.exists() or (base.kind == "folder" and not missing.exists()):
+        raise BadInput(
+            f"base {base.name}", f"{missing} is missing", "bring it back, or remove the base and add it again"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on, without importing any of it."""
+    found = {"python": python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_fit(recipe: Recipe, base: Base) -> None:
+    if recipe.family != base.family:
+        raise BadInput(
+            "recipe", f"is for {recipe.family}, base {base.name} is {base.family}", "choose one that fits"
+        )
+    step = recipe.data.bucket_step or FAMILIES[recipe.family].bucket_multiple
+    resolution = recipe.train.resolution
+    if resolution < step or resolution % step:
+        near = max(step, round(resolution / step) * step)
+        wrong = f"is {resolution}, sides are multiples of {step}"
+        raise BadInput("train.resolution", wrong, f"use {near}, or set data.bucket_step")
+
+
+def _check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset, images: list[Image]) -> None:
+    if not images:
+        raise BadInput(f"data set {dataset.name}", "has no pictures", "add some: studio datasets add --help")
+    for image in images:
+        if not ws.blobs.has(image.blob):
+            raise BadInput(
+                f"picture {image.name}", f"is missing from data set {dataset.name}", "add it again"
+            )
+    bare = [image.name for image in images if not image.caption.strip()]
+    if recipe.data.require_captions and bare:
+        wrong = f"has {len(bare)} pictures without a caption, the first is {bare[0]}"
+        do = f"write them: studio datasets caption {dataset.name}, or set data.require_captions=false"
+        raise BadInput(f"data set {dataset.name}", wrong, do)
+
+
+def _manifest_item(ws: "Workspace", folder: Path, image: Image) -> ManifestItem:
+    return ManifestItem(
+        image=os.path.relpath(ws.blobs.path(image.blob), folder),
+        pixel_hash=image.pixel_hash,
+        width=image.width,
+        height=image.height,
+        caption=image.caption,
+        name=image.name,
+        mask=os.path.relpath(ws.blobs.path(image.mask), folder) if image.mask else "",
+    )
+
+
+def _write_files(
+    ws: "Workspace",
+    rundir: RunDir,
+    run: Run,
+    recipe: Recipe,
+    base: Base,
+    items: list[ManifestItem],
+    *,
+    parent: str = "",
+) -> None:
+    """recipe.json, manifest.jsonl and env.json; paths are relative to the folder's final place."""
+    final = ws.run_dir(run.id).path
+    write_json(rundir.file(RECIPE), recipe.model_dump(mode="json"))
+    atomic_write(rundir.file(MANIFEST), "".join(canonical_json(asdict(item)) + "\n" for item in items))
+    rundir.write_env(
+        RunEnv(
+            run_id=run.id,
+            name=run.name,
+            family=run.family,
+            base_location=base.location if base.kind == "hub" else _place(ws, base.location, final),
+            base_kind=base.kind,
+            base_hash=base.weight_hash,
+            base_config=_place(ws, base.config, final) if base.config else "",
+            base_revision=base.revision,
+            cache=os.path.relpath(ws.home / "cache", final),
+            parent=parent,
+            versions={key: str(value) for key, value in run.versions.items()},
+        )
+    )
+
+
+def _place(ws: "Workspace", location: str, folder: Path) -> str:
+    """A path of the catalog as seen from `folder`: relative inside the workspace, else absolute."""
+    path = ws.resolve(location)
+    return os.path.relpath(path, folder) if path.is_relative_to(ws.home) else str(path)
+
+
+def _add(ws: "Workspace", run: Run, folder: Path) -> Run:
+    try:
+        return ws.catalog.add_run(run)
+    except StudioError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _cancel_queued(ws: "Workspace", run: Run, to: RunState) -> Run:
+    moved = ws.catalog.move_run(run.id, to, expect={RunState.QUEUED}, ended_at=now())
+    _cancel_jobs(ws, run)
+    return moved
+
+
+def _cancel_jobs(ws: "Workspace", run: Run) -> None:
+    live = (JobState.QUEUED, JobState.LEASED)
+    for job in ws.catalog.list(Job, kind=JobKind.TRAIN, subject_id=run.id, state=live):
+        ws.catalog.cancel_job(job.id)
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    """A hard link costs nothing; across disks it must be a copy."""
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+def _called(run: Run) -> str:
+    return f"run {run.name} ({run.id})"

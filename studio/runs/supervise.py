@@ -1,0 +1,316 @@
+"""One trainer under watch: its files become rows, its owner's wishes become signals, its end becomes a state.
+
+Every step here may be the last one of this worker. So files come before rows, rows are compare-and-set, and
+what is done twice (registering an adapter, settling a run) has the effect of doing it once.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from registry.errors import BadInput, Damaged, StudioError
+from registry.records import Adapter, Checkpoint, Job, JobState, Run, RunState, now
+from studio.adapters import register_run_adapter
+from studio.runs import speed
+from studio.runs.checkpoints import Verified, verified_checkpoints
+from studio.runs.device import memory_kills
+from studio.runs.executors import Executor
+from studio.runs.outcome import Outcome, judge, log_tail
+from studio.runs.process import ProcessIdentity
+from trainers.recipe import Recipe
+from trainers.rundir import HEARTBEAT, STATUS, RunDir, Status
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+ACTIVE = frozenset(state for state in RunState if state.active)
+WISHES = {RunState.STOPPING: RunState.STOPPED, RunState.PAUSING: RunState.PAUSED}
+MAX_STARTS = 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long the worker waits for what; seconds."""
+
+    tick: float = 0.3
+    stop_grace: float = 60.0  # from SIGTERM to SIGKILL
+    silence: float = 60.0  # without a heartbeat: hung
+    first_heartbeat: float = 300.0  # importing the libraries from a cold, slow disk
+    lease: float = 60.0
+    sampler_idle: float = 600.0  # then the sampler's memory is given back
+
+
+class Supervision:
+    """Watches one trainer from its start, or its adoption, to its end.
+
+    Args:
+        ws: The workspace.
+        job: The leased TRAIN job.
+        executor: What starts trainers.
+        limits: Deadlines.
+        owner: Who holds the lease.
+        say: Takes one line of news.
+    """
+
+    def __init__(
+        self,
+        ws: "Workspace",
+        job: Job,
+        executor: Executor,
+        *,
+        owner: str,
+        limits: Limits,
+        say: Callable[[str], None],
+    ) -> None:
+        self.job, self.run_id = job, job.subject_id
+        self.rundir: RunDir = ws.run_dir(job.subject_id)
+        self._ws, self._executor, self._limits, self._owner, self._say = ws, executor, limits, owner, say
+        self._identity: ProcessIdentity | None = None
+        self._known: dict[int, Verified] = {}
+        self._last: Status | None = None
+        self._asked_at: float | None = None
+        self._killed_for = ""
+        self._closing = False
+        self._kills_before = memory_kills()
+        self._beat: tuple[int, float] = (-1, time.monotonic())  # (mtime in ns, when we saw it change)
+        self._renewed_at = time.monotonic()
+
+    # -- beginning
+
+    def start(self) -> bool:
+        """Start the trainer; False when the run is not to be started any more (then the job is finished)."""
+        run = self._run()
+        if run.state is not RunState.QUEUED:
+            self._finish_job(run)
+            return False
+        try:
+            self._ws.catalog.move_run(
+                run.id,
+                RunState.STARTING,
+                expect={RunState.QUEUED},
+                started_at=now(),
+                ended_at=None,
+                reason="",
+            )
+        except StudioError:
+            return self.start()  # cancelled in between
+        for stale in (STATUS, HEARTBEAT):
+            self.rundir.file(stale).unlink(missing_ok=True)
+        try:
+            identity = self._executor.start(self.rundir, Recipe.model_validate(run.recipe).train.processes)
+        except StudioError as error:
+            self._settle(Outcome(RunState.FAILED, str(error), "error"))
+            return False
+        self._watch(identity)
+        self._say(f"{run.name}: started (pid {identity.pid})")
+        return True
+
+    def adopt(self) -> bool:
+        """Take over from a worker that died: watch the living trainer, or settle the run.
+
+        Returns:
+            Whether there is a living trainer to watch.
+        """
+        identity = self._executor.find(self.rundir)
+        if identity is not None:
+            self._watch(identity)
+            self._say(f"{self._run().name}: adopted (pid {identity.pid})")
+            return True
+        self._mirror(self._run())
+        status = self._status()
+        if status is None and self._run().state is RunState.STARTING:
+            self._settle(Outcome(RunState.FAILED, "its worker died twice while starting it", retry=True))
+        else:
+            self._settle(self._outcome(exit_code=None))
+        return False
+
+    # -- every tick
+
+    def tick(self) -> bool:
+        """Look once; returns True when the run has ended and is settled."""
+        identity = self._identity
+        assert identity is not None
+        alive = identity.alive()  # before the last reading of its files
+        run = self._run()
+        self._mirror(run)
+        if not alive:
+            identity.kill()  # ranks that outlived their launcher
+            self._settle(self._outcome(self._executor.exit_code(identity)))
+            return True
+        self._obey(run)
+        self._listen()
+        if time.monotonic() - self._renewed_at > self._limits.lease / 4:
+            self._renewed_at = time.monotonic()
+            lease = timedelta(seconds=self._limits.lease)
+            self._ws.catalog.renew_job(self.job.id, owner=self._owner, lease=lease)
+        return False
+
+    def close(self) -> None:
+        """The worker is asked to end: so is the trainer, after a checkpoint."""
+        self._closing = True
+        self._ask()
+
+    def kill(self, reason: str) -> None:
+        """End the trainer now."""
+        self._killed_for = self._killed_for or reason
+        if self._identity is not None:
+            self._identity.kill()
+
+    # -- parts
+
+    def _run(self) -> Run:
+        return self._ws.catalog.get(Run, self.run_id)
+
+    def _watch(self, identity: ProcessIdentity) -> None:
+        self._identity = identity
+        self._ws.catalog.update(Run, self.run_id, process=identity.to_json())
+
+    def _status(self) -> Status | None:
+        try:
+            self._last = self.rundir.read_status() or self._last
+        except (Damaged, TypeError) as error:
+            self._say(f"run {self.run_id}: status.json cannot be read ({error})")
+        return self._last
+
+    def _mirror(self, run: Run) -> None:
+        """Bring the rows up to what the files say."""
+        status = self._status()
+        catalog = self._ws.catalog
+        if status is not None:
+            if run.state is RunState.STARTING and status.state != "starting":
+                try:
+                    run = catalog.move_run(run.id, RunState.RUNNING, expect={RunState.STARTING})
+                except StudioError:
+                    run = self._run()  # somebody wished for a stop in between
+            steps = status.steps or run.steps
+            if (status.step, steps) != (run.step, run.steps):
+                catalog.update(Run, run.id, step=status.step, steps=steps)
+        found = verified_checkpoints(self.rundir, self._ws.key, self._known)
+        if found.keys() != self._known.keys():
+            self._record(found)
+
+    def _record(self, found: dict[int, Verified]) -> None:
+        """Checkpoint rows for what is there; none for what was pruned."""
+        catalog = self._ws.catalog
+        rows = {row.step: row for row in catalog.list(Checkpoint, run_id=self.run_id)}
+        for step in found.keys() - rows.keys():
+            item = found[step]
+            catalog.add(
+                Checkpoint(run_id=self.run_id, step=step, path=self._ws.relative(item.folder), loss=item.loss)
+            )
+        for step in rows.keys() - found.keys():
+            catalog.delete(Checkpoint, rows[step].id)
+        self._known = found
+
+    def _obey(self, run: Run) -> None:
+        """Wishes: SIGTERM for the first, SIGKILL for the second or after the grace."""
+        if run.state in WISHES:
+            self._ask()
+        if self._ws.catalog.get(Job, self.job.id).cancel:
+            self.kill("killed on a second request")
+        elif self._asked_at and time.monotonic() - self._asked_at > self._limits.stop_grace:
+            self.kill(f"did not stop within {self._limits.stop_grace:.0f} s and was killed")
+
+    def _ask(self) -> None:
+        if self._asked_at is None and self._identity is not None:
+            self._asked_at = time.monotonic()
+            self._identity.ask_to_stop()
+
+    def _listen(self) -> None:
+        """A heartbeat that stands still is a hung trainer. Its age is counted on our own steady clock."""
+        try:
+            beat = self.rundir.file(HEARTBEAT).stat().st_mtime_ns
+        except FileNotFoundError:
+            beat = -1
+        seen, at = self._beat
+        if beat != seen:
+            self._beat = (beat, time.monotonic())
+            return
+        allowed = self._limits.first_heartbeat if beat == -1 else self._limits.silence
+        if time.monotonic() - at > allowed and not self._killed_for:
+            self.kill(f"hung: no sign of life for {allowed:.0f} s")
+
+    def _outcome(self, exit_code: int | None) -> Outcome:
+        """What to call this end, given who asked for it."""
+        status, wish = self._status(), self._run().state
+        started = status is not None and (status.step > 0 or status.phase == "training")
+        outcome = judge(
+            status,
+            exit_code,
+            log=log_tail(self.rundir),
+            memory_killed=memory_kills() > self._kills_before,
+            started=started,
+        )
+        if outcome.state is RunState.FINISHED or (status is not None and status.state == "failed"):
+            return outcome
+        if self._killed_for.startswith("hung"):
+            return Outcome(RunState.FAILED, f"the trainer {self._killed_for}", "hung")
+        if wish in WISHES:
+            return Outcome(WISHES[wish], self._killed_for)
+        if self._closing:
+            return Outcome(RunState.INTERRUPTED, "the worker was stopped", "killed")
+        return outcome
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Write the end of the run: adapter, then run, then job."""
+        job = self._ws.catalog.get(Job, self.job.id)
+        if outcome.retry and job.attempts < MAX_STARTS:
+            self._say(f"run {self.run_id}: {outcome.reason}; starting it once more")
+            self._ws.catalog.move_run(self.run_id, RunState.QUEUED, expect=ACTIVE, process=None)
+            self._ws.catalog.update(Job, job.id, state=JobState.QUEUED, owner="", lease_until=None)
+            return
+        if outcome.retry:
+            outcome = replace(outcome, reason=f"{outcome.reason} (started {job.attempts} times)")
+        outcome = self._keep_result(outcome)
+        run = self._ws.catalog.move_run(
+            self.run_id,
+            outcome.state,
+            expect=ACTIVE,
+            reason=self._explain(outcome),
+            process=None,
+            ended_at=now(),
+        )
+        self._finish_job(run)
+        self._say(f"{run.name}: {run.state}" + (f" ({run.reason})" if run.reason else ""))
+        if self._last is not None:
+            speed.remember(self._ws, run, self._last)
+
+    def _explain(self, outcome: Outcome) -> str:
+        """The reason, with the way on for a run that can be resumed."""
+        if outcome.state is RunState.FINISHED or not outcome.reason:
+            return outcome.reason
+        reason = outcome.reason.rstrip(".")
+        if outcome.state is RunState.INTERRUPTED:
+            where = f"goes on from step {max(self._known)}" if self._known else "starts it again"
+            return f"{reason}; `studio runs resume {self.run_id}` {where}"
+        return reason
+
+    def _keep_result(self, outcome: Outcome) -> Outcome:
+        """Register the adapter that this end leaves behind: the finished one, or the last verified one."""
+        newest = max(self._known, default=None)
+        run, step = self._run(), self._last.step if self._last else 0
+        try:
+            if outcome.state is RunState.FINISHED:
+                if not self.rundir.adapter.exists():
+                    return Outcome(
+                        RunState.FAILED, "the trainer finished without writing an adapter", "error"
+                    )
+                register_run_adapter(self._ws, run, self.rundir.adapter, step)
+            elif newest is not None and (outcome.state is RunState.STOPPED or outcome.kind == "nan"):
+                adapter = register_run_adapter(self._ws, run, self._known[newest].adapter, newest)
+                if outcome.kind == "nan" and not adapter.note:
+                    note = f"From step {newest}, the last checkpoint before the loss stopped being finite."
+                    self._ws.catalog.update(Adapter, adapter.id, note=note)
+        except (BadInput, Damaged) as error:
+            if outcome.state is RunState.FINISHED:
+                return Outcome(RunState.FAILED, f"the adapter was not registered: {error}", "error")
+            self._say(f"run {self.run_id}: its last checkpoint was not registered: {error}")
+        return outcome
+
+    def _finish_job(self, run: Run) -> None:
+        failed = run.state in {RunState.FAILED, RunState.INTERRUPTED}
+        state = JobState.FAILED if failed else JobState.DONE
+        result = {"state": str(run.state), "step": run.step}
+        self._ws.catalog.finish_job(self.job.id, state, error=run.reason if failed else "", result=result)

@@ -1,0 +1,338 @@
+"""Drawing pictures with a warm base and any number of adapters; only the sampler process imports this.
+
+A picture depends on its own seed alone: its noise comes from a CPU generator seeded with `seed + i`, and on
+the CPU every picture is drawn by itself, so it is the same bytes whatever `count` is. On a GPU pictures are
+drawn `GPU_BATCH` at a time; there the same picture from another count differs by rounding noise only.
+"""
+
+import gc
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from PIL import Image as Pixels
+from torch import Tensor
+
+from registry.errors import BadInput, StudioError
+from studio.sampling.preview import LatentPreview
+from studio.sampling.request import SampleRequest
+from studio.sampling.schedulers import make_scheduler
+from studio.sampling.stack import AdapterStack, AdapterUseInStack, LoadReport
+from studio.sampling.task import SampleTask, TaskAdapter, TaskBase
+from trainers.families import FAMILIES
+from trainers.families.base import BaseFiles, Conditioning, Family
+from trainers.plan import Geometry
+
+GPU_BATCH = 4
+PREVIEW_EVERY = 0.5  # seconds
+CPU_SHARE = 0.5  # of the memory, for bases kept loaded
+GPU_SHARE = 0.8
+
+
+class Cancelled(Exception):
+    """The request was called off; raised within one step of it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a request is. `picture` counts from 1; `preview` shows it as it is so far."""
+
+    phase: str  # "loading", "drawing"
+    step: int = 0
+    steps: int = 0
+    picture: int = 0
+    pictures: int = 0
+    preview: Pixels.Image | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What came of a request beside the pictures."""
+
+    reports: list[LoadReport]
+    warnings: list[str] = field(default_factory=list[str])
+
+
+@dataclass
+class _Loaded:
+    """A base in memory, with its adapters."""
+
+    family: Family
+    stack: AdapterStack
+    scheduler_config: dict[str, Any]
+    bytes: int
+    preview: LatentPreview | None = None
+
+
+class Engine:
+    """Keeps bases and adapters loaded and draws requests, one at a time.
+
+    Args:
+        device: Default: the first GPU, else the CPU.
+        budget: Bytes of bases to keep; default: a share of the device's memory.
+    """
+
+    def __init__(self, *, device: str | None = None, budget: int | None = None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._budget = budget or _budget(self.device)
+        self._bases: OrderedDict[str, _Loaded] = OrderedDict()
+
+    @torch.inference_mode()
+    def draw(
+        self,
+        task: SampleTask,
+        *,
+        keep: Callable[[int, Pixels.Image, str], None],
+        say: Callable[[Progress], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Drawn:
+        """Draw all pictures of a task.
+
+        Args:
+            task: The request with its files, all paths absolute.
+            keep: Takes each finished picture: index, pixels, class of the base's own scheduler.
+            say: Takes progress, after every step.
+            cancelled: Asked before every step.
+
+        Raises:
+            Cancelled: `cancelled()` was true.
+            BadInput: base, adapter or size do not fit.
+            StudioError: out of memory, or the picture is not finite.
+        """
+        drawn: set[int] = set()
+
+        def keep_once(index: int, picture: Pixels.Image, base_scheduler: str) -> None:
+            drawn.add(index)
+            keep(index, picture, base_scheduler)
+
+        batch = GPU_BATCH if self.device.type == "cuda" else 1
+        try:
+            return self._draw(task, batch, keep_once, say, cancelled, drawn)
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self._make_room(task.base)
+        try:
+            return self._draw(task, 1, keep_once, say, cancelled, drawn, tiled=True)
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.unload()
+            size = f"{task.request.width}x{task.request.height}"
+            raise StudioError(
+                f"size {size}", "needs more memory than there is", "draw a smaller picture"
+            ) from error
+
+    def unload(self) -> None:
+        """Give all memory back."""
+        self._bases.clear()
+        self._collect()
+
+    # -- drawing
+
+    def _draw(
+        self,
+        task: SampleTask,
+        batch: int,
+        keep: Callable[[int, Pixels.Image, str], None],
+        say: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+        done: set[int],
+        *,
+        tiled: bool = False,
+    ) -> Drawn:
+        request = task.request
+        say(Progress("loading", steps=request.steps, pictures=request.count))
+        loaded = self._base(task.base)
+        family = loaded.family
+        _check_size(family, request)
+        reports = loaded.stack.use([self._use(adapter) for adapter in task.adapters])
+        if tiled:
+            family.part("vae").enable_tiling()
+        own_scheduler = str(loaded.scheduler_config["_class_name"])
+        guided = request.cfg > 1.0
+        texts = [request.negative, request.prompt] if guided else [request.prompt]
+        cond = family.encode_text(texts)
+        left = [index for index in range(request.count) if index not in done]
+        for start in range(0, len(left), batch):
+            indices = left[start : start + batch]
+            scheduler = make_scheduler(
+                request.scheduler, loaded.scheduler_config
+            )  # they keep state: one a batch
+            painter = _Painter(family, scheduler, request, cond, indices, loaded.preview, say, cancelled)
+            latents = painter.paint()
+            for row, index in enumerate(indices):
+                picture = to_picture(family.decode_image(latents[row : row + 1]))
+                keep(index, picture, own_scheduler)
+        warnings = [_unmatched(report) for report in reports if report.unmatched]
+        warnings += [
+            f"The last {cut} tokens of the {name} are beyond what the text encoder reads."
+            for name, text in (("prompt", request.prompt), ("negative prompt", request.negative))
+            if (cut := family.tokens_cut(text))
+        ]
+        return Drawn(reports, warnings)
+
+    def _use(self, adapter: TaskAdapter) -> AdapterUseInStack:
+        return AdapterUseInStack(
+            name=adapter.name,
+            path=Path(adapter.path),
+            key=adapter.tensor_sha256,
+            weight=adapter.weight,
+            text_weight=adapter.text_weight,
+        )
+
+    # -- bases
+
+    def _base(self, base: TaskBase) -> _Loaded:
+        key = base.weight_hash or f"{base.location}@{base.revision}"
+        if key in self._bases:
+            self._bases.move_to_end(key)
+            return self._bases[key]
+        kind = cast(Literal["folder", "file", "hub"], base.kind)
+        files = BaseFiles(base.location, kind, base.config, base.revision)
+        family = FAMILIES[base.family].load_class()(files, dtype=_dtype(self.device), device=self.device)
+        parts: list[Any] = [family.denoiser, *family.text_encoders.values(), family.part("vae")]
+        size = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+        while self._bases and size + sum(item.bytes for item in self._bases.values()) > self._budget:
+            self._bases.popitem(last=False)
+            self._collect()
+        loaded = _Loaded(family, AdapterStack(family), family.scheduler_config(), size, LatentPreview(family))
+        self._bases[key] = loaded
+        return loaded
+
+    def _make_room(self, base: TaskBase) -> None:
+        """After running out of memory: only the base in use stays, without adapters."""
+        key = base.weight_hash or f"{base.location}@{base.revision}"
+        for other in [name for name in self._bases if name != key]:
+            del self._bases[other]
+        if key in self._bases:
+            self._bases[key].stack.clear()
+        self._collect()
+
+    def _collect(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Painter:
+    """The denoising loop for one batch."""
+
+    def __init__(
+        self,
+        family: Family,
+        scheduler: Any,
+        request: SampleRequest,
+        cond: Conditioning,
+        indices: list[int],
+        preview: LatentPreview | None,
+        say: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._family, self._scheduler, self._request = family, scheduler, request
+        self._indices, self._preview, self._say, self._cancelled = indices, preview, say, cancelled
+        self._guided = request.cfg > 1.0
+        count = len(indices)
+        # Rows of `cond` are (negative, prompt); the batch is all negatives, then all prompts.
+        self._cond = {key: value.repeat_interleave(count, dim=0) for key, value in cond.items()}
+        size = (request.height, request.width)
+        self._geometry = [Geometry(size, (0, 0), size)] * (count * (2 if self._guided else 1))
+        # Noise on the CPU, one generator a picture: the same on every device and for every count.
+        self._generators = [torch.Generator("cpu").manual_seed((request.seed + i) % 2**32) for i in indices]
+        self._previewed_at = monotonic()
+
+    def paint(self) -> Tensor:
+        """Latents of the finished pictures, (B, C, h, w), fp32."""
+        scheduler, steps = self._scheduler, self._request.steps
+        scheduler.set_timesteps(steps, device=self._family.device)
+        latents = self._noise() * float(scheduler.init_noise_sigma)
+        extra = self._step_arguments()
+        total = len(scheduler.timesteps)  # some samplers evaluate twice a step
+        for number, t in enumerate(scheduler.timesteps):
+            if self._cancelled():
+                raise Cancelled
+            prediction = self._predict(scheduler.scale_model_input(latents, t), t)
+            latents = scheduler.step(prediction, t, latents, return_dict=False, **extra)[0]
+            self._report(latents, (number + 1) * steps // total)
+        if not bool(torch.isfinite(latents).all()):
+            do = "lower the adapter weights or the guidance"
+            raise StudioError("the picture", "has values that are not finite", do)
+        return latents
+
+    def _noise(self) -> Tensor:
+        """(B, C, h, w) standard normal."""
+        channels = int(self._family.config("vae")["latent_channels"])
+        factor = self._family.latent_factor
+        shape = (1, channels, self._request.height // factor, self._request.width // factor)
+        noise = [torch.randn(shape, generator=generator) for generator in self._generators]
+        return torch.cat(noise).to(self._family.device)
+
+    def _predict(self, x: Tensor, t: Tensor) -> Tensor:
+        """Classifier-free guidance, u + cfg (c - u): Ho & Salimans 2022, arXiv:2207.12598, eq. 6."""
+        if not self._guided:
+            return self._family.predict(x, t, self._cond, self._geometry).float()
+        both = self._family.predict(torch.cat([x, x]), t, self._cond, self._geometry).float()
+        without, with_prompt = both.chunk(2)
+        return without + self._request.cfg * (with_prompt - without)
+
+    def _step_arguments(self) -> dict[str, Any]:
+        accepted = inspect.signature(self._scheduler.step).parameters
+        return {"generator": self._generators} if "generator" in accepted else {}
+
+    def _report(self, latents: Tensor, step: int) -> None:
+        picture = None
+        if self._preview is not None and monotonic() - self._previewed_at > PREVIEW_EVERY:
+            picture = to_picture(self._preview.rgb(latents[:1]))
+            self._previewed_at = monotonic()
+        request = self._request
+        self._say(
+            Progress("drawing", step, request.steps, self._indices[0] + 1, request.count, preview=picture)
+        )
+
+
+def to_picture(pixels: Tensor) -> Pixels.Image:
+    """(1, 3, H, W) in [-1, 1] -> an RGB picture."""
+    scaled = (pixels[0].float().clamp(-1, 1) + 1) * 127.5
+    return Pixels.fromarray(scaled.round().permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is torch's or Python's way of saying so."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return "DefaultCPUAllocator" in str(error) or "out of memory" in str(error).lower()
+
+
+def _unmatched(report: LoadReport) -> str:
+    count = len(report.unmatched)
+    return (
+        f"Adapter {report.name}: {count} of {count + report.matched} modules have no place in this base, "
+        f"the first is {report.unmatched[0]}."
+    )
+
+
+def _check_size(family: Family, request: SampleRequest) -> None:
+    """Sides must be whole latent cells."""
+    step = family.latent_factor
+    if request.width % step or request.height % step:
+        size = f"size {request.width}x{request.height}"
+        raise BadInput(size, f"does not fit: sides are multiples of {step} for this base", "change the size")
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    """fp32 on the CPU; fp16 on a GPU, which is finer than bf16 and what these bases were published in."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def _budget(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory * GPU_SHARE)
+    import psutil
+
+    return int(psutil.virtual_memory().total * CPU_SHARE)

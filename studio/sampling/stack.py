@@ -1,0 +1,198 @@
+"""Adapters on a loaded base: any number at once, each at its own strength, never merged into the base.
+
+W' = W + sum_i weight_i * alpha_i / r_i * up_i down_i       (Hu et al. 2021, arXiv:2106.09685)
+
+The factors sit beside the weights in PEFT's LoRA layers and are never merged: merging and unmerging drifts.
+An adapter of weight 0 is not active at all, so it equals the base exactly. A few inactive ones stay loaded.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import Conv2d, Linear, LoraLayer
+from torch import nn
+
+from registry.errors import BadInput
+from registry.formats.internal import AdapterForm, LoraFactors, component_of
+from registry.formats.load import load_adapter
+
+if TYPE_CHECKING:
+    from trainers.families.base import Family
+
+KEEP = 4  # loaded adapters; each costs memory, and PEFT's layers get slower with every one
+
+
+@dataclass(frozen=True)
+class AdapterUseInStack:
+    """An adapter file and how strongly it acts on the denoiser and on the text encoders."""
+
+    name: str  # as its owner knows it
+    path: Path
+    key: str  # hash of its tensors
+    weight: float
+    text_weight: float
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What of an adapter found its place in the base."""
+
+    name: str
+    matched: int  # modules
+    unmatched: tuple[str, ...] = ()
+
+
+class AdapterStack:
+    """The adapters of one loaded base."""
+
+    def __init__(self, family: "Family") -> None:
+        self._family = family
+        self._loaded: OrderedDict[str, LoadReport] = OrderedDict()
+
+    def use(self, wanted: Sequence[AdapterUseInStack]) -> list[LoadReport]:
+        """Make exactly these adapters act, in this order.
+
+        Raises:
+            BadInput: a file cannot be read, or does not fit the base; both dimensions are named.
+        """
+        reports = [self._load(use) for use in wanted]
+        self._drop_old({_slot(use.key) for use in wanted})
+        for component, model in self._models().items():
+            weights = {
+                _slot(use.key): use.weight if component == self._family.denoiser_name else use.text_weight
+                for use in wanted
+            }
+            _activate(model, {slot: weight for slot, weight in weights.items() if weight != 0.0})
+        return reports
+
+    def clear(self) -> None:
+        """Forget all adapters; the base is as it was loaded."""
+        self._drop_old(set(), keep=0)
+
+    def _models(self) -> dict[str, nn.Module]:
+        return {self._family.denoiser_name: self._family.denoiser, **self._family.text_encoders}
+
+    def _load(self, use: AdapterUseInStack) -> LoadReport:
+        slot = _slot(use.key)
+        if slot in self._loaded:
+            self._loaded.move_to_end(slot)
+            return self._loaded[slot]
+        form, _, _ = load_adapter(use.path, self._family.name)
+        places, unmatched = self._places(use.name, form)
+        if not places:
+            raise BadInput(
+                f"adapter {use.name}", "has no module that is part of this base", "choose another base"
+            )
+        for (model, path), factors in places.items():
+            _attach(model, path, slot, factors)
+        report = LoadReport(use.name, len(places), unmatched)
+        self._loaded[slot] = report
+        return report
+
+    def _places(
+        self, name: str, form: AdapterForm
+    ) -> tuple[dict[tuple[nn.Module, str], LoraFactors], tuple[str, ...]]:
+        """Where each module of `form` goes; checked as a whole before anything is changed."""
+        models = self._models()
+        places: dict[tuple[nn.Module, str], LoraFactors] = {}
+        unmatched: list[str] = []
+        for module, factors in form.modules.items():
+            component = component_of(module)
+            model = models.get(component)
+            path = module.removeprefix(component + ".")
+            found = None if model is None else _find(model, path)
+            if model is None or found is None:
+                unmatched.append(module)
+                continue
+            _check_shape(name, module, found[1], factors)
+            places[model, found[0]] = factors
+        return places, tuple(unmatched)
+
+    def _drop_old(self, needed: set[str], keep: int = KEEP) -> None:
+        """Delete the longest unused adapters until at most `keep` are loaded, never a needed one."""
+        for slot in [slot for slot in self._loaded if slot not in needed]:
+            if len(self._loaded) <= keep:
+                return
+            for model in self._models().values():
+                _detach(model, slot)
+            del self._loaded[slot]
+
+
+def _slot(key: str) -> str:
+    """PEFT's name for an adapter; a module name, so without dots."""
+    return f"a{key[:32]}"
+
+
+def _find(model: nn.Module, path: str) -> tuple[str, nn.Module] | None:
+    """Path and layer (without a LoRA around it); newer transformers have no `text_model.` in memory."""
+    for candidate in (path, path.removeprefix("text_model.")):
+        try:
+            module = model.get_submodule(candidate)
+        except AttributeError:
+            continue
+        base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        if isinstance(base, nn.Linear | nn.Conv2d):
+            return candidate, base
+    return None
+
+
+def _check_shape(name: str, module: str, layer: Any, factors: LoraFactors) -> None:
+    out, into = layer.weight.shape[0], layer.weight.shape[1]
+    down = tuple(factors.down.shape)
+    kernel = tuple(layer.weight.shape[2:]) or (1, 1)
+    if (factors.up.shape[0], down[1]) == (out, into) and (len(down) == 2 or down[2:] in {kernel, (1, 1)}):
+        return
+    theirs = f"{down[1]} -> {factors.up.shape[0]}"
+    wrong = f"does not fit this base: {module} is {theirs} in the adapter and {into} -> {out} in the base"
+    raise BadInput(f"adapter {name}", wrong, "use the base it was trained on")
+
+
+def _attach(model: nn.Module, path: str, slot: str, factors: LoraFactors) -> None:
+    """Add one adapter to one layer, inactive."""
+    module: Any = model.get_submodule(path)
+    alpha: Any = factors.alpha  # PEFT says int and takes any number
+    config = LoraConfig(r=factors.rank, init_lora_weights=False, inference_mode=True)
+    layer: Any = module
+    if isinstance(module, LoraLayer):
+        layer.update_layer(slot, factors.rank, alpha, config=config)
+    else:
+        kind: Any = Conv2d if isinstance(module, nn.Conv2d) else Linear
+        layer = kind(module, slot, config=config, r=factors.rank, lora_alpha=alpha).eval()
+        _replace(model, path, layer)
+    for half, values in ((layer.lora_A, factors.down), (layer.lora_B, factors.up)):
+        weight = half[slot].weight
+        with torch.no_grad():
+            weight.copy_(torch.from_numpy(values).reshape(weight.shape))
+        weight.requires_grad_(False)
+    layer.set_adapter([])
+
+
+def _activate(model: nn.Module, weights: dict[str, float]) -> None:
+    """Let exactly these adapters act, in this order, at these strengths."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            layer: Any = module
+            here = [slot for slot in weights if slot in layer.lora_A]
+            layer.set_adapter(here, inference_mode=True)
+            for slot in here:
+                layer.set_scale(slot, weights[slot])
+
+
+def _detach(model: nn.Module, slot: str) -> None:
+    """Remove an adapter; a layer without any becomes the plain layer again."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer) and slot in module.lora_A:
+            layer: Any = module
+            layer.delete_adapter(slot)
+            if len(layer.lora_A) == 0:
+                _replace(model, path, layer.get_base_layer())
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

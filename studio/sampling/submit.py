@@ -1,0 +1,257 @@
+"""Asking for pictures: check, write the request, queue it; wait for it; take the pictures out.
+
+What is wrong with a request is said here, before it waits behind a training run.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.errors import BadInput, Damaged, NotFound, StudioError
+from registry.files import atomic_path, read_json
+from registry.formats.header import read_header
+from registry.ids import new_id
+from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, Sample
+from studio.runs.launch import check_base
+from studio.sampling.request import SampleRequest
+from studio.sampling.schedulers import scheduler_info
+from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase
+from trainers.families import FAMILIES
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+FOLDER = "samples"
+MIN_SIZE = 16  # pixels
+ENDED = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
+
+_TEXT_INPUT = re.compile(r"attn2.*to_k")  # the layer of a UNet that reads the text encoder's output
+_DOWN = re.compile(r"lora_A|lora[._]down|lora_linear_layer\.down|to_k_lora\.down")
+
+
+def submit(ws: "Workspace", request: SampleRequest) -> Sample:
+    """Queue a request; its folder holds all that the sampler needs.
+
+    Raises:
+        NotFound: no such base or adapter.
+        BadInput: the base is gone, an adapter's file is missing or made for another base, unknown sampler.
+    """
+    base = ws.catalog.get(Base, request.base)
+    check_base(ws, base)
+    scheduler_info(request.scheduler)
+    adapters = [ws.catalog.get(Adapter, choice.id) for choice in request.adapters]
+    if len({adapter.id for adapter in adapters}) < len(adapters):
+        raise BadInput("adapters", "name the same one twice", "give it one weight")
+    for adapter in adapters:
+        check_adapter(ws, adapter, base)
+    chosen = tuple(
+        choice.model_copy(update={"id": adapter.id})
+        for choice, adapter in zip(request.adapters, adapters, strict=True)
+    )
+    request = request.model_copy(update={"base": base.id, "adapters": chosen})
+    sample_id = new_id()
+    task = SampleTask(
+        id=sample_id,
+        request=request,
+        base=TaskBase(**{name: getattr(base, name) for name in TaskBase.__dataclass_fields__}),
+        adapters=tuple(
+            _task_adapter(adapter, choice.weight, choice.text_weight)
+            for adapter, choice in zip(adapters, chosen, strict=True)
+        ),
+    )
+    folder = ws.home / FOLDER / sample_id
+    task.write(folder)
+    uses = tuple(
+        AdapterUse(
+            adapter_id=choice.id,
+            weight=choice.weight,
+            text_weight=choice.text_weight,
+            tensor_sha256=adapter.tensor_sha256,
+        )
+        for adapter, choice in zip(adapters, chosen, strict=True)
+    )
+    value = request.model_dump(mode="json")
+    try:
+        sample = ws.catalog.add(Sample(id=sample_id, base_id=base.id, request=value, adapters=uses))
+        ws.catalog.enqueue(Job(kind=JobKind.SAMPLE, subject_id=sample_id))
+    except StudioError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return sample
+
+
+def wait(ws: "Workspace", sample: Sample, say: Callable[[str], None] | None = None) -> list[Path]:
+    """Stay until the sample is done; be the worker for samples when none holds the workspace.
+
+    Raises:
+        StudioError: it failed or was cancelled; says why.
+        KeyboardInterrupt: Ctrl-C; the sample is called off.
+    """
+    from studio.runs.follow import (
+        attend,
+    )  # here: follow needs the worker, the worker needs the sampler's client
+
+    reporter = _Reporter(ws, sample, say)
+    try:
+        attend(ws, reporter.ended, say, kinds=(JobKind.SAMPLE,))
+    except KeyboardInterrupt:
+        cancel(ws, sample)
+        raise
+    job = job_of(ws, sample)
+    if job.state is not JobState.DONE:
+        raise StudioError(job.error.rstrip(".") or f"sample {sample.id}", "no picture was made")
+    for warning in job.result.get("warnings", ()):
+        if say is not None:
+            say(str(warning))
+    return files_of(ws, ws.catalog.get(Sample, sample.id))
+
+
+def cancel(ws: "Workspace", sample: Sample) -> None:
+    """Call a sample off: at once while it is queued, within one step while it is drawn."""
+    ws.catalog.cancel_job(job_of(ws, sample).id)
+
+
+def progress(ws: "Workspace", sample: Sample) -> dict[str, Any]:
+    """{"state", "phase", "step", "steps", "picture", "pictures", "preview", "error"}.
+
+    `state` is the job's; `preview` says whether preview.png shows the picture being drawn.
+    """
+    job = job_of(ws, sample)
+    news: dict[str, Any] = {"phase": "waiting", "step": 0, "steps": 0, "picture": 0, "pictures": 0}
+    news |= {"preview": False}
+    try:
+        if job.state is not JobState.QUEUED:
+            news |= read_json(ws.home / FOLDER / sample.id / PROGRESS)
+    except (FileNotFoundError, Damaged):
+        pass  # nothing said yet
+    return news | {"state": str(job.state), "error": job.error}
+
+
+def collect(ws: "Workspace", sample: Sample, out: Path) -> list[Path]:
+    """Copy the pictures of a finished sample into `out`, named by number; existing files are not replaced."""
+    out.mkdir(parents=True, exist_ok=True)
+    copies: list[Path] = []
+    for file in files_of(ws, ws.catalog.get(Sample, sample.id)):
+        target = _free(out / f"{sample.id}-{file.name}")
+        with atomic_path(target) as temporary:
+            shutil.copyfile(file, temporary)
+        copies.append(target)
+    return copies
+
+
+def files_of(ws: "Workspace", sample: Sample) -> list[Path]:
+    """The pictures of a sample."""
+    return [ws.resolve(file) for file in sample.files]
+
+
+def job_of(ws: "Workspace", sample: Sample) -> Job:
+    """The newest job of a sample.
+
+    Raises:
+        NotFound: it has none any more.
+    """
+    jobs = ws.catalog.list(Job, kind=JobKind.SAMPLE, subject_id=sample.id, limit=1)
+    if not jobs:
+        raise NotFound(f"sample {sample.id}", "has no job", "ask for it again")
+    return jobs[0]
+
+
+def default_size(ws: "Workspace", base: Base) -> tuple[int, int]:
+    """(width, height) that the base was made for: its denoiser's own size times its VAE's factor."""
+    unet, vae = _config(ws, base, "unet"), _config(ws, base, "vae")
+    blocks = vae.get("block_out_channels")
+    if not unet.get("sample_size") or not blocks:
+        side = FAMILIES[base.family].resolution
+        return side, side
+    side = int(unet["sample_size"]) * 2 ** (len(blocks) - 1)
+    return side, side
+
+
+def check_adapter(ws: "Workspace", adapter: Adapter, base: Base) -> None:
+    """Refuse an adapter that is gone, or was made for another base; both dimensions are named.
+
+    Raises:
+        BadInput: in one line.
+    """
+    if adapter.trashed_at is not None:
+        raise BadInput(f"adapter {adapter.name}", "is in the trash", f"studio adapters restore {adapter.id}")
+    path = ws.resolve(adapter.path)
+    if not path.is_file():
+        raise NotFound(f"adapter {adapter.name}", f"has lost its file {path}", "see `studio adapters verify`")
+    theirs = _text_width_of_adapter(path)
+    ours = _config(ws, base, "unet").get("cross_attention_dim")
+    if theirs and ours and theirs != ours:
+        raise BadInput(
+            f"adapter {adapter.name}",
+            f"reads text of width {theirs} ({adapter.family or 'unknown family'}), "
+            f"base {base.name} gives {ours} ({base.family})",
+            "use the base it was trained on",
+        )
+    if adapter.family and adapter.family != base.family:
+        there, here = (
+            FAMILIES[name].cross_attention_dim if name in FAMILIES else "?"
+            for name in (adapter.family, base.family)
+        )
+        wrong = f"is for {adapter.family} (text width {there}), base {base.name} is {base.family} ({here})"
+        raise BadInput(f"adapter {adapter.name}", wrong, "use a base of its family")
+
+
+class _Reporter:
+    """Says what changes while a sample is drawn."""
+
+    def __init__(self, ws: "Workspace", sample: Sample, say: Callable[[str], None] | None) -> None:
+        self._ws, self._sample, self._say, self._line = ws, sample, say, ""
+
+    def ended(self) -> bool:
+        """Whether the job has ended; says what is new on the way."""
+        if job_of(self._ws, self._sample).state in ENDED:
+            return True
+        if self._say is not None:
+            news = progress(self._ws, self._sample)
+            line = str(news["phase"])
+            if news["picture"]:
+                line = f"picture {news['picture']} of {news['pictures']}"
+            if line != self._line:
+                self._line = line
+                self._say(line)
+        return False
+
+
+def _task_adapter(adapter: Adapter, weight: float, text_weight: float | None) -> TaskAdapter:
+    return TaskAdapter(
+        id=adapter.id,
+        name=adapter.name,
+        path=adapter.path,
+        tensor_sha256=adapter.tensor_sha256,
+        file_sha256=adapter.file_sha256,
+        weight=weight,
+        text_weight=weight if text_weight is None else text_weight,
+    )
+
+
+def _config(ws: "Workspace", base: Base, component: str) -> dict[str, Any]:
+    """config.json of a component of a local base; empty when it has none."""
+    if base.kind == "hub":
+        return {}
+    folder = ws.resolve(base.config if base.kind == "file" and base.config else base.location)
+    path = folder / component / "config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _text_width_of_adapter(path: Path) -> int | None:
+    """Width of the text that the adapter's cross-attention reads; None when it has none."""
+    for name, info in read_header(path).tensors.items():
+        if _TEXT_INPUT.search(name) and _DOWN.search(name) and len(info.shape) >= 2:
+            return info.shape[1]
+    return None
+
+
+def _free(path: Path) -> Path:
+    number = 2
+    free = path
+    while free.exists():
+        free = path.with_stem(f"{path.stem}-{number}")
+        number += 1
+    return free

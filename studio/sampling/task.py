@@ -1,0 +1,95 @@
+"""A request with everything looked up: what the sampler process needs, so that it needs no catalog.
+
+Written to `samples/<id>/request.json`. Paths are those of the catalog; the worker resolves them.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from registry.files import read_json, write_json
+from studio.sampling.request import SampleRequest
+
+REQUEST = "request.json"
+PROGRESS = "progress.json"
+PREVIEW = "preview.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskBase:
+    """Where the base lies."""
+
+    id: str
+    name: str
+    family: str
+    location: str
+    kind: str  # "folder" | "file" | "hub"
+    config: str = ""
+    revision: str = ""
+    weight_hash: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskAdapter:
+    """An adapter file and its strengths."""
+
+    id: str
+    name: str
+    path: str
+    tensor_sha256: str
+    file_sha256: str
+    weight: float
+    text_weight: float  # resolved: never none
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTask:
+    """One request, resolved."""
+
+    id: str
+    request: SampleRequest
+    base: TaskBase
+    adapters: tuple[TaskAdapter, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "id": self.id,
+            "request": self.request.model_dump(mode="json"),
+            "base": asdict(self.base),
+            "adapters": [asdict(adapter) for adapter in self.adapters],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(
+            id=value["id"],
+            request=SampleRequest.model_validate(value["request"]),
+            base=TaskBase(**value["base"]),
+            adapters=tuple(TaskAdapter(**adapter) for adapter in value["adapters"]),
+        )
+
+    def write(self, folder: Path) -> None:
+        """Make the task durable as request.json."""
+        write_json(folder / REQUEST, self.to_json())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Inverse of `write`."""
+        return cls.from_json(read_json(folder / REQUEST))
+
+    def resolved(self, resolve: Callable[[str], Path]) -> Self:
+        """The same with real paths instead of the catalog's."""
+        base = self.base
+        if base.kind != "hub":
+            config = str(resolve(base.config)) if base.config else ""
+            base = replace(base, location=str(resolve(base.location)), config=config)
+        adapters = tuple(replace(item, path=str(resolve(item.path))) for item in self.adapters)
+        return replace(self, base=base, adapters=adapters)
+
+
+def picture_name(index: int) -> str:
+    """File name of picture `index` of a sample."""
+    return f"{index:03d}.png"
