@@ -154,7 +154,7 @@ class RunDir:
 
     def previews(self) -> list[dict[str, Any]]:
         """Index of preview pictures: {"step", "prompt", "file", "base"}."""
-        return list(read_lines(self.path / PREVIEW_INDEX))
+        return list(read_lines(self.path / PREVIEW_INDEX, after_step=-1))
 
 
 def checkpoint_name(step: int) -> str:
