@@ -1,7 +1,7 @@
 """What a picture says about how it was made: A1111's `parameters` for other tools, our own JSON for us.
 
 `parameters` is three parts: the prompt with its `<lora:...>` tags, `Negative prompt: ...`, and a last line of
-`Key: value` pairs. It cannot say everything and cannot be parsed without doubt (a prompt may hold such lines),
+`Key: value` pairs. It cannot say everything, nor be parsed without doubt (a prompt may hold such lines),
 so `lora_studio` holds the whole request, ids and hashes as JSON, and counts when we read a picture back.
 """
 
