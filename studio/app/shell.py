@@ -84,8 +84,8 @@ def empty(key: str, title: str, text: str, actions: Sequence[tuple[str, Callable
 
 def fact(label: str, value: object, *, term: str = "") -> None:
     """A label with a value; the field's own term in small print beside the plain word."""
-    beside = f" · {term}" if term else ""
-    st.markdown(f":small[:gray[{md(label)}{md(beside)}]]  \n{md(value)}")
+    beside = f" · {md(term)}" if term else ""
+    st.markdown(f":small[:gray[{md(label)}{beside}]]  \n{md(value)}")
 
 
 def run_progress(run: Run, status: Status | None) -> tuple[float, str]:

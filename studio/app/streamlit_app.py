@@ -6,7 +6,7 @@ from registry.errors import StudioError
 from studio.app import shell, theme
 
 st.set_page_config(page_title="LoRA Studio", page_icon=str(theme.HERE / "static" / "mark.svg"), layout="wide")
-st.html(theme.stylesheet())
+st.html(theme.stylesheet(dark=st.context.theme.type == "dark"))
 st.logo(str(theme.HERE / "static" / "mark.svg"), size="large")
 
 page = st.navigation(

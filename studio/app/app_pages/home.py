@@ -75,9 +75,7 @@ def now_panel() -> None:
     with st.container(key="panel-now"):
         picture, facts = st.columns([1, 3], vertical_alignment="center")
         with picture:
-            gallery(
-                [replace(run_card(run), title="", lines=(), badges=())], key="now", opens=False, least=140
-            )
+            gallery([replace(run_card(run), title="", lines=(), badges=())], key="now", opens=False, least=0)
         with facts:
             st.subheader(md(run.name), anchor=False)
             progress_panel(run, status)

@@ -31,7 +31,7 @@ def show(adapter: Adapter) -> None:
             zoom_text=adapter.name,
             placeholder="no preview",
         )
-        gallery([card], key="adapter-picture", opens=False, least=600)
+        gallery([card], key="adapter-picture", opens=False, least=0)
         actions(adapter)
     with facts:
         origin(adapter)

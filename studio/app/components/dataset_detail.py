@@ -12,9 +12,9 @@ from studio.app.words import ago, md, plural
 
 PER_PAGE = 24
 MARKS = {
-    "error": ":red[:material/error:]",
-    "warning": ":orange[:material/warning:]",
-    "note": ":gray[:material/info:]",
+    "bad": ":red[:material/error:]",
+    "warn": ":orange[:material/warning:]",
+    "info": ":gray[:material/info:]",
 }
 
 
@@ -67,22 +67,29 @@ def findings(dataset: Dataset) -> None:
         f"Before you train: {plural(len(found), 'remark')}", expanded=True, icon=":material/stethoscope:"
     ):
         for finding in found:
-            what = f"{MARKS.get(finding.severity, '')} {md(finding.message)}"
+            words, button = st.columns([5, 1], vertical_alignment="center")
             fix = f"  \n:gray[{md(finding.fix)}]" if finding.fix else ""
-            st.markdown(what + fix)
+            words.markdown(f"{MARKS[finding.severity]} {md(finding.message)}{fix}")
+            some = 0 < len(finding.images) < dataset.image_count
+            if some and button.button("Show", key=f"show-{finding.code}", width="stretch"):
+                st.session_state[f"only-{dataset.id}"] = finding.images
 
 
 def pictures(dataset: Dataset) -> None:
     """A page of pictures, each with its caption to edit."""
-    pages = max(1, -(-dataset.image_count // PER_PAGE))
+    catalog = shell.workspace().catalog
+    only = st.session_state.get(f"only-{dataset.id}", ())
+    chosen: dict[str, object] = {"dataset_id": dataset.id} | ({"id": tuple(only)} if only else {})
+    pages = max(1, -(-catalog.count(Image, **chosen) // PER_PAGE))
     place = min(st.session_state.get(f"page-{dataset.id}", 1), pages)
-    images = shell.workspace().catalog.list(
-        Image, dataset_id=dataset.id, order="position", limit=PER_PAGE, offset=(place - 1) * PER_PAGE
-    )
+    images = catalog.list(Image, order="position", limit=PER_PAGE, offset=(place - 1) * PER_PAGE, **chosen)
     st.subheader("Pictures and captions", anchor=False)
     st.caption(
         "Say what can be seen, not what should be learned. A caption is saved when you leave its field."
     )
+    if only and st.button("Show all pictures", key="show-all", icon=":material/grid_view:"):
+        st.session_state.pop(f"only-{dataset.id}")
+        st.rerun()
     with st.grid("auto", min_column_width=220, gap="small"):
         for image in images:
             with st.container(border=True, gap="xsmall"):
@@ -102,7 +109,7 @@ def picture(dataset: Dataset, image: Image) -> None:
         alt=image.name,
     )
     gallery(
-        [card], key=f"picture-{image.id}", opens=False, least=2000, ratio="4 / 3", fit="contain", framed=False
+        [card], key=f"picture-{image.id}", opens=False, least=0, ratio="4 / 3", fit="contain", framed=False
     )
     key = f"caption-{image.id}"
     st.text_area(

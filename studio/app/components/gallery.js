@@ -3,6 +3,7 @@ export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const root = parentElement.querySelector("#grid");
   root.style.setProperty("--least", `${data.least}px`);
+  root.classList.toggle("single", data.least === 0);
   root.classList.toggle("plain", !data.framed);
   const zoomed = data.cards.filter((card) => card.zoom).map((card) => ({ url: card.zoom, text: card.zoom_text }));
 

@@ -75,7 +75,7 @@ def gallery(
         cards: What to show; the caller has already chosen the page of results.
         key: Unique on the page.
         opens: Whether a click is reported; False = a click shows the picture at full size.
-        least: Smallest width of a card in pixels.
+        least: Smallest width of a card in pixels; 0 = one column.
         ratio: CSS aspect ratio of the pictures.
         fit: "cover" crops to the ratio, "contain" shows the whole picture.
         framed: Whether cards have a border.

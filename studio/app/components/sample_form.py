@@ -17,7 +17,7 @@ from studio.sampling.schedulers import SCHEDULERS
 
 SEEDS = 2**32
 PENDING = "sample-pending"  # settings to put back before the widgets are made
-SHAPES = {"square": "Square", "portrait": "Portrait", "landscape": "Landscape", "own": "Own size"}
+SHAPES = {"square": "Square", "portrait": "Tall", "landscape": "Wide", "own": "Own size"}
 KEPT: Any = "session"
 
 

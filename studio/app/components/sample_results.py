@@ -5,15 +5,13 @@ from typing import Any
 
 import streamlit as st
 
-from registry.errors import Damaged
-from registry.files import read_json
 from registry.records import Base, Job, JobKind, JobState, Sample
 from studio.app import shell
 from studio.app.components import sample_form
 from studio.app.components.cards import sample_cards
 from studio.app.components.gallery import Card, gallery
 from studio.app.routes import picture_url
-from studio.app.words import duration, md, plural
+from studio.app.words import md
 
 PER_PAGE = 12  # samples, each of one or more pictures
 LIVE = (JobState.QUEUED, JobState.LEASED)
@@ -40,7 +38,7 @@ def results() -> None:
     cards = [card for sample in samples for card in sample_cards(sample, bases)]
     if cards:
         st.caption("Click a picture to have all its settings back")
-        if opened := gallery(cards, key="samples-grid", least=150):
+        if opened := gallery(cards, key="samples-grid", least=130):
             sample, _, index = opened.partition("/")
             sample_form.put_back(catalog.get(Sample, sample).request, int(index))
             st.rerun()
@@ -63,53 +61,41 @@ def making(known: tuple[str, ...]) -> None:
 
 
 def _progress(job: Job, sample: Sample) -> None:
-    news = progress_of(sample)
-    step, steps = int(news.get("step", 0)), int(news.get("steps", 0) or sample.request.get("steps", 1))
-    done, count = int(news.get("done", 0)), int(news.get("count", 0) or sample.request.get("count", 1))
-    fraction = min(1.0, (done + (step / steps if done < count else 0)) / count)
+    from studio.sampling.submit import cancel, progress
+
+    news = progress(shell.workspace(), sample)
+    count = int(news["pictures"]) or int(sample.request.get("count", 1))
+    within = news["step"] / news["steps"] if news["steps"] else 0.0
+    fraction = min(1.0, (max(0, int(news["picture"]) - 1) + within) / count)
     with st.container(key=f"panel-making-{sample.id}"):
         picture, facts = st.columns([1, 2], vertical_alignment="center")
         with picture:
-            live = shell.workspace().home / "samples" / sample.id / "preview.png"
-            url = (
-                picture_url("sample", sample.id, "live") + f"?t={live.stat().st_mtime_ns}"
-                if live.exists()
-                else ""
-            )
+            # The number in the address changes with the picture: the browser must not show an old one.
+            url = f"{picture_url('sample', sample.id, 'live')}?t={news['picture']}-{news['step']}"
             card = Card(
-                id=sample.id, images=(url,) if url else (), placeholder="soon", alt="Picture in progress"
+                id=sample.id,
+                images=(url,) if news["preview"] else (),
+                placeholder="soon",
+                alt="Picture in progress",
             )
-            gallery([card], key=f"live-{sample.id}", opens=False, least=120)
+            gallery([card], key=f"live-{sample.id}", opens=False, least=0)
         with facts:
             st.markdown(md(sample.request.get("prompt", "")) or "no prompt")
-            st.progress(fraction, text=_line(job, news, done=done, count=count, step=step, steps=steps))
+            st.progress(fraction, text=_line(job, news, count))
             if st.button("Stop", key=f"stop-{job.id}", icon=":material/stop:", disabled=job.cancel):
                 with shell.guarded():
-                    shell.workspace().catalog.cancel_job(job.id)
+                    cancel(shell.workspace(), sample)
                     st.rerun(scope="fragment")
 
 
-def _line(job: Job, news: dict[str, Any], *, done: int, count: int, step: int, steps: int) -> str:
+def _line(job: Job, news: dict[str, Any], count: int) -> str:
     if job.cancel:
         return "Stopping"
     if job.state is JobState.QUEUED:
         return "Waiting for its turn"
-    if not step and not done:
-        return str(news.get("phase") or "Loading the model")
-    left = duration(news.get("seconds_left"))
-    return (
-        f"Picture {min(done + 1, count)} of {plural(count, 'picture').split()[0]}, step {step} of {steps}"
-        + (f", {left} left" if left else "")
-    )
-
-
-def progress_of(sample: Sample) -> dict[str, Any]:
-    """What the sampler last said about a sample; {} before its first word."""
-    path = shell.workspace().home / "samples" / sample.id / "progress.json"
-    try:
-        return read_json(path) if path.exists() else {}
-    except (Damaged, OSError):  # replaced while it was read
-        return {}
+    if not news["step"]:
+        return md(str(news["phase"]).capitalize())
+    return f"Picture {news['picture']} of {count}, step {news['step']} of {news['steps']}"
 
 
 def _last_failure() -> None:
