@@ -47,7 +47,7 @@ from registry.records import (
     Sample,
 )  # fmt: skip
 from registry.search import AdapterQuery, search
-from registry.tables import ROWS, JobRow, RunRow
+from registry.tables import ROWS, JobRow, Row, RunRow
 
 R = TypeVar("R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job)
 
@@ -185,8 +185,7 @@ class Catalog:
         with self._write() as session:
             row = self._row(session, kind, id)
             row.assign(changes)
-            session.flush()
-            return row.to_record()
+            return _as_stored(session, row)
 
     def delete(self, kind: type[R], id: str) -> None:
         """Remove a record and what belongs to it: a data set's pictures, a run's checkpoints, its jobs.
@@ -261,8 +260,7 @@ class Catalog:
             row.assign({**changes, "state": to})
             if job is not None:
                 session.add(JobRow.of(replace(job, id=job.id or new_id())))
-            session.flush()
-            return row.to_record()
+            return _as_stored(session, row)
 
         return self._insert(move)
 
@@ -392,3 +390,10 @@ class Catalog:
         if row is None:
             raise NotFound(f"{NAMES[kind]} {id[:100]!r}", "does not exist", "it may have been removed")
         return row
+
+
+def _as_stored(session: Session, row: Row) -> Any:
+    """The record as everyone else will read it: times in UTC, numbers in their column's type."""
+    session.flush()
+    session.refresh(row)
+    return row.to_record()

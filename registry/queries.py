@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, UnaryExpression, delete, func, select
+from sqlalchemy import ColumnElement, UnaryExpression, delete, false, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from registry.errors import BadInput, NotFound
 from registry.hashing import hash_json
 from registry.ids import ALPHABET, new_id
 from registry.records import Adapter, Base, Checkpoint, Dataset, Image, Job, Run, Sample
-from registry.tables import ROWS, AdapterRow, DatasetRow, ImageRow, Row, RunRow, SampleRow
+from registry.tables import ROWS, AdapterRow, DatasetRow, ImageRow, Reference, Row, RunRow, SampleRow
 
 NAMES: dict[type[Any], str] = {
     Base: "base",
@@ -44,12 +44,17 @@ def conditions(row: type[Row], equals: dict[str, Any]) -> list[ColumnElement[boo
     for name, value in equals.items():
         column = getattr(row, name)
         if isinstance(value, tuple | list | set | frozenset):
-            found.append(column.in_(list(value)))  # pyright: ignore[reportUnknownArgumentType]
-        elif value is None or (value == "" and column.nullable):
-            found.append(column.is_(None))
+            members = cast("tuple[object, ...]", value)
+            found.append(or_(false(), *(_equals(column, member) for member in members)))
         else:
-            found.append(column == value)
+            found.append(_equals(column, value))
     return found
+
+
+def _equals(column: InstrumentedAttribute[Any], value: object) -> ColumnElement[bool]:
+    if value is None or (value == "" and isinstance(column.type, Reference)):
+        return column.is_(None)
+    return column == value
 
 
 def sort_keys(kind: type[Any], order: str) -> tuple[UnaryExpression[Any], UnaryExpression[Any]]:

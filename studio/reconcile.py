@@ -40,7 +40,7 @@ def _adapters(ws: "Workspace") -> Iterator[Orphan]:
         path = ws.resolve(adapter.path)
         known.add(path)
         if adapter.trashed_at is None and not path.is_file():
-            do = f"import the file again where it is now, or remove it with `studio adapters trash {adapter.id}`"
+            do = f"import it from where it is now, or `studio adapters trash {adapter.id}`"
             yield Orphan("adapter", adapter.id, path, f"the file of {adapter.name!r} is missing", do)
     for path in sorted((ws.home / "adapters").glob("*.safetensors")):
         if path not in known and _is_settled(path):
