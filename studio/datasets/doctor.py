@@ -1,0 +1,207 @@
+"""The data set doctor: what training would trip over, each finding with its pictures and what to do.
+
+A check is a function `(Patient) -> Finding | None` and a row in CHECKS. Those here read the catalog only, so
+that the page can run them at every change.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from registry.records import Dataset, Image
+from studio.datasets.ingest import images_of
+from studio.datasets.listing import PICTURES, some, suffix
+from trainers.families import FAMILIES
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+    from trainers.recipe import Recipe
+
+FEW = 5  # pictures; fewer are learned by heart
+MAX_ASPECT = 2.0  # longer side / shorter side of the narrowest bucket, when no recipe says otherwise
+CROPPED = 1.5  # beyond that times the narrowest bucket, a third of the picture is lost
+LONG = 75  # words; CLIP reads 75 tokens, and a word has at least one
+
+Severity = Literal["bad", "warn", "info"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know before training."""
+
+    severity: Severity
+    code: str  # stable name, for pages and tests
+    message: str
+    images: tuple[str, ...]  # ids of the pictures it is about; () for the whole set
+    fix: str
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What the checks look at. `recipe` is None before one is chosen."""
+
+    ws: "Workspace"
+    dataset: Dataset
+    images: Sequence[Image]
+    recipe: "Recipe | None"
+
+    @property
+    def resolution(self) -> int:
+        """Training side in pixels; without a recipe the smallest that a family is made for."""
+        if self.recipe is not None:
+            return self.recipe.train.resolution
+        return min(info.resolution for info in FAMILIES.values())
+
+    @property
+    def trigger(self) -> str:
+        """The word that training uses."""
+        return (self.recipe.data.trigger if self.recipe is not None else "") or self.dataset.trigger
+
+
+def check_dataset(ws: "Workspace", dataset: Dataset, recipe: "Recipe | None" = None) -> list[Finding]:
+    """Run all checks; the worst first."""
+    patient = Patient(ws, dataset, images_of(ws, dataset), recipe)
+    found = [finding for check in CHECKS if (finding := check(patient)) is not None]
+    order = ("bad", "warn", "info")
+    return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def empty(patient: Patient) -> Finding | None:
+    """No picture at all."""
+    if patient.images:
+        return None
+    return Finding("bad", "empty", "There are no pictures.", (), "Add some.")
+
+
+def too_few(patient: Patient) -> Finding | None:
+    """So few that the adapter copies instead of learning."""
+    count = len(patient.images)
+    if not 0 < count < FEW:
+        return None
+    message = f"Only {count} pictures: the adapter will learn them by heart."
+    return Finding("warn", "too-few", message, (), f"Add some; {FEW} are the least, 15 to 30 are good.")
+
+
+def uncaptioned(patient: Patient) -> Finding | None:
+    """Pictures without a caption train on the trigger word alone."""
+    bare = [image for image in patient.images if not image.caption]
+    if not bare:
+        return None
+    alone = f"the trigger word {patient.trigger!r} alone" if patient.trigger else "no words at all"
+    count = f"{len(bare)} of {len(patient.images)} pictures"
+    message = f"{count} have no caption and train on {alone}: {_names(bare)}."
+    severity: Severity = "warn"
+    if patient.recipe is not None and patient.recipe.data.require_captions:
+        severity = "bad"
+    return Finding(severity, "uncaptioned", message, _ids(bare), "Write what is in each picture.")
+
+
+def no_trigger(patient: Patient) -> Finding | None:
+    """Nothing to call up what was learned."""
+    if patient.trigger or not patient.images:
+        return None
+    message = "There is no trigger word: what is learned acts on every prompt."
+    return Finding("info", "no-trigger", message, (), "Set a word that means nothing else, or leave it so.")
+
+
+def trigger_missing(patient: Patient) -> Finding | None:
+    """Captions that training will change: the trigger word is put in front of them."""
+    if not patient.trigger:
+        return None
+    without = [i for i in patient.images if i.caption and not _has_trigger(i.caption, patient.trigger)]
+    if not without:
+        return None
+    message = f"{len(without)} captions lack the trigger word {patient.trigger!r}: {_names(without)}."
+    fix = "Training puts it in front of them; write it where it reads better, if you like."
+    return Finding("info", "trigger-missing", message, _ids(without), fix)
+
+
+def small(patient: Patient) -> Finding | None:
+    """Pictures with fewer pixels than training asks for."""
+    side = patient.resolution
+    tiny = [image for image in patient.images if image.width * image.height < side * side]
+    if not tiny:
+        return None
+    recipe = patient.recipe
+    enlarged = recipe is not None and recipe.data.upscale
+    fate = "are enlarged, which looks soft" if enlarged else "train at their own size"
+    message = f"{len(tiny)} pictures are smaller than {side} x {side} pixels and {fate}: {_names(tiny)}."
+    severity: Severity = "warn" if enlarged else "info"
+    return Finding(severity, "small", message, _ids(tiny), "Use larger originals or a lower resolution.")
+
+
+def extreme_aspect(patient: Patient) -> Finding | None:
+    """So wide or tall that much is cropped away."""
+    limit = CROPPED * (patient.recipe.data.max_aspect if patient.recipe is not None else MAX_ASPECT)
+    long = [i for i in patient.images if max(i.width, i.height) > limit * min(i.width, i.height)]
+    if not long:
+        return None
+    message = f"{len(long)} pictures are so long that a third or more is cropped away: {_names(long)}."
+    return Finding("warn", "extreme-aspect", message, _ids(long), "Crop them to what matters.")
+
+
+def duplicates(patient: Patient) -> Finding | None:
+    """The same pixels twice count double."""
+    by_pixels: dict[str, list[Image]] = {}
+    for image in patient.images:
+        by_pixels.setdefault(image.pixel_hash, []).append(image)
+    double = [image for twins in by_pixels.values() for image in twins[1:]]
+    if not double:
+        return None
+    message = f"{len(double)} pictures are there twice: {_names(double)}."
+    return Finding("warn", "duplicates", message, _ids(double), "Remove the second of each.")
+
+
+def path_captions(patient: Patient) -> Finding | None:
+    """Captions that are file names: some export wrote the wrong column."""
+    odd = [image for image in patient.images if _looks_like_path(image)]
+    if not odd:
+        return None
+    message = f"{len(odd)} captions look like file names, such as {odd[0].caption[:60]!r}: {_names(odd)}."
+    return Finding("warn", "path-captions", message, _ids(odd), "Write what is in each picture.")
+
+
+def long_captions(patient: Patient) -> Finding | None:
+    """Captions whose end the text encoder does not see."""
+    long = [image for image in patient.images if len(image.caption.split()) > LONG]
+    if not long:
+        return None
+    message = f"{len(long)} captions have over {LONG} words, their end is not seen: {_names(long)}."
+    return Finding("warn", "long-captions", message, _ids(long), "Shorten them, the important words first.")
+
+
+CHECKS: tuple[Callable[[Patient], Finding | None], ...] = (
+    empty,
+    too_few,
+    uncaptioned,
+    trigger_missing,
+    no_trigger,
+    small,
+    extreme_aspect,
+    duplicates,
+    path_captions,
+    long_captions,
+)
+
+
+def _has_trigger(caption: str, trigger: str) -> bool:
+    """As the trainer sees it (trainers.plan.final_caption): a word of its own, or the mark for it."""
+    word = rf"(?<!\w){re.escape(trigger)}(?!\w)"
+    return "[trigger]" in caption or re.search(word, caption, re.IGNORECASE) is not None
+
+
+def _looks_like_path(image: Image) -> bool:
+    caption = image.caption.strip()
+    if not caption or "\n" in caption:
+        return False
+    path = " " not in caption and re.search(r"[/\\]\w", caption) is not None
+    return path or caption == image.name or suffix(caption) in PICTURES
+
+
+def _ids(images: Sequence[Image]) -> tuple[str, ...]:
+    return tuple(image.id for image in images)
+
+
+def _names(images: Sequence[Image]) -> str:
+    return some([image.name for image in images])
