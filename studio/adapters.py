@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 FOLDER = "adapters"
-_NAME_TRIES = 5  # two processes that choose one name at the same moment
 _PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
 
@@ -75,7 +74,7 @@ def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Ad
     dataset = ws.catalog.find(Dataset, run.dataset_id)
     record = Adapter(
         id=id,
-        name=run.name,
+        name=_free_name(ws, run.name),
         tensor_sha256=hashes.tensor_sha256,
         file_sha256=hashes.sha256,
         path=ws.relative(path),
@@ -95,7 +94,7 @@ def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Ad
     )
     new = False
     try:
-        made, new = _register(ws, record)
+        made, new = ws.catalog.register_adapter(record)
     finally:
         if not new:  # refused, or another process was faster
             path.unlink(missing_ok=True)
@@ -245,16 +244,9 @@ def restore(ws: "Workspace", key: str) -> Adapter:
     return ws.catalog.update(Adapter, adapter.id, trashed_at=None)
 
 
-def _register(ws: "Workspace", record: Adapter) -> tuple[Adapter, bool]:
-    """Register under the first free of "name", "name 2", "name 3", ..."""
-    for attempt in range(_NAME_TRIES):
-        name = next(n for n in _names(record.name) if not ws.catalog.list(Adapter, name=n, limit=1))
-        try:
-            return ws.catalog.register_adapter(replace(record, name=name))
-        except BadInput:
-            if attempt == _NAME_TRIES - 1 or not ws.catalog.list(Adapter, name=name, limit=1):
-                raise
-    raise AssertionError("unreachable")
+def _free_name(ws: "Workspace", name: str) -> str:
+    """The first of "name", "name 2", "name 3", ... that no adapter has."""
+    return next(n for n in _names(name) if not ws.catalog.list(Adapter, name=n, limit=1))
 
 
 def _names(name: str) -> Iterator[str]:

@@ -68,8 +68,9 @@ class AdapterForm:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Pipeline components that the adapter changes, in the order of their first module."""
-        return tuple(dict.fromkeys(component_of(name) for name in self.modules))
+        """Pipeline components that the adapter changes, the denoiser first."""
+        found = {component_of(name) for name in self.modules}
+        return tuple(sorted(found, key=lambda name: (name.startswith("text"), name)))
 
     def of(self, component: str) -> dict[str, LoraFactors]:
         """Modules of one component, by full name."""
