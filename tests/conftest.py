@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.bases import save_base
+from tests.support.runs import draw_pictures
+from trainers.rundir import ManifestItem
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-golden", action="store_true", help="record the golden losses anew")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15(tmp_path_factory) -> Path:
+    """A real SD1.5 pipeline at toy size, as a diffusers folder; do not change it."""
+    return save_base("sd15", tmp_path_factory.mktemp("bases") / "tiny-sd15")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd21(tmp_path_factory) -> Path:
+    """A real SD2.1 pipeline at toy size (v prediction), as a diffusers folder; do not change it."""
+    return save_base("sd21", tmp_path_factory.mktemp("bases") / "tiny-sd21")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> list[ManifestItem]:
+    """Five captioned pictures of 40x40 px."""
+    return draw_pictures(tmp_path_factory.mktemp("pictures"))

@@ -1,0 +1,95 @@
+"""The one training loop. It knows batches, losses and steps; it does not know families.
+
+Shapes: B pictures of a batch; latents (B, C, h, w); t and weights (B,).
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trainers.data import Batch
+from trainers.families.base import Family
+from trainers.objectives import Objective
+from trainers.plan import draw_seed
+
+if TYPE_CHECKING:
+    from trainers.session import Session
+
+
+def train(session: "Session") -> None:
+    """Steps until the recipe's last one, or until the run is asked to stop.
+
+    All random numbers of a step come from (seed, step, micro-batch, process), so a run that is resumed at any
+    checkpoint goes on bit for bit.
+
+    Raises:
+        NotFinite: loss or gradient became NaN or infinite at most `readback.LAG` steps ago.
+    """
+    s, accelerator = session, session.accelerator
+    batches = s.batches()
+    s.milestones.begin(s.start)
+    for step in range(s.start + 1, s.max_steps + 1):
+        s.prepare_step(step)
+        loss, names = torch.zeros((), device=accelerator.device), list[str]()
+        for micro in range(s.accumulate):
+            batch = next(batches).to(accelerator.device)
+            with accelerator.accumulate(s.family.denoiser):
+                with accelerator.autocast():
+                    part = batch_loss(s.family, s.objective, batch, s.generator(step, micro))
+                accelerator.backward(part)
+            loss += part.detach() / s.accumulate
+            names += batch.names
+        loss, stop = share_gradients(session, loss)
+        norm = accelerator.clip_grad_norm_(s.learning.trainables.parameters, s.max_grad_norm)
+        s.optimizer.step()
+        s.optimizer.zero_grad()  # to None: no memory is written
+        s.learning.ema.update()
+        s.readback.push(step, loss, norm, stop, names, s.rates())
+        s.milestones.after(step)
+        if s.must_stop():
+            break
+    s.milestones.end()
+
+
+def batch_loss(family: Family, objective: Objective, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Weighted error of the denoiser on a batch at drawn noise and timesteps; a scalar with a graph."""
+    noise = objective.sample_noise(batch.latents.shape, generator)
+    t = objective.sample_t(len(batch.latents), generator)
+    return error(family, objective, batch, noise, t)
+
+
+def error(family: Family, objective: Objective, batch: Batch, noise: Tensor, t: Tensor) -> Tensor:
+    """Mean over the batch of weight(t) * sample weight * mean squared error, in fp32."""
+    x0 = batch.latents
+    noise, t = noise.to(x0, non_blocking=True), t.to(x0.device, non_blocking=True)
+    cond = family.conditioning(batch.cond)
+    prediction = family.predict(objective.corrupt(x0, noise, t), t, cond, batch.geometry)
+    squared = (prediction.float() - objective.target(x0, noise, t)).square()
+    return (squared.flatten(1).mean(1) * objective.weight(t) * batch.weight).mean()
+
+
+def step_generator(seed: int, step: int, micro: int, rank: int) -> torch.Generator:
+    """CPU generator of one micro-batch's noise and timesteps; torch's global one is seeded for dropout."""
+    place = draw_seed(seed, "noise", step, micro, rank)
+    torch.manual_seed(place)
+    return torch.Generator().manual_seed(place)
+
+
+def share_gradients(session: "Session", loss: Tensor) -> tuple[Tensor, Tensor]:
+    """Average gradients and loss over the processes in one flat all-reduce; returns loss and stop vote.
+
+    Only adapters have gradients, a few megabytes, so there is nothing to overlap with the backward pass and
+    no need to wrap the models. The stop vote rides along: every process sees the same sum at the same step.
+    """
+    stop = torch.tensor(float(session.wants_stop()), device=loss.device)
+    if session.accelerator.num_processes == 1:
+        return loss, stop
+    gradients = [p.grad for p in session.learning.trainables.parameters if p.grad is not None]
+    flat = torch.cat([*(g.reshape(-1) for g in gradients), loss.view(1), stop.view(1)])
+    flat = session.accelerator.reduce(flat, "mean")
+    assert isinstance(flat, Tensor)
+    sizes = [g.numel() for g in gradients]
+    for gradient, mean in zip(gradients, flat[:-2].split(sizes), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+    return flat[-2], flat[-1]

@@ -1,0 +1,130 @@
+"""What happens between steps: checkpoints, previews, the probe loss, the check for a dead adapter."""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trainers.checkpoints import Learning, Store
+from trainers.data import Batch
+from trainers.guards import DEAD_AFTER, NotFinite
+from trainers.metrics import Reporter
+from trainers.preview import Previewer
+from trainers.readback import ReadBack
+from trainers.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+
+class Milestones:
+    """Looks after each step whether something is due. All processes drain; only the first one writes.
+
+    Args:
+        recipe: Says what is due when.
+        learning: What is saved.
+        store: Where to.
+        readback: Figures still on their way.
+        reporter: Takes the news.
+        previewer: None = no previews, or not the first process.
+        probe: Loss at fixed pictures, noise and timesteps; None = not asked for, or not the first process.
+        numbers: More for state.json.
+        metadata: Of the adapter file at a step.
+        writes: Whether this is the first process.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        learning: Learning,
+        store: Store,
+        readback: ReadBack,
+        reporter: Reporter,
+        *,
+        previewer: Previewer | None,
+        probe: Callable[[], float] | None,
+        numbers: Callable[[], dict[str, Any]],
+        metadata: Callable[[int], dict[str, str]],
+        writes: bool,
+    ) -> None:
+        self.recipe, self.learning, self.store = recipe, learning, store
+        self.readback, self.reporter = readback, reporter
+        self.previewer, self.probe, self.numbers, self.metadata = previewer, probe, numbers, metadata
+        self.writes = writes
+        self.best: tuple[int, float] | None = None  # step and probe loss
+        self.step = 0
+        self.saved: int | None = None  # step of the newest checkpoint
+        self._dead_check = math.ceil(DEAD_AFTER * recipe.train.max_steps)
+
+    def begin(self, start: int) -> None:
+        """Before the first step of this attempt; `start` steps are done."""
+        self.step = start
+        self.saved = start if start else None
+        self.reporter.begin(start, self.recipe.train.max_steps)
+        self._preview()
+        self.reporter.phase("training")
+        self.readback.restart_clock()
+
+    def after(self, step: int) -> None:
+        """After step `step`."""
+        self.step = step
+        if step == self._dead_check and self.learning.trainables.movement() == 0:
+            self.reporter.warn(
+                f"the adapter has not moved in {step} steps: raise optimizer.lr, check adapter.targets"
+            )
+        last = step == self.recipe.train.max_steps
+        due = step % self.recipe.checkpoints.every == 0 or last
+        if due:
+            self._checkpoint()
+        if self._preview() or due:
+            self.reporter.phase("training")
+            self.readback.restart_clock()
+
+    def end(self) -> None:
+        """After the last step of this attempt: a checkpoint if there is none of it; the result when
+        finished."""
+        if self.saved != self.step:
+            self._checkpoint()
+        if self.writes and self.step == self.recipe.train.max_steps and (folder := self.store.latest()):
+            self.store.publish(folder)
+
+    def _checkpoint(self) -> None:
+        parameters = self.learning.trainables.parameters
+        if not torch.stack([p.detach().isfinite().all() for p in parameters]).all():
+            self.readback.drain()  # names the batch when the loss says it too
+            raise NotFinite("adapter", self.step, [])
+        probe_loss = self.probe() if self.probe else None
+        self.readback.drain({"probe_loss": probe_loss} if probe_loss is not None else None)
+        self.saved = self.step
+        if not self.writes:
+            return
+        self.reporter.phase("saving")
+        if probe_loss is not None and (self.best is None or probe_loss < self.best[1]):
+            self.best = (self.step, probe_loss)
+        best = self.best[0] if self.best else None
+        numbers = {"loss": self.reporter.loss, "probe_loss": probe_loss, "best": self.best, **self.numbers()}
+        self.store.save(self.step, self.learning, numbers, self.metadata(self.step), best)
+        self.reporter.best(best)
+
+    def _preview(self) -> bool:
+        if self.previewer is None or not self.previewer.due(self.step, self.recipe.train.max_steps):
+            return False
+        self.previewer.draw(self.step)
+        return True
+
+
+def make_probe(
+    learning: Learning, batch: Batch, loss: Callable[[Batch], torch.Tensor], device: torch.device
+) -> Callable[[], float]:
+    """A loss that differs between checkpoints only by their weights: fixed pictures, noise and timesteps.
+
+    Single-step losses vary tenfold with the drawn timestep; this one can rank checkpoints.
+    """
+    batch = batch.to(device)
+
+    def probe() -> float:
+        with torch.no_grad(), learning.ema.applied():
+            return float(loss(batch))
+
+    return probe

@@ -1,0 +1,166 @@
+"""Pictures drawn while training: same prompts, same noise, with the adapter as it would be saved, and
+without.
+
+A preview never breaks a run and never touches its random numbers.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from registry.files import append_line, atomic_path
+from trainers.checkpoints import Learning
+from trainers.families.base import Conditioning, Family
+from trainers.metrics import Reporter
+from trainers.recipe_fields import PreviewSection
+from trainers.rundir import PREVIEW_INDEX, PREVIEWS, RunDir
+
+log = logging.getLogger(__name__)
+
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDIM": ("DDIMScheduler", {}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
+    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+}
+
+
+@dataclass(frozen=True)
+class Previewer:
+    """Draws the recipe's prompts.
+
+    Args:
+        rundir: Pictures go to its previews folder.
+        section: The preview section of the recipe.
+        family: With the adapter attached and the VAE loaded.
+        learning: The running mean is what is drawn.
+        encode: Prompts -> conditioning on the device; from the cache, or live when the text encoder learns.
+        prompts: With the trigger in place.
+        negative: Likewise.
+        size: (height, width) in pixels, multiples of the latent factor.
+        autocast: Precision of the run.
+        reporter: Learns of failures.
+    """
+
+    rundir: RunDir
+    section: PreviewSection
+    family: Family
+    learning: Learning
+    encode: Callable[[list[str]], Conditioning]
+    prompts: Sequence[str]
+    negative: str
+    size: tuple[int, int]
+    autocast: Callable[[], AbstractContextManager[None]]
+    reporter: Reporter
+
+    def due(self, step: int, last: int) -> bool:
+        """Every `preview.every` steps, before the first and after the last."""
+        return self.section.every > 0 and (step % self.section.every == 0 or step == last)
+
+    def draw(self, step: int) -> None:
+        """Pictures of `step`, and of the base if there are none yet; what is there stays."""
+        self.reporter.phase("preview", 2 * len(self.prompts))
+        there = {(line["step"], line["prompt"]) for line in self.rundir.previews() if not line.get("base")}
+        based = {line["prompt"] for line in self.rundir.previews() if line.get("base")}
+        try:
+            with torch.no_grad(), torch.random.fork_rng(), self.learning.ema.applied():
+                for index, prompt in enumerate(self.prompts):
+                    if prompt not in based:
+                        with self.learning.trainables.disabled():
+                            self._keep(self._picture(index), f"base-p{index}.png", step, prompt, base=True)
+                    if (step, prompt) not in there:
+                        file = f"step-{step:06d}-p{index}.png"
+                        self._keep(self._picture(index), file, step, prompt, base=False)
+                    self.reporter.progress(2 * index + 2, 2 * len(self.prompts))
+        except Exception as error:  # out of memory, a sampler's quirk, a full disk: the run is worth more
+            log.warning("preview at step %d failed", step, exc_info=True)
+            self.reporter.warn(f"previews fail: {type(error).__name__}: {str(error)[:200]}")
+            if self.family.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _picture(self, index: int) -> Tensor:
+        height, width = (side // self.family.latent_factor for side in self.size)
+        channels = int(self.family.config(self.family.denoiser_name)["in_channels"])
+        generator = torch.Generator().manual_seed(self.section.seed + index)
+        noise = torch.randn(1, channels, height, width, generator=generator)
+        cond, negative = self.encode([self.prompts[index]]), self.encode([self.negative])
+        with self.autocast():
+            latents = sample(self.family, self.section, cond, negative, noise, generator)
+        return self.family.decode_image(latents)[0]
+
+    def _keep(self, pixels: Tensor, name: str, step: int, prompt: str, *, base: bool) -> None:
+        path = self.rundir.file(PREVIEWS) / name
+        with atomic_path(path, durable=False) as temporary:
+            to_image(pixels).save(temporary, "PNG")
+        line = {"step": step, "prompt": prompt, "file": f"{PREVIEWS}/{name}", "base": base}
+        append_line(self.rundir.file(PREVIEW_INDEX), line)
+
+
+def sample(
+    family: Family,
+    section: PreviewSection,
+    cond: Conditioning,
+    negative: Conditioning,
+    noise: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): noise (1, C, h, w) -> latents (1, C, h, w), scaled."""
+    scheduler = make_sampler(family, section.scheduler)
+    scheduler.set_timesteps(section.steps, device=family.device)
+    guided = section.cfg != 1
+    both = {key: torch.cat([negative[key], cond[key]]) for key in cond} if guided else cond
+    options: dict[str, Any] = {}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        options["generator"] = generator
+    x = noise.to(family.device) * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x_t = scheduler.scale_model_input(x, t)
+        x_t = torch.cat([x_t, x_t]) if guided else x_t
+        prediction = family.predict(x_t, t.expand(len(x_t)), both, []).float()
+        if guided:
+            without, with_prompt = prediction.chunk(2)
+            prediction = without + section.cfg * (with_prompt - without)
+        x = scheduler.step(prediction, t, x, return_dict=False, **options)[0]
+    return x
+
+
+def make_sampler(family: Family, name: str) -> Any:
+    """The base's own sampler, or one of `SAMPLERS` with the base's noise schedule."""
+    config = family.scheduler_config()
+    class_name, overrides = SAMPLERS.get(name, (config["_class_name"], {}))
+    return getattr(import_module("diffusers"), class_name).from_config(config, **overrides)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] -> picture."""
+    array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+def preview_size(section: PreviewSection, resolution: int, multiple: int) -> tuple[int, int]:
+    """(height, width) in pixels, rounded down to `multiple`."""
+    width, height = (int(side) for side in (section.size or f"{resolution}x{resolution}").split("x"))
+    return max(multiple, height // multiple * multiple), max(multiple, width // multiple * multiple)
+
+
+def rewind_previews(rundir: RunDir, step: int) -> None:
+    """Forget pictures after `step`; the attempt that begins there draws them anew."""
+    from trainers.metrics import keep_lines
+
+    lines = rundir.previews()
+    kept = [line for line in lines if line.get("base") or line["step"] <= step]
+    if len(kept) < len(lines):
+        keep_lines(rundir.file(PREVIEW_INDEX), kept)
+        for line in lines:
+            if line not in kept:
+                Path(rundir.path / line["file"]).unlink(missing_ok=True)

@@ -1,0 +1,82 @@
+"""`python -m trainers.run DIR`: trains the run in DIR. Its files are the only input and the only output.
+
+Exit codes: 0 finished or stopped, 2 bad input, 3 not finite, 4 out of memory, 5 disk, 1 anything else.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from trainers.metrics import Reporter, process_rank
+from trainers.rundir import RECIPE, RunDir
+from trainers.signals import StopFlag, Stopped
+
+log = logging.getLogger("trainers")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train one run directory; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1 or not (Path(arguments[0]) / RECIPE).is_file():
+        sys.stderr.write("error: usage: python -m trainers.run DIR, a run directory with recipe.json.\n")
+        return 2
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stdout, force=True
+    )
+    for chatty in ("accelerate", "diffusers", "transformers", "PIL", "httpx", "filelock"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    stop = StopFlag(grace=5.0 if several else 0.3)
+    stop.install()
+    reporter = Reporter(RunDir(Path(arguments[0]).resolve()), writes=process_rank() == 0)
+    reporter.start()
+    try:
+        return run(reporter, stop)
+    except Stopped:
+        reporter.end("stopped")
+        return 0
+    except BaseException as error:
+        from trainers.guards import classify
+
+        failure = classify(error)
+        log.exception("failed")
+        _keep_last_finite(reporter, failure.kind)
+        reporter.end("failed", failure.kind, failure.reason)
+        sys.stderr.write(f"error: {failure.reason}\n")
+        return failure.exit_code
+
+
+def run(reporter: Reporter, stop: StopFlag) -> int:
+    """Set up and train; everything heavy is imported here, after the first heartbeat."""
+    from trainers.loop import train
+    from trainers.session import open_session
+
+    session = open_session(reporter.rundir, reporter, stop)
+    try:
+        train(session)
+    finally:
+        session.close()
+    done = session.milestones.step == session.max_steps
+    reporter.end("finished" if done else "stopped")
+    log.info("%s at step %d", "finished" if done else "stopped", session.milestones.step)
+    return 0
+
+
+def _keep_last_finite(reporter: Reporter, kind: str) -> None:
+    """After NaN the newest checkpoint, which is finite, is the result."""
+    if kind != "nan" or not reporter.writes:
+        return
+    from trainers.checkpoints import Store
+    from trainers.rundir import workspace_key
+
+    store = Store(reporter.rundir, workspace_key(), keep=2)
+    if folder := store.latest():
+        store.publish(folder)
+        log.info("the result is %s, the last finite checkpoint", folder.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Everything a run needs, set up in the order that keeps memory low: text, pictures, then the denoiser."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from trainers.checkpoints import Learning, Store
+from trainers.data import Batch, BatchSource
+from trainers.families.base import Family
+from trainers.loop import error, step_generator
+from trainers.metrics import Reporter
+from trainers.milestones import Milestones, make_probe
+from trainers.objectives import Objective
+from trainers.optim import lr_factor, set_rates
+from trainers.plan import Slot, draw_seed
+from trainers.preview import SAMPLERS, Previewer, preview_size, rewind_previews
+from trainers.readback import ReadBack
+from trainers.recipe import load_frozen, recipe_hash
+from trainers.rundir import RECIPE, RunDir, workspace_key
+from trainers.setup import (
+    Setting,
+    encode_pictures,
+    encode_texts,
+    load_data,
+    make_learning,
+    preview_prompts,
+    probe_items,
+    restore_newest,
+)
+from trainers.signals import StopFlag
+from trainers.tracking import open_trackers, track_into
+
+PROBE_PICTURES = 8
+
+
+@dataclass
+class Session:
+    """What `loop.train` works with."""
+
+    setting: Setting
+    objective: Objective
+    learning: Learning
+    optimizer: Any  # accelerate's wrapper around learning.optimizer
+    source: BatchSource
+    readback: ReadBack
+    milestones: Milestones
+    start: int  # steps that were done before this attempt
+    trackers: list[Any]
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """Device, precision, accumulation, processes."""
+        return self.setting.accelerator
+
+    @property
+    def family(self) -> Family:
+        """The base with its adapter."""
+        return self.setting.family
+
+    @property
+    def max_steps(self) -> int:
+        """Last step of the run."""
+        return self.setting.recipe.train.max_steps
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches per step."""
+        return self.setting.recipe.train.accumulate
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Infinity when clipping is off: the norm is reported all the same."""
+        return self.setting.recipe.train.max_grad_norm or float("inf")
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches from the first micro-batch of this attempt on."""
+        return self.source.batches(*divmod(self.start * self.accumulate, self.source.batches_per_epoch))
+
+    def generator(self, step: int, micro: int) -> torch.Generator:
+        """Noise and timesteps of a micro-batch."""
+        return step_generator(self.setting.recipe.train.seed, step, micro, self.accelerator.process_index)
+
+    def prepare_step(self, step: int) -> None:
+        """Learning rates of the step; the text encoders freeze when their time is over."""
+        recipe = self.setting.recipe
+        set_rates(self.learning.optimizer, lr_factor(recipe.schedule, step, self.max_steps))
+        if step > recipe.adapter.text_encoder_until * self.max_steps:
+            for parameter in self.learning.trainables.text.values():
+                parameter.requires_grad_(False)
+
+    def rates(self) -> dict[str, float]:
+        """Learning rates in force; Prodigy's include its own estimate."""
+        groups = self.learning.optimizer.param_groups
+        names = ("lr", "text_lr")
+        rates = {name: group["lr"] * group.get("d", 1.0) for name, group in zip(names, groups, strict=False)}
+        text = self.learning.trainables.text.values()
+        if text and not any(parameter.requires_grad for parameter in text):
+            rates["text_lr"] = 0.0
+        return rates
+
+    def wants_stop(self) -> bool:
+        """Whether this process was asked to stop."""
+        return bool(self.setting.stop)
+
+    def must_stop(self) -> bool:
+        """Whether the processes agreed to stop; they do at the same step."""
+        return self.wants_stop() if self.accelerator.num_processes == 1 else self.readback.stop
+
+    def close(self) -> None:
+        """Flush the trackers and leave the process group."""
+        for tracker in self.trackers:
+            tracker.finish()
+        self.accelerator.end_training()
+
+
+def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
+    """Load, cache, attach, restore.
+
+    Raises:
+        BadInput: recipe, data or base cannot be used.
+        Stopped: asked to stop meanwhile.
+    """
+    recipe, env = load_frozen(rundir.file(RECIPE)), rundir.read_env()
+    setting = Setting(recipe, env, rundir, reporter, stop)
+    accelerator, family = setting.accelerator, setting.family
+    objective = family.make_objective(recipe.objective)
+    items = load_data(setting)
+    prompts = preview_prompts(recipe, items)
+    conditioning, prompt_conditioning = encode_texts(setting, items, prompts)
+    latents = encode_pictures(setting, items)
+    source = BatchSource(
+        items,
+        latents,
+        conditioning,
+        recipe.data,
+        recipe.train.seed,
+        recipe.train.batch_size,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    stop.check()
+    reporter.phase("loading")
+    learning = make_learning(setting)
+    store = Store(rundir, workspace_key(), recipe.checkpoints.keep)
+    optimizer = accelerator.prepare(learning.optimizer)
+    start, numbers = restore_newest(setting, store, learning)
+    trackers: list[Any] = []
+    previewer = probe = None
+    if setting.writes:
+        store.sweep(start)
+        reporter.rewind(start)
+        rewind_previews(rundir, start)
+        trackers = open_trackers(recipe, env, reporter, start)
+        if recipe.preview.every:
+            previewer = _previewer(setting, learning, prompts, prompt_conditioning)
+        if recipe.checkpoints.keep_best:
+            probe = _probe(setting, objective, learning, source)
+    readback = ReadBack(
+        reporter, accelerator.device, track_into(trackers), scaled=accelerator.scaler is not None
+    )
+    milestones = Milestones(
+        recipe,
+        learning,
+        store,
+        readback,
+        reporter,
+        previewer=previewer,
+        probe=probe,
+        numbers=lambda: _numbers(setting, learning),
+        metadata=lambda step: _metadata(setting, learning, step),
+        writes=setting.writes,
+    )
+    if numbers.get("best"):
+        milestones.best = (int(numbers["best"][0]), float(numbers["best"][1]))
+        reporter.best(milestones.best[0])
+    return Session(setting, objective, learning, optimizer, source, readback, milestones, start, trackers)
+
+
+def _previewer(setting: Setting, learning: Learning, prompts: list[str], encode: Any) -> Previewer:
+    recipe, family = setting.recipe, setting.family
+    if recipe.preview.scheduler not in ("default", *SAMPLERS):
+        known = ", ".join(SAMPLERS)
+        setting.reporter.warn(
+            f"previews know no sampler {recipe.preview.scheduler!r} (but {known}): using the base's"
+        )
+    return Previewer(
+        setting.rundir,
+        recipe.preview,
+        family,
+        learning,
+        encode,
+        prompts,
+        recipe.preview.negative,
+        preview_size(recipe.preview, recipe.train.resolution, family.latent_factor),
+        lambda: setting.accelerator.autocast(),
+        setting.reporter,
+    )
+
+
+def _probe(setting: Setting, objective: Objective, learning: Learning, source: BatchSource) -> Any:
+    recipe, family = setting.recipe, setting.family
+    seed = recipe.train.seed
+    still = replace(source, data=recipe.data.model_copy(update={"caption_dropout": 0.0, "flip": False}))
+    positions = probe_items(list(source.items), PROBE_PICTURES, seed)
+    batch = still.load([Slot(position, 0) for position in positions], 0, 0)
+    generator = torch.Generator().manual_seed(draw_seed(seed, "probe"))
+    noise = objective.sample_noise(batch.latents.shape, generator)
+    t = objective.probe_t(len(positions))
+
+    def loss(batch: Batch) -> torch.Tensor:
+        with setting.accelerator.autocast():
+            return error(family, objective, batch, noise, t)
+
+    return make_probe(learning, batch, loss, family.device)
+
+
+def _numbers(setting: Setting, learning: Learning) -> dict[str, Any]:
+    scaler = setting.accelerator.scaler
+    return {
+        "optimizer_class": type(learning.optimizer).__name__,
+        "recipe_hash": recipe_hash(setting.recipe),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+    }
+
+
+def _metadata(setting: Setting, learning: Learning, step: int) -> dict[str, str]:
+    """Of the adapter file: what diffusers needs, and our own history, so that a file explains itself."""
+    facts = {
+        "run": setting.env.run_id,
+        "name": setting.env.name,
+        "step": step,
+        "base": setting.env.base_hash,
+        "trigger": setting.recipe.data.trigger,
+        "recipe": setting.recipe.model_dump(mode="json"),
+    }
+    return {**learning.trainables.metadata(), "studio": json.dumps(facts, sort_keys=True)}

@@ -1,0 +1,286 @@
+"""The parts of `session.open_session`: precision, base, data, caches, restoring."""
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from registry.errors import BadInput, Damaged
+from registry.hashing import HashMemo, hash_json
+from trainers import guards
+from trainers.cache import LatentCache, TextCache
+from trainers.checkpoints import Learning, Store, read_numbers, restore, same_optimizer
+from trainers.data import assign_buckets, check_captions, load_items, read_pixels
+from trainers.ema import Ema
+from trainers.families import FAMILIES
+from trainers.families.base import BaseFiles, Conditioning, Family
+from trainers.methods import attach
+from trainers.metrics import Reporter
+from trainers.optim import make_optimizer
+from trainers.plan import Item, captions_needed, draw_seed, final_caption, replace_trigger
+from trainers.recipe import Recipe
+from trainers.rundir import RunDir, RunEnv, checkpoint_step, verify_checkpoint
+from trainers.signals import StopFlag
+
+ENCODE_BATCH = 8  # pictures per VAE call at 512 px; fewer when they are larger
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The world of a run while it is set up."""
+
+    recipe: Recipe
+    env: RunEnv
+    rundir: RunDir
+    reporter: Reporter
+    stop: StopFlag
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """Device, precision, accumulation, processes."""
+        return make_accelerator(self.recipe)
+
+    @cached_property
+    def family(self) -> Family:
+        """The base, not loaded yet."""
+        return make_family(self.recipe, self.env, self.rundir, self.accelerator.device)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the first process."""
+        return self.accelerator.is_main_process
+
+    @property
+    def cache(self) -> Path:
+        """Folder of latents and conditioning, shared by the runs of a workspace."""
+        return self.rundir.resolve(self.env.cache)
+
+    @cached_property
+    def memo(self) -> HashMemo:
+        """Hashes of weight files that were hashed before."""
+        return HashMemo(self.cache / "hashes.json")
+
+    @contextmanager
+    def first_process_first(self) -> Generator[None]:
+        """What the first process does in the block, the others find done."""
+        with self.accelerator.main_process_first():
+            yield
+
+    def progress(self, done: int, total: int) -> None:
+        """Progress of the phase; a wish to stop is heard here."""
+        self.stop.check()
+        self.reporter.progress(done, total)
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Accelerate's object for this process; also sets threads and kernels."""
+    cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+    precision = choose_precision(recipe.train.precision, cuda=cuda)
+    if not cuda:
+        torch.set_num_threads(recipe.train.num_threads or cpu_threads())
+    else:
+        torch.backends.cudnn.benchmark = True  # shapes repeat: buckets are few
+        if precision != "fp32":
+            torch.set_float32_matmul_precision("high")  # TF32 for what stays fp32
+    return Accelerator(
+        cpu=not cuda and not torch.backends.mps.is_available(),
+        mixed_precision="no" if precision == "fp32" else precision,
+        gradient_accumulation_steps=recipe.train.accumulate,
+        # Other processes wait while the first one fills the caches, which may take hours.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+    )
+
+
+def choose_precision(wanted: str, *, cuda: bool) -> str:
+    """bf16 where the GPU has it, else fp16; fp32 without a CUDA device."""
+    if wanted != "auto":
+        return wanted
+    if not cuda:
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def cpu_threads() -> int:
+    """Threads per process: what the launcher says, else the processors we may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) > 0 else max(1, len(os.sched_getaffinity(0)))
+
+
+def make_family(recipe: Recipe, env: RunEnv, rundir: RunDir, device: torch.device) -> Family:
+    """The base of the run, to be loaded part by part.
+
+    Raises:
+        BadInput: the recipe is for another family, or the base is not there.
+    """
+    if recipe.family != env.family:
+        raise BadInput(
+            "recipe", f"is for {recipe.family}, the base is {env.family}", "choose a recipe for this base"
+        )
+    location, config = env.base_location, env.base_config
+    if env.base_kind != "hub":
+        location = str(rundir.resolve(location))
+        config = str(rundir.resolve(config)) if config else ""
+    base = BaseFiles(location, cast(Any, env.base_kind), config, env.base_revision)
+    cuda = device.type == "cuda"
+    dtype = DTYPES[choose_precision(recipe.train.precision, cuda=cuda)]
+    return FAMILIES[recipe.family].load_class()(base, dtype=dtype, device=device)
+
+
+def load_data(setting: Setting) -> list[Item]:
+    """Pictures with their buckets; everything odd about them becomes a warning."""
+    data, family = setting.recipe.data, setting.family
+    sources = load_items(setting.rundir)
+    step = data.bucket_step or family.bucket_multiple
+    items, notes = assign_buckets(sources, resolution=setting.recipe.train.resolution, step=step, data=data)
+    check_captions(items, data)
+    for index, note in enumerate(notes):
+        if index:  # the first note is the tally of buckets
+            setting.reporter.warn(note)
+    for warning in (
+        *guards.check_captions_differ(items, data.trigger),
+        *guards.check_tokens(family, items, data.trigger),
+    ):
+        setting.reporter.warn(warning)
+    return items
+
+
+def preview_prompts(recipe: Recipe, items: list[Item]) -> list[str]:
+    """The recipe's prompts, or the first two captions, with the trigger in place."""
+    trigger = recipe.data.trigger
+    captions = dict.fromkeys(final_caption(item.source.caption, trigger) for item in items)
+    prompts = recipe.preview.prompts or tuple(captions)[:2]
+    return list(dict.fromkeys(replace_trigger(prompt, trigger) for prompt in prompts))
+
+
+def encode_texts(
+    setting: Setting, items: list[Item], prompts: list[str]
+) -> tuple[Callable[[list[str]], Conditioning], Callable[[list[str]], Conditioning]]:
+    """How captions become conditioning: for batches, and for previews.
+
+    A frozen text encoder is asked once per caption, ever, and then leaves the memory. A trained one gets
+    tokens.
+    """
+    family, recipe = setting.family, setting.recipe
+    if recipe.adapter.train_text_encoder:
+        return family.tokenize, family.encode_text
+    names = ("tokenizer", *family.text_encoder_names)
+    encoder_hash = hash_json([family.component_hash(name, setting.memo) for name in names])
+    cache = TextCache(setting.cache, encoder_hash, dtype=family.dtype)
+    captions = captions_needed(items, recipe.data.trigger)
+    texts = list(dict.fromkeys([*captions, *prompts, recipe.preview.negative]))
+    setting.reporter.phase("caching", len(texts))
+    with setting.first_process_first():
+        cache.fill(texts, encode=family.encode_text, progress=setting.progress)
+    family.free(*family.text_encoder_names)
+    told = captions[1:9]
+    if len(told) > 1 and all(torch.equal(a, b) for a, b in _pairs(cache, told)):
+        setting.reporter.warn(
+            "the text encoder makes no difference between captions: check the base's tokenizer"
+        )
+
+    def on_device(texts: list[str]) -> Conditioning:
+        return {key: value.to(family.device) for key, value in cache.get(texts).items()}
+
+    return cache.get, on_device
+
+
+def _pairs(cache: TextCache, captions: list[str]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for left, right in pairwise(captions):
+        a, b = cache.get([left]), cache.get([right])
+        yield from ((a[key], b[key]) for key in a)
+
+
+def encode_pictures(setting: Setting, items: list[Item]) -> LatentCache:
+    """Every picture's latents, made once; the VAE leaves the memory unless previews need it."""
+    family, recipe, rundir = setting.family, setting.recipe, setting.rundir
+    cache = LatentCache(setting.cache, family.component_hash("vae", setting.memo))
+    side = recipe.train.resolution
+    flips = (False, True) if recipe.data.flip else (False,)
+    setting.reporter.phase("caching", len(items) * len(flips))
+    with setting.first_process_first():
+        cache.fill(
+            items,
+            flips=flips,
+            read=lambda item, flip: read_pixels(rundir.resolve(item.source.image), item, flip=flip),
+            encode=family.encode_image,
+            batch_size=max(1, ENCODE_BATCH * 512 * 512 // (side * side)) if side >= 512 else ENCODE_BATCH,
+            progress=setting.progress,
+        )
+    if not (setting.writes and recipe.preview.every):
+        family.free("vae")
+    return cache
+
+
+def make_learning(setting: Setting) -> Learning:
+    """Denoiser with adapter, optimizer, running mean."""
+    recipe, family = setting.recipe, setting.family
+    denoiser: Any = family.denoiser
+    trainables = attach(family, recipe.adapter, recipe.train.seed)
+    if family.device.type == "cuda":
+        denoiser.to(memory_format=torch.channels_last)  # convolutions of UNets run on it natively
+    if recipe.train.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+        for name in family.text_encoder_names if trainables.text else ():
+            family.part(name).gradient_checkpointing_enable({"use_reentrant": False})
+            family.part(name).train()
+    optimizer = make_optimizer(recipe.optimizer, trainables, family.device)
+    return Learning(trainables, optimizer, Ema(trainables.parameters, recipe.train.ema_decay))
+
+
+def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[int, dict[str, Any]]:
+    """Go on from the newest checkpoint, or branch from the parent; returns the steps done and state.json.
+
+    Raises:
+        BadInput: there are checkpoints but resuming was not asked for, or the parent cannot be used.
+        Damaged: there are checkpoints and none of them verifies.
+    """
+    recipe, env, rundir = setting.recipe, setting.env, setting.rundir
+    folder = store.latest()
+    if rundir.checkpoints() and not env.resume:
+        raise BadInput("run", "has checkpoints already", "resume it, or start a new run")
+    if rundir.checkpoints() and folder is None:
+        raise Damaged("run", "none of its checkpoints verifies", "start a new run")
+    branch = folder is None and bool(env.parent)
+    if branch:
+        folder = rundir.resolve(env.parent)
+        if not verify_checkpoint(folder, store.key):
+            raise BadInput(folder.name, "does not verify", "branch from another checkpoint of this workspace")
+    if folder is None:
+        return 0, {}
+    start = checkpoint_step(folder)
+    if start > recipe.train.max_steps or (branch and start == recipe.train.max_steps):
+        raise BadInput(
+            "train.max_steps", f"is {recipe.train.max_steps}, the checkpoint has {start}", "raise it"
+        )
+    sizes = [len(group["params"]) for group in learning.optimizer.param_groups]
+    fits = same_optimizer(read_numbers(folder), learning.optimizer, sizes)
+    if not fits:
+        setting.reporter.warn("the parent used another optimizer: this run begins with a fresh one")
+    peaks = [dict(group) for group in learning.optimizer.param_groups]
+    numbers = restore(folder, learning, optimizer=fits)
+    for group, peak in zip(learning.optimizer.param_groups, peaks, strict=True):
+        group.update(
+            {key: peak[key] for key in ("peak_lr", "betas", "eps", "weight_decay")}
+        )  # of this recipe
+    if setting.accelerator.scaler is not None and numbers.get("scaler"):
+        setting.accelerator.scaler.load_state_dict(numbers["scaler"])
+    return start, ({} if branch else numbers)
+
+
+def probe_items(items: list[Item], count: int, seed: int) -> list[int]:
+    """Positions of at most `count` items of the commonest bucket, spread over the data set."""
+    targets = [item.geometry.target for item in items]
+    common = max(sorted(set(targets)), key=targets.count)
+    positions = [index for index, target in enumerate(targets) if target == common]
+    positions.sort(key=lambda index: draw_seed(seed, "probe", items[index].index))
+    return sorted(positions[:count])
