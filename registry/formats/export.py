@@ -23,8 +23,8 @@ from registry.formats.inspect import AdapterFacts
 from registry.formats.internal import AdapterForm
 from registry.formats.load import load_adapter
 from registry.formats.metadata import with_hashes
-from registry.formats.tensors import Array, cast, read_tensors, save
-from registry.formats.tools import TOOLS, Judge, Proof, ToolReport, peft_reading
+from registry.formats.tensors import cast, read_tensors, save
+from registry.formats.tools import TOOLS, Judge, Proof, Reading, ToolReport
 from registry.hashing import hash_adapter
 
 LAYOUTS = ("auto", "kohya", "diffusers", "peft")
@@ -163,19 +163,16 @@ def _write_peft(
 ) -> tuple[Proof, tuple[ToolReport, ...]]:
     parts = peft.write(form, metadata.get("studio.base_name", ""))
     with atomic_folder(out) as folder:
-        everything: dict[str, Array] = {}
         for name, (tensors, config) in parts.items():
             place = folder / name
             place.mkdir(exist_ok=True)
             stored: dict[str, NDArray[np.generic]] = cast(tensors, dtype)
             save(place / peft.WEIGHTS, stored, with_hashes(stored, {"format": "pt", **metadata}))
             write_json(place / peft.CONFIG, config)
-            everything |= read_tensors(place / peft.WEIGHTS)
         back = peft.read_folder(folder, form.family)
         proof = judge.prove(back)
         _require_proof(proof, judge, out, dtype)
-    reading = peft_reading(everything, {}, family_format(form.family), form.modules)
-    return proof, (judge.report("PEFT", reading),)
+    return proof, (judge.report("PEFT", Reading(back.modules)),)
 
 
 def _require_proof(proof: Proof, judge: Judge, out: Path, dtype: str) -> None:

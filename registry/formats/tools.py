@@ -146,14 +146,6 @@ def sd_scripts_reading(
     return Reading(found, "has no conv_in, conv_out and time_embedding" if outside else "")
 
 
-def peft_reading(
-    tensors: Tensors, metadata: Mapping[str, str], names: FamilyFormat, modules: Iterable[str]
-) -> Reading:
-    """`PeftModel.from_pretrained` on the folder."""
-    form = diffusers.read(tensors, metadata, names.name)
-    return Reading({m: form.modules[m] for m in modules if m in form.modules})
-
-
 Reader = Callable[[Tensors, Mapping[str, str], FamilyFormat, Iterable[str]], Reading]
 TOOLS: dict[str, Reader] = {
     "diffusers": diffusers_reading,
