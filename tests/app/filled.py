@@ -37,7 +37,7 @@ from studio.datasets.ingest import create_dataset
 from studio.pocket.pictures import TRIGGERS, demo_set
 from studio.workspace import Workspace
 from trainers.recipe import preset_by_name, recipe_hash
-from trainers.rundir import LOG, METRICS, PREVIEW_INDEX, RunDir, Status
+from trainers.rundir import LOG, METRICS, PREVIEW_INDEX, RunDir, RunEnv, Status
 
 PROMPTS = ("a red circle on a white background", "two blue stars above a green square")
 STEPS = 400
@@ -138,6 +138,16 @@ def _run(
             ended_at=None if state in {RunState.RUNNING, RunState.QUEUED} else now() - timedelta(hours=hours),
         )
     )
+    env = RunEnv(
+        run_id=run.id,
+        name=name,
+        family="sd15",
+        base_location=base.location,
+        base_kind=base.kind,
+        base_hash=base.weight_hash,
+    )
+    ws.run_dir(run.id).path.mkdir(parents=True)
+    ws.run_dir(run.id).write_env(env)
     if step:
         _run_files(ws.run_dir(run.id), run, goal)
         for at in range(100, step + 1, 100):
@@ -153,7 +163,7 @@ def _run(
 
 
 def _run_files(folder: RunDir, run: Run, goal: str) -> None:
-    (folder.path / "previews").mkdir(parents=True)
+    (folder.path / "previews").mkdir()
     rng = random.Random(run.name)
     lines = []
     for step in range(1, run.step + 1):

@@ -1,6 +1,8 @@
 """Settings: is this machine fit, where things are, who may come in."""
 
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -9,6 +11,9 @@ from studio.app import shell
 from studio.app.words import md, size
 from studio.settings import tokens_present
 from studio.workspace import Workspace
+
+if TYPE_CHECKING:
+    from studio.doctor import Check
 
 TOKENS = {
     "HF_TOKEN": "Hugging Face, for gated models",
@@ -32,20 +37,51 @@ def page() -> None:
 
 
 def machine(workspace: Workspace) -> None:
-    """The doctor's findings, asked for once a session and on request: some checks take a second."""
+    """The doctor's findings; some checks take seconds, so they run beside the page."""
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.header("This machine", anchor=False, width="content")
         again = st.button("Check again", icon=":material/refresh:", key="doctor-again")
     if again or "doctor" not in st.session_state:
-        from studio.doctor import machine_report
+        st.session_state["doctor"] = _doctor().submit(examine, workspace)
+    if st.session_state["doctor"].done():
+        findings(st.session_state["doctor"])
+    else:
+        wait_for_doctor()
 
-        with st.spinner("Checking"):
-            st.session_state["doctor"] = machine_report(workspace)
-    for check in st.session_state["doctor"]:
-        mark, word = MARKS.get(check.status, ("", check.status))
+
+@st.cache_resource
+def _doctor() -> ThreadPoolExecutor:
+    """One examination at a time."""
+    return ThreadPoolExecutor(1, thread_name_prefix="doctor")
+
+
+def examine(workspace: Workspace) -> "list[Check]":
+    """Runs in a thread; imports there, because the first import takes a second."""
+    from studio.doctor import machine_report
+
+    return machine_report(workspace)
+
+
+@st.fragment(run_every=0.5)
+def wait_for_doctor() -> None:
+    """Shows the page anew when the examination is over."""
+    if st.session_state["doctor"].done():
+        st.rerun()
+    st.caption("Checking: a real calculation on the device takes a few seconds")
+    st.skeleton(height=220)
+
+
+def findings(examination: "Future[list[Check]]") -> None:
+    """One line a check, what is wrong first."""
+    if (error := examination.exception()) is not None:
+        st.error(md(f"The check itself failed: {error}"), icon=":material/error:")
+        return
+    order = list(MARKS)[::-1]
+    for check in sorted(examination.result(), key=lambda check: order.index(check.status)):
+        mark, word = MARKS[check.status]
+        fix = f"  \n:gray[{md(check.fix)}]" if check.fix else ""
         with st.container(horizontal=True, gap="small"):
             st.markdown(mark, width="content", help=word)
-            fix = f"  \n:gray[{md(check.fix)}]" if check.fix else ""
             st.markdown(f"**{md(check.name)}** {md(check.value)}{fix}", width="stretch")
 
 

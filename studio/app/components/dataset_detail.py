@@ -84,9 +84,7 @@ def pictures(dataset: Dataset) -> None:
     place = min(st.session_state.get(f"page-{dataset.id}", 1), pages)
     images = catalog.list(Image, order="position", limit=PER_PAGE, offset=(place - 1) * PER_PAGE, **chosen)
     st.subheader("Pictures and captions", anchor=False)
-    st.caption(
-        "Say what can be seen, not what should be learned. A caption is saved when you leave its field."
-    )
+    st.caption("Say what can be seen, not what should be learned. Saved when you leave the field.")
     if only and st.button("Show all pictures", key="show-all", icon=":material/grid_view:"):
         st.session_state.pop(f"only-{dataset.id}")
         st.rerun()

@@ -1,0 +1,51 @@
+"""Workspaces for page tests, empty and filled, and the app opened on one of them."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from studio.app import state, theme
+from studio.workspace import Workspace
+from tests.app.filled import fill
+
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Workspace:
+    return Workspace.open(tmp_path / "workspace")
+
+
+@pytest.fixture(scope="session")
+def _filled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("filled") / "workspace"
+    workspace = Workspace.open(home)
+    fill(workspace)
+    workspace.catalog.close()
+    return home
+
+
+@pytest.fixture
+def filled(_filled_once: Path, tmp_path: Path) -> Workspace:
+    return Workspace.open(Path(shutil.copytree(_filled_once, tmp_path / "workspace")))
+
+
+@pytest.fixture
+def open_page() -> Iterator[Open]:
+    """`open_page(workspace, "runs", run=id)` -> the page, drawn."""
+
+    def opener(workspace: Workspace, page: str = "home", **params: str) -> AppTest:
+        state.use(workspace)
+        at = AppTest.from_file(str(theme.HERE / "streamlit_app.py"), default_timeout=60).run()
+        if page != "home" or params:
+            at.switch_page(f"app_pages/{page}.py")
+            for key, value in params.items():
+                at.query_params[key] = value
+            at.run()
+        return at
+
+    yield opener
+    state.use(None)  # pyright: ignore[reportArgumentType]  forget it: the next test brings its own
