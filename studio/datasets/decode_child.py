@@ -11,8 +11,11 @@ It has little memory, a time limit for each picture, cannot write files, and end
 import json
 import os
 import sys
+import warnings
 from dataclasses import asdict
 from typing import IO
+
+from PIL import AvifImagePlugin, Image
 
 from registry.errors import BadInput
 from studio.datasets.picture import Picture, normalise
@@ -80,6 +83,10 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
 
 def main() -> None:
     """Keep the real stdout for answers; whatever a library prints goes nowhere."""
+    # A decoder's limits are ours (the size in the header, memory, time), not Pillow's warnings.
+    warnings.simplefilter("ignore")
+    Image.MAX_IMAGE_PIXELS = None
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the pool is the parallelism; threads cost address space
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     limit_process()

@@ -5,12 +5,11 @@ decodes to exactly the pixels that `pixel_hash` names: a reader needs no rules o
 """
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from PIL import AvifImagePlugin, Image, ImageOps
+from PIL import Image, ImageOps
 
 from registry.errors import BadInput
 from studio.datasets.signatures import refusal
@@ -22,11 +21,6 @@ MIN_SIDE = 16  # pixels: two latent cells
 PNG_LEVEL = 1  # zlib level: a quarter of level 6's time for a tenth to a quarter more bytes
 PRIVATE = ("exif", "xmp", "XML:com.adobe.xmp", "photoshop", "comment", "Raw profile type exif")
 ORIENTATION = 0x0112  # EXIF tag, 1 = upright
-
-# A decoder's limits are ours (the header check below, the child's memory and time), not Pillow's warnings.
-Image.MAX_IMAGE_PIXELS = None
-warnings.simplefilter("ignore")
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # the pool is the parallelism; threads cost the child address space
 
 
 @dataclass(frozen=True)
