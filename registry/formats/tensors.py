@@ -89,9 +89,11 @@ def cast(tensors: Mapping[str, Array], dtype: str) -> dict[str, NDArray[np.gener
 
 
 def save(path: Path, tensors: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file. Atomicity is the caller's: give it a path of `registry.files.atomic_path`."""
-    # The library annotates a bare os.PathLike.
-    safetensors.numpy.save_file(dict(tensors), path, dict(metadata))  # pyright: ignore[reportUnknownMemberType]
+    """Write a safetensors file. Atomicity is the caller's: give it a path of `registry.files.atomic_path`.
+
+    Serialised in memory and written by Python, because the library hides why a write failed.
+    """
+    path.write_bytes(safetensors.numpy.save(dict(tensors), dict(metadata)))
 
 
 def _read(

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import numpy as np
@@ -265,3 +267,22 @@ def test_fp16_that_would_lose_the_adapter_is_refused(tmp_path):
     with pytest.raises(StudioError, match="use fp32"):
         export_adapter(source, tmp_path / "ink", dtype="fp16", family="sd15")
     assert export_adapter(source, tmp_path / "ink", dtype="bf16", family="sd15").matched == 1
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(source, tmp_path):
+    """In a process that may not write files of more than 20 kB."""
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from registry.errors import StudioError\n"
+        "from registry.formats.export import export_adapter\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try: export_adapter(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "except StudioError as error: print(error)\n"
+    )
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out/ink.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-c", code, source, target], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{target}: cannot be written (file too large). free some space and try again.\n"
+    assert list((tmp_path / "out").iterdir()) == []

@@ -223,3 +223,43 @@ def test_the_peft_folder_loads_into_unet_and_text_encoder(root, tmp_path):
     text = PeftModel.from_pretrained(fresh.text_encoder, tmp_path / "peft", subfolder="text_encoder")
     fresh.text_encoder = text.base_model.model
     assert np.abs(_picture(fresh) - wanted).max() < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("targets", ["", r".*attn2.*"])
+def test_what_the_trainer_attaches_is_what_we_read(targets, tmp_path):
+    """The trainer's own keys and metadata, against the strengths that its layers really have."""
+    import torch
+    from safetensors.torch import save_file
+
+    from trainers.families import FAMILIES
+    from trainers.families.base import BaseFiles
+    from trainers.methods import attach
+    from trainers.recipe_fields import AdapterSection
+
+    folder = save_base("sd15", tmp_path / "base")
+    cls = FAMILIES["sd15"].load_class()
+    family = cls(BaseFiles(str(folder), "folder", "", ""), dtype=torch.float32, device=torch.device("cpu"))
+    section = AdapterSection(
+        rank=4, alpha=1.0, conv_rank=2, conv_alpha=3.0, targets=targets, train_text_encoder=True,
+        text_rank=3, text_alpha=6.0,
+    )  # fmt: skip
+    trainables = attach(family, section, seed=0)
+    for key, parameter in trainables.named.items():
+        if key.endswith("lora_B.weight"):
+            torch.nn.init.normal_(parameter)
+    tensors = {key: parameter.detach().contiguous() for key, parameter in trainables.named.items()}
+    save_file(tensors, tmp_path / "adapter.safetensors", trainables.metadata())
+    wanted = {
+        name: item
+        for component in ("unet", "text_encoder")
+        for name, item in _factors(family.part(component), component).items()
+    }
+    form, _, _ = load_adapter(tmp_path / "adapter.safetensors", "sd15")
+    assert form.modules.keys() == wanted.keys()
+    assert {item.alpha for item in form.of("text_encoder").values()} == {6.0}
+    for name, item in wanted.items():
+        assert form.modules[name].alpha == pytest.approx(item.alpha), name
+        np.testing.assert_allclose(form.delta(name), item.delta(), rtol=1e-5, atol=1e-7)
+    report = export_adapter(tmp_path / "adapter.safetensors", tmp_path / "ink", family="sd15")
+    assert {tool.verdict for tool in report.tools} == {"loads"}
