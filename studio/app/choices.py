@@ -10,9 +10,9 @@ from trainers.recipe import Recipe, differences, load_recipe
 EFFORT = {"quick": 0.4, "normal": 1.0, "thorough": 2.0}  # of the preset's steps
 EFFORT_WORDS = {"quick": "Quick look", "normal": "Normal", "thorough": "Thorough"}
 EFFORT_REASONS = {
-    "quick": "a quick look: enough to see whether the pictures and captions work",
+    "quick": "Enough to see whether pictures and captions work.",
     "normal": "",
-    "thorough": "thorough: worth it when a normal run was not there yet",
+    "thorough": "Worth it when a normal run was not there yet.",
 }
 SCALED = ("train.max_steps", "checkpoints.every", "preview.every")
 GOALS = {

@@ -35,6 +35,25 @@ PHASE_WORDS = {
     "training": "Training",
     "saving": "Saving",
 }
+SPOKEN = {
+    "train.max_steps": "Steps",
+    "train.batch_size": "Pictures at a time (batch size)",
+    "train.accumulate": "Passes per step (accumulation)",
+    "checkpoints.every": "Save a checkpoint every",
+    "checkpoints.keep": "Keep the newest",
+    "checkpoints.keep_best": "Keep the best, too",
+    "preview.every": "Draw previews every",
+    "preview.steps": "Steps of a preview",
+    "preview.cfg": "Guidance of a preview",
+    "preview.seed": "Seed of the previews",
+    "preview.negative": "What previews avoid",
+    "optimizer.lr": "Learning rate",
+    "optimizer.text_lr": "Learning rate, text encoder",
+    "adapter.rank": "Capacity (rank)",
+    "schedule.name": "Shape of the learning rate",
+    "optimizer.name": "Optimizer",
+    "data.trigger": "Trigger word",
+}
 ORIGIN_WORDS = {"run": "trained here", "import": "imported", "merge": "merged"}
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
@@ -104,8 +123,8 @@ def value_text(value: Any) -> str:
 
 
 def spoken(key: str) -> str:
-    """`train.max_steps` -> "Max steps"."""
-    return key.rpartition(".")[2].replace("_", " ").capitalize()
+    """`train.max_steps` -> "Steps"; a few by hand, the others by their name."""
+    return SPOKEN.get(key) or key.rpartition(".")[2].replace("_", " ").capitalize()
 
 
 def tail(path: Path, lines: int) -> str:

@@ -103,17 +103,7 @@ def grow(page: Page, wide: int, high: int) -> None:
 def served(home: Path) -> Iterator[str]:
     """The server in a process of its own; yields its address."""
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "studio.cli",
-        "--home",
-        str(home),
-        "app",
-        "--port",
-        str(port),
-        "--no-browser",
-    ]
+    command = [sys.executable, "-m", "tests.app.pages_only", str(home), str(port)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -16,7 +16,7 @@ from studio.app.routes import picture_url
 from studio.app.words import md, plural
 from trainers.recipe import Recipe, apply_sets, differences, preset_by_name, preset_name, reasons, to_toml
 
-SHOWN = 8  # pictures of the data set
+SHOWN = 10  # pictures of the data set
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,16 @@ def departures_list(choice: Choice, recipe: Recipe) -> None:
                     on_click=reset,
                     args=(choice.preset,),
                 )
+        if EFFORT_REASONS[choice.effort]:
+            before, after = preset_by_name(choice.preset).train.max_steps, choice.start.train.max_steps
+            st.markdown(
+                f"**{EFFORT_WORDS[choice.effort]}**: {after:,} steps instead of {before:,}, and previews and "
+                f"checkpoints in step with them  \n:gray[:small[{EFFORT_REASONS[choice.effort]}]]"
+            )
         for change in found:
-            own = change.key in choice.changed
-            why = change.reason if own else EFFORT_REASONS[choice.effort]
-            prefix = "the preset says" if own and why else "because it is"
-            reason = f"  \n:gray[:small[{prefix}: {md(why)}]]" if why else ""
-            st.markdown(change_line(change.key, change.preset, change.value) + reason)
+            if change.key in choice.changed:
+                why = f"  \n:gray[:small[the preset says: {md(change.reason)}]]" if change.reason else ""
+                st.markdown(change_line(change.key, change.preset, change.value) + why)
 
 
 def reset(preset: str) -> None:

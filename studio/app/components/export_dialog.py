@@ -1,13 +1,11 @@
 """Export: write the file, read it back, say which tools load it."""
 
-from dataclasses import dataclass
-
 import streamlit as st
 
 from registry.files import file_stem
 from registry.records import Adapter
 from studio.app import shell
-from studio.app.words import md, size
+from studio.app.words import md, printable, size
 
 LAYOUTS = {
     "auto": "Works everywhere (recommended)",
@@ -15,30 +13,13 @@ LAYOUTS = {
     "diffusers": "diffusers",
     "peft": "PEFT folder",
 }
+VERDICTS = {"loads": "yes", "partly": "in part", "no": "no"}
 DTYPES = {
     "": "As stored",
     "fp32": "fp32: exact, largest",
     "bf16": "bf16: half the size",
     "fp16": "fp16: half the size",
 }
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A program and the layouts it loads."""
-
-    name: str
-    layouts: tuple[str, ...]
-    where: str
-
-
-TOOLS = (
-    Tool("ComfyUI", ("kohya", "diffusers"), "models/loras/"),
-    Tool("A1111 and Forge", ("kohya",), "models/Lora/"),
-    Tool("kohya sd-scripts", ("kohya",), "network_weights"),
-    Tool("diffusers", ("kohya", "diffusers"), "load_lora_weights"),
-    Tool("PEFT", ("peft",), "PeftModel.from_pretrained"),
-)
 
 
 @st.dialog("Export", width="medium", icon=":material/ios_share:")
@@ -55,24 +36,9 @@ def export_dialog(adapter: Adapter) -> None:
             key="export-publish",
             help="Leaves captions, folder names and paths out of the file.",
         )
-    tool_table(layout)
     if st.button("Write and check", type="primary", key="export-go"):
         with shell.guarded():
             write(adapter, layout, name or adapter.name, dtype, publish=publish)
-
-
-def tool_table(layout: str) -> None:
-    """Which tool loads this layout, and where the file goes."""
-    real = "kohya" if layout == "auto" else layout
-    rows = [
-        {
-            "Program": tool.name,
-            "Loads it": "yes" if real in tool.layouts else "no",
-            "Where it goes": tool.where,
-        }
-        for tool in TOOLS
-    ]
-    st.table(rows, border="horizontal", hide_index=True)
 
 
 def write(adapter: Adapter, layout: str, name: str, dtype: str, *, publish: bool) -> None:
@@ -83,20 +49,31 @@ def write(adapter: Adapter, layout: str, name: str, dtype: str, *, publish: bool
     stem = file_stem(name.removesuffix(".safetensors"))
     out = workspace.home / "exports" / (stem if layout == "peft" else f"{stem}.safetensors")
     with st.spinner("Writing, and reading it back"):
-        report = export(
-            workspace, adapter.id, layout, out, dtype=dtype, publish=publish, overwrite=True
-        ).to_dict()
+        report = export(workspace, adapter.id, layout, out, dtype=dtype, publish=publish, overwrite=True)
     st.success(
-        f"{report['matched']} of {report['modules']} parts read back, largest difference "
-        f"{report['worst_error']:.1e}. The file loads as it should.",
+        f"{report.matched} of {report.modules} parts read back, {exactness(report.worst_error)}",
         icon=":material/verified:",
     )
+    rows = [
+        {
+            "Program": tool.tool,
+            "Loads it": VERDICTS[tool.verdict],
+            "Parts": f"{tool.matched} of {tool.modules}",
+            "": printable(tool.note),
+        }
+        for tool in report.tools
+    ]
+    st.table(rows, border="horizontal", hide_index=True)
+    for line in report.notes:
+        st.caption(md(line))
     if out.is_file():
-        st.link_button(
-            f"Save {md(out.name)} ({size(out.stat().st_size)})",
-            f"/files/export/{out.name}",
-            icon=":material/download:",
-        )
+        label = f"Save {md(out.name)} ({size(out.stat().st_size)})"
+        st.link_button(label, f"/files/export/{out.name}", icon=":material/download:")
     else:
         st.caption("A folder cannot be saved through the browser; it is here:")
         st.code(str(out), language=None)
+
+
+def exactness(error: float) -> str:
+    """How far the file is from the adapter, in words."""
+    return "each exactly as it was" if error == 0 else f"each within {error:.1e} of what it was"

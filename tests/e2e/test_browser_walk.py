@@ -1,0 +1,190 @@
+"""The whole job in a real browser: pictures, captions, training, the adapter, samples, export."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+from playwright.sync_api import Page, expect, sync_playwright
+
+from registry.formats.load import load_adapter
+from registry.records import Adapter, Dataset, Image, Run, Sample
+from studio.pocket.pictures import demo_set
+from studio.workspace import Workspace
+from tests.app.screenshots import free_port, wait_until_healthy
+from tests.support.browser import find_browser, launch_arguments
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+PICTURES = 12
+STEPS = 12
+RECIPE = f"""preset = "pocket-style"
+[train]
+max_steps = {STEPS}
+[checkpoints]
+every = {STEPS // 2}
+[preview]
+every = {STEPS // 2}
+steps = 4
+prompts = ["a red circle, neonsign"]
+"""
+MINUTES = 60_000  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace.open(tmp_path_factory.mktemp("walk") / "workspace")
+
+
+@pytest.fixture(scope="module")
+def address(workspace: Workspace) -> Iterator[str]:
+    """`studio app`, as a person starts it."""
+    port = free_port()
+    command = [sys.executable, "-m", "studio.cli", "--home", str(workspace.home), "app", "--port", str(port)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, "--no-browser"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            wait_until_healthy(f"http://127.0.0.1:{port}", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[Page]:
+    browser_path = find_browser()
+    assert browser_path, "no Chromium: run `make browser`"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=launch_arguments())
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(30_000)
+        page.goto(address)
+        yield page
+        browser.close()
+
+
+def press(page: Page, name: str) -> None:
+    """Click a button by its name and let the page settle."""
+    page.get_by_role("button", name=name, exact=True).first.click()
+
+
+def uploads(folder: Path) -> list[Path]:
+    """Twelve pictures; the first three have a caption in a text file."""
+    folder.mkdir()
+    files: list[Path] = []
+    for index, (picture, caption) in enumerate(demo_set("style", PICTURES, 11)):
+        path = folder / f"{index:02d}.png"
+        picture.save(path)
+        files.append(path)
+        if index < 3:
+            path.with_suffix(".txt").write_text(caption)
+            files.append(path.with_suffix(".txt"))
+    return files
+
+
+def test_the_whole_job(workspace: Workspace, address: str, page: Page, tmp_path: Path):
+    dataset = drop_pictures(workspace, page, tmp_path)
+    write_captions(workspace, page, dataset)
+    run = train(workspace, page, tmp_path)
+    adapter = see_adapter(workspace, page, run)
+    compare_with_and_without(workspace, page, adapter)
+    export(workspace, address, page, adapter, tmp_path)
+
+
+def drop_pictures(workspace: Workspace, page: Page, folder: Path) -> Dataset:
+    press(page, "Add your pictures")
+    expect(page.get_by_role("heading", name="Add pictures")).to_be_visible()
+    page.get_by_label("Name").fill("walk")
+    page.get_by_label("Trigger word").fill("neonsign")
+    page.locator("input[type=file]").set_input_files(uploads(folder / "pictures"))
+    expect(page.get_by_role("button", name="Add", exact=True)).to_be_enabled()
+    press(page, "Add")
+    expect(page.get_by_role("heading", name="walk")).to_be_visible()
+    dataset = workspace.catalog.get(Dataset, "walk")
+    assert dataset.image_count == PICTURES
+    assert dataset.trigger == "neonsign"
+    return dataset
+
+
+def write_captions(workspace: Workspace, page: Page, dataset: Dataset) -> None:
+    field = page.get_by_label("Caption of 05.png")
+    field.fill("a shape in neon, neonsign")
+    field.blur()
+    expect(page.get_by_text("Caption saved")).to_be_visible()
+    images = {image.name: image for image in workspace.catalog.list(Image, dataset_id=dataset.id)}
+    assert images["05.png"].caption == "a shape in neon, neonsign"
+    assert images["00.png"].caption.endswith("neonsign")
+
+
+def train(workspace: Workspace, page: Page, folder: Path) -> Run:
+    press(page, "Train on these")
+    expect(page.get_by_role("heading", name="What it will cost")).to_be_visible()
+    page.get_by_text("Everything", exact=True).click()
+    page.get_by_text("As a file (TOML)").click()
+    recipe = folder / "walk.toml"
+    recipe.write_text(RECIPE)
+    page.locator("input[type=file]").set_input_files(recipe)
+    expect(page.get_by_text(f"{STEPS} instead of 400")).to_be_visible()
+    page.get_by_label("Name of the adapter").fill("walked")
+    press(page, "Start training")
+    expect(page.get_by_role("heading", name="walked")).to_be_visible()
+    expect(page.get_by_text("Finished").first).to_be_visible(timeout=5 * MINUTES)
+    expect(page.get_by_label("a red circle, neonsign · base without the adapter")).to_be_visible()
+    expect(page.get_by_label(f"a red circle, neonsign · step {STEPS}")).to_be_visible()
+    return workspace.catalog.get(Run, "walked")
+
+
+def see_adapter(workspace: Workspace, page: Page, run: Run) -> Adapter:
+    made = workspace.catalog.list(Adapter, run_id=run.id)
+    assert [adapter.step for adapter in made] == [STEPS]
+    page.get_by_role("button", name="walked", exact=True).click()
+    expect(page.get_by_role("heading", name="Where it comes from")).to_be_visible()
+    expect(page.get_by_text("While it learned")).to_be_visible()
+    return made[0]
+
+
+def compare_with_and_without(workspace: Workspace, page: Page, adapter: Adapter) -> None:
+    press(page, "Make pictures")
+    prompt = page.get_by_label("What to draw (prompt)")
+    expect(prompt).to_have_value("neonsign")
+    prompt.fill("a red circle, neonsign")
+    prompt.blur()
+    page.get_by_text("Lock", exact=True).click()
+    pictures: list[np.ndarray] = []
+    for expected in (1, 2):
+        page.get_by_role("button", name="Make pictures").click()
+        expect(page.get_by_role("button", name="Use the settings of this picture")).to_have_count(
+            expected, timeout=3 * MINUTES
+        )
+        sample = workspace.catalog.list(Sample, limit=1)[0]
+        assert [use.adapter_id for use in sample.adapters] == ([adapter.id] if expected == 1 else [])
+        with Pillow.open(io.BytesIO(workspace.resolve(sample.files[0]).read_bytes())) as picture:
+            pictures.append(np.asarray(picture.convert("RGB"), dtype=np.float64))
+        if expected == 1:
+            press(page, "Leave walked out")
+            expect(page.get_by_text("Strength")).to_have_count(0)
+    assert pictures[0].shape == (64, 64, 3)
+    assert np.abs(pictures[0] - pictures[1]).mean() > 0.5  # of 255: twelve steps already change the picture
+
+
+def export(workspace: Workspace, address: str, page: Page, adapter: Adapter, folder: Path) -> None:
+    page.goto(f"{address}/adapters?adapter={adapter.id}")
+    press(page, "Export")
+    press(page, "Write and check")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save walked").click()
+    saved = folder / "saved.safetensors"
+    download.value.save_as(saved)
+    theirs, _, _ = load_adapter(saved, "sd15")
+    ours, _, _ = load_adapter(workspace.resolve(adapter.path), "sd15")
+    assert theirs.modules.keys() == ours.modules.keys()
+    for name in ours.modules:
+        np.testing.assert_allclose(theirs.delta(name), ours.delta(name), rtol=1e-5, atol=1e-7)
