@@ -49,8 +49,8 @@ def normalise(data: bytes, name: str) -> Picture:
     """
     image = _open(data, name)
     _check_size(image, name)
+    _check_whole(data, name)
     kind = image.format or ""
-    _check_whole(data, kind, name)
     frames, deep = _load(image, name)
     if kind == "MPO":  # a camera's JPEG with a second view behind it; the first is the photo
         frames = 1
@@ -75,7 +75,8 @@ def _open(data: bytes, name: str) -> Image.Image:
         return Image.open(BytesIO(data), formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         raise refusal(data, name) from error
-    except Exception as error:
+    except Exception as error:  # header parsers raise anything on damaged data
+        _check_whole(data, name)
         raise _damaged(name, error) from error
 
 
@@ -109,11 +110,11 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise BadInput(name, wrong, f"use pictures of at least {MIN_SIDE} pixels a side, better 512")
 
 
-def _check_whole(data: bytes, kind: str, name: str) -> None:
-    """Find a cut that a decoder forgives because only the closing bytes are missing."""
-    cut_png = kind == "PNG" and b"IEND\xaeB`\x82" not in data
-    cut_webp = kind == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-    if cut_png or cut_webp:
+def _check_whole(data: bytes, name: str) -> None:
+    """Find a cut that decoders forgive, or do not call by its name."""
+    cut_png = data.startswith(b"\x89PNG") and b"IEND\xaeB`\x82" not in data
+    webp = data.startswith(b"RIFF") and data[8:12] == b"WEBP"
+    if cut_png or (webp and int.from_bytes(data[4:8], "little") + 8 > len(data)):
         raise _damaged(name, EOFError())
 
 

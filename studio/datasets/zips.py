@@ -59,9 +59,9 @@ def _list_members(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], labe
     listing = Listing(label)
     for info in members:
         name = clean_name(info.orig_filename)
-        if ignored(info.filename) and ".." not in PurePosixPath(info.filename).parts:
-            continue
         wrong, do = _refusal(info) or ("", "")
+        if not wrong and ignored(info.filename):
+            continue
         if not wrong and name in listing.entries:
             wrong, do = "is in the zip twice under one name", "rename one of them"
         if wrong:
