@@ -9,7 +9,7 @@ from studio.commands.shared import ago, note, open_workspace, plain, show_done, 
 
 app = typer.Typer(
     name="adapters",
-    help="Adapters: list, show, export, tag, rate, trash.",
+    help="Adapters: list, show, verify, export, tag, trash.",
     no_args_is_help=True,
 )
 
@@ -54,11 +54,26 @@ def show(adapter: str) -> None:
 
     Example: studio adapters show ink
     """
-    from registry.records import Adapter
+    from studio.adapters import show as show_adapter
 
-    workspace = open_workspace()
-    record = workspace.catalog.get(Adapter, adapter)
-    show_record(plain(record) | {"path": str(workspace.resolve(record.path))})
+    show_record(show_adapter(open_workspace(), adapter))
+
+
+@app.command()
+def verify(
+    adapter: str,
+    path: Annotated[Path | None, typer.Argument(help="Where the file is now, when it was moved.")] = None,
+) -> None:
+    """Say whether the file is still what was registered; link a moved file again by its hash.
+
+    Example: studio adapters verify ink
+    """
+    from studio.adapters import verify as verify_adapter
+
+    state = verify_adapter(open_workspace(), adapter, path)
+    show_done(f"{state.adapter.name}: {state.state}. {state.detail}".strip(), state.to_dict())
+    if state.state in {"missing", "changed"}:
+        raise typer.Exit(1)
 
 
 @app.command()
