@@ -1,10 +1,13 @@
 """Run directories for tests: generated pictures, a manifest, a recipe, an environment."""
 
 import hashlib
+import json
+import multiprocessing
 import os
-import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -12,7 +15,6 @@ from PIL import Image, ImageDraw
 from trainers.recipe import Recipe
 from trainers.rundir import KEY_VARIABLE, ManifestItem, RunDir, RunEnv
 
-ROOT = Path(__file__).parents[2]
 KEY = "5c" * 32
 COLOURS = ("red", "green", "blue", "orange", "purple", "teal", "black", "pink")
 
@@ -21,11 +23,11 @@ TOY = {
     "optimizer": {"name": "adamw", "lr": 1e-3},
     "objective": {"snr_gamma": 5.0},
     "data": {"bucket_step": 8, "caption_dropout": 0.25},
-    "train": {"max_steps": 6, "batch_size": 2, "resolution": 32, "precision": "fp32", "num_threads": 1, "seed": 7},
+    "train": {"max_steps": 6, "batch_size": 2, "resolution": 32, "num_threads": 1, "seed": 7},
     "checkpoints": {"every": 2, "keep": 2},
     "preview": {"every": 0, "steps": 2},
     "log": {"tensorboard": False},
-}  # fmt: skip
+}
 
 
 def draw_pictures(folder: Path, count: int = 5, size: int = 40) -> list[ManifestItem]:
@@ -51,6 +53,7 @@ def draw_pictures(folder: Path, count: int = 5, size: int = 40) -> list[Manifest
 def recipe(changes: Mapping[str, object] | None = None, family: str = "sd15") -> Recipe:
     """The toy recipe with dotted overrides."""
     table = {"family": family, "goal": "style", **{name: dict(section) for name, section in TOY.items()}}
+    table.setdefault("schedule", {})
     for key, value in (changes or {}).items():
         section, _, name = key.partition(".")
         table[section][name] = value
@@ -67,8 +70,6 @@ def write_run(
     **env: object,
 ) -> RunDir:
     """A run directory that `trainers.run` can train; the cache lies beside it."""
-    import json
-
     folder.mkdir(parents=True, exist_ok=True)
     rundir = RunDir(folder)
     (folder / "recipe.json").write_text(recipe(changes, family).model_dump_json())
@@ -82,15 +83,12 @@ def write_run(
 
 def resume(rundir: RunDir) -> None:
     """Let the next start go on from the newest checkpoint."""
-    from dataclasses import replace
-
     rundir.write_env(replace(rundir.read_env(), resume=True))
 
 
 def environment(**more: str) -> dict[str, str]:
     """Of a trainer process: one thread, no network, the test's key."""
     return {
-        **os.environ,
         KEY_VARIABLE: KEY,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -99,14 +97,58 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-def start_trainer(rundir: RunDir, **more: str) -> subprocess.Popen[bytes]:
-    """`python -m trainers.run` as the worker starts it."""
-    with rundir.file("log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "trainers.run", str(rundir.path)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment(**more),
-            cwd=ROOT,
-            start_new_session=True,
-        )
+class Trainer:
+    """`python -m trainers.run DIR` in a session of its own, forked from a server that has torch imported."""
+
+    def __init__(self, rundir: RunDir, **more: str) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.support.preload"])
+        self.process = context.Process(target=_train, args=(str(rundir.path), environment(**more)))
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        """Process and process group."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        """Exit code, None while it lives; negative: killed by that signal."""
+        return self.process.exitcode
+
+    def wait(self, seconds: float = 120) -> int:
+        """Exit code."""
+        self.process.join(seconds)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+            raise TimeoutError(f"the trainer did not end within {seconds} s")
+        return code
+
+    def wait_for_step(self, rundir: RunDir, step: int) -> None:
+        """Until the step is in the metrics, or the trainer is gone."""
+        while self.poll() is None:
+            if any(line["step"] >= step for line in rundir.read_metrics()):
+                return
+            time.sleep(0.005)
+
+
+def start_trainer(rundir: RunDir, **more: str) -> Trainer:
+    """Start the trainer of `rundir`; output goes to its log.txt."""
+    return Trainer(rundir, **more)
+
+
+def train(rundir: RunDir, **more: str) -> int:
+    """Start the trainer and wait for its exit code."""
+    return Trainer(rundir, **more).wait()
+
+
+def _train(folder: str, variables: dict[str, str]) -> None:
+    os.setsid()
+    os.environ.update(variables)
+    with (Path(folder) / "log.txt").open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    from trainers.run import main
+
+    sys.exit(main([folder]))
