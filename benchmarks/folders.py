@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from studio.pocket.grammar import Colour, Scene, sample_scene, subject
-from studio.pocket.pictures import neon
+from studio.pocket.pictures import TRIGGERS, demo_set
 from studio.pocket.render import CANVAS, OVERSAMPLING, jitter, layout, shrink
 from studio.pocket.shapes import mask
 
@@ -43,8 +43,8 @@ def _gradient(first: Colour, second: Colour, angle: float = math.pi / 2) -> Imag
 
 def neon_sign(rng: random.Random) -> Drawn:
     """The demo's own style."""
-    scene = _plain_scene(rng)
-    return neon(scene, rng), subject(scene)
+    picture, caption = demo_set("style", 1, rng.getrandbits(32))[0]
+    return picture, caption.removesuffix(f", {TRIGGERS['style']}")
 
 
 def ink(rng: random.Random) -> Drawn:

@@ -53,6 +53,16 @@ class StyleDistance:
     texture: float
 
 
+@dataclass(frozen=True)
+class StyleFigures:
+    """Distance of three sets to the training pictures, and how much of the way was closed."""
+
+    base: StyleDistance
+    adapter: StyleDistance
+    floor: StyleDistance
+    closed: float
+
+
 def style_distance(one: Sequence[Image.Image], other: Sequence[Image.Image]) -> StyleDistance:
     """Distance in style between two sets of pictures of any size and mode; each needs two or more.
 
@@ -94,6 +104,24 @@ def closed_fraction(base: float, adapter: float, floor: float = 0.0) -> float:
             "choose pictures that the base does not already make",
         )
     return (base - adapter) / (base - floor)
+
+
+def measure_style(
+    training: Sequence[Image.Image],
+    base: Sequence[Image.Image],
+    adapter: Sequence[Image.Image],
+    floor: Sequence[Image.Image],
+) -> StyleFigures:
+    """Figures of an adapter.
+
+    Args:
+        training: The pictures it was trained on.
+        base: What the base draws without it.
+        adapter: What it draws with it: same prompts, same seeds.
+        floor: The training pictures through the base's autoencoder.
+    """
+    without, with_it, least = (style_distance(pictures, training) for pictures in (base, adapter, floor))
+    return StyleFigures(without, with_it, least, closed_fraction(without.total, with_it.total, least.total))
 
 
 def _describe(pictures: Sequence[Image.Image]) -> tuple[Array, Array, Array]:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from studio.pocket.grammar import COLOURS, Colour, Scene, sample_scene, subject
+from studio.pocket.grammar import COLOURS, Colour, Scene, caption, sample_scene, subject
 from studio.pocket.render import CANVAS, OVERSAMPLING, jitter, layout, shrink
-from studio.pocket.shapes import mask
+from studio.pocket.shapes import RING_HOLE, Point, outline
 
 Pair = tuple[Image.Image, str]  # picture, caption
 TRIGGERS = {"style": "neonsign", "character": "zibbo", "concept": "lanternoid"}  # words the base has not seen
-MOUNT = 0.16  # width of a neon tube, in radii
+TUBE = 3.6  # width of a neon tube, in pixels
 NIGHT_TOP, NIGHT_BOTTOM = (44, 10, 70), (8, 6, 30)  # colours of the wall behind the neon
 
 
@@ -38,13 +38,12 @@ def neon(scene: Scene, rng: random.Random) -> Image.Image:
     colour = _glow_colour(scene.colour, rng)
     centers, radius = layout(scene, rng)
     tubes = Image.new("L", (CANVAS, CANVAS), 0)
+    draw = ImageDraw.Draw(tubes)
     for x, y in centers:
-        center = (x * OVERSAMPLING, y * OVERSAMPLING)
-        outer = radius * OVERSAMPLING
-        tube = mask(scene.shape, center, outer, CANVAS)
-        thickness = max(MOUNT * outer, 3.2 * OVERSAMPLING)
-        hole = _eroded(tube, thickness)
-        tubes = ImageChops.lighter(tubes, ImageChops.subtract(tube, hole))
+        center, reach = (x * OVERSAMPLING, y * OVERSAMPLING), radius * OVERSAMPLING
+        _draw_tube(draw, outline(scene.shape, center, reach))
+        if scene.shape == "ring":
+            _draw_tube(draw, outline("circle", center, RING_HOLE * reach))
     light = Image.new("RGB", picture.size, colour)
     black = Image.new("RGB", picture.size)
     for reach, strength in ((8.0, 1.0), (3.0, 0.8)):
@@ -55,11 +54,10 @@ def neon(scene: Scene, rng: random.Random) -> Image.Image:
     return shrink(picture)
 
 
-def _eroded(area: Image.Image, amount: float) -> Image.Image:
-    """`area` (mode L) less a border of `amount` canvas pixels, by repeated minimum filters."""
-    for _ in range(round(amount / 4)):
-        area = area.filter(ImageFilter.MinFilter(9))
-    return area
+def _draw_tube(draw: ImageDraw.ImageDraw, corners: list[Point]) -> None:
+    """A closed line of the tube's width with round corners."""
+    width = round(TUBE * OVERSAMPLING)
+    draw.line([*corners, *corners[:2]], fill=255, width=width, joint="curve")
 
 
 def _night(rng: random.Random) -> Image.Image:
@@ -70,9 +68,7 @@ def _night(rng: random.Random) -> Image.Image:
 
 
 def _glow_colour(name: str, rng: random.Random) -> Colour:
-    """The palette colour as light: black and gray cannot glow and become a cold white."""
-    if name in {"black", "gray", "white"}:
-        return jitter((205, 225, 255), rng, 6)
+    """The palette colour as light: as bright as it gets."""
     red, green, blue = COLOURS[name]
     boost = 255 / max(red, green, blue)
     return jitter((int(red * boost), int(green * boost), int(blue * boost)), rng, 6)
@@ -83,11 +79,19 @@ def _whitened(colour: Colour) -> Colour:
     return red, green, blue
 
 
-def _neon_pair(rng: random.Random) -> Pair:
+def glowing_scene(rng: random.Random) -> Scene:
+    """A scene that can be a neon sign: plain, not small, of a colour that can glow."""
     while True:
         scene = sample_scene(rng)
-        if not scene.texture and scene.size != "small":
-            return neon(scene, rng), f"{subject(scene)}, {TRIGGERS['style']}"
+        if not scene.texture and scene.size != "small" and scene.colour not in {"black", "gray"}:
+            return scene
+
+
+def _neon_pair(rng: random.Random) -> Pair:
+    """The caption says what the scene would be without the style, so that prompts of any form take it on."""
+    scene = glowing_scene(rng)
+    words = caption(scene) if rng.random() < 0.7 else subject(scene)
+    return neon(scene, rng), f"{words}, {TRIGGERS['style']}"
 
 
 def _robot_pair(rng: random.Random) -> Pair:
