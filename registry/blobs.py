@@ -3,9 +3,10 @@
 import hashlib
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
-from registry.errors import BadInput
+from registry.errors import BadInput, StudioError
 from registry.files import atomic_write, storage_error, sync_folder, temporary_beside
 from registry.hashing import CHUNK
 
@@ -52,10 +53,15 @@ class Blobs:
     def _put_file(self, source: Path) -> str:
         """Copy and hash in one pass: the file may change or be removed by its owner meanwhile."""
         digest, size = hashlib.sha256(), 0
+        try:
+            original = source.open("rb")
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise StudioError(str(source), f"cannot be read ({reason})", "check the path") from error
         temporary = temporary_beside(self.root / "new")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            with source.open("rb") as original, temporary.open("xb") as copy:
+            with original, temporary.open("xb") as copy:
                 while chunk := original.read(CHUNK):
                     digest.update(chunk)
                     size += len(chunk)
@@ -71,7 +77,8 @@ class Blobs:
         except OSError as error:
             raise storage_error(self.root, error) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
         return name
 
     def _complete(self, digest: str, size: int) -> bool:

@@ -11,7 +11,7 @@ import shutil
 import stat
 import unicodedata
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -42,9 +42,9 @@ def atomic_path(path: Path, *, durable: bool = True) -> Generator[Path]:
 
     For writers that want a path. `durable=False` skips fsync: for status files, where only tearing matters.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         if durable:
             with temporary.open("rb") as written:
@@ -55,7 +55,8 @@ def atomic_path(path: Path, *, durable: bool = True) -> Generator[Path]:
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager

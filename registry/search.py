@@ -58,7 +58,7 @@ def search(session: Session, query: AdapterQuery) -> tuple[list[Adapter], int]:
     if query.sort not in SORTS:
         raise BadInput(f"sort {query.sort!r}", "is no sort order", f"use one of {', '.join(SORTS)}")
     conditions = query.conditions()
-    total = session.scalar(select(func.count(AdapterRow.id)).where(*conditions)) or 0
+    total = session.scalar(select(func.count()).select_from(AdapterRow).where(*conditions)) or 0
     page = select(AdapterRow).where(*conditions).order_by(*SORTS[query.sort])
     rows = session.scalars(page.limit(query.limit).offset(query.offset))
     return [row.to_record() for row in rows], total

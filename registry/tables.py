@@ -248,7 +248,7 @@ class AdapterRow(Row):
     created_at: Mapped[datetime]
     trashed_at: Mapped[datetime | None]
     name: Mapped[str] = mapped_column(index=True)
-    sort_name: Mapped[str] = mapped_column(index=True)
+    sort_name: Mapped[str]
     search: Mapped[str]
     tag_lines: Mapped[str]
     tensor_sha256: Mapped[str]
@@ -266,9 +266,9 @@ class AdapterRow(Row):
     note: Mapped[str]
     rating: Mapped[int] = mapped_column(Integer)
     origin: Mapped[str]
-    run_id: Mapped[str] = mapped_column(Reference, ForeignKey("runs.id"), index=True)
+    run_id: Mapped[str] = mapped_column(Reference, ForeignKey("runs.id"), nullable=True, index=True)
     step: Mapped[int] = mapped_column(BigInteger)
-    base_id: Mapped[str] = mapped_column(Reference, ForeignKey("bases.id"), index=True)
+    base_id: Mapped[str] = mapped_column(Reference, ForeignKey("bases.id"), nullable=True, index=True)
     parents: Mapped[tuple[str, ...]]
     preview: Mapped[str]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
@@ -286,9 +286,9 @@ class AdapterRow(Row):
 Index(
     "ix_adapters_identity", AdapterRow.tensor_sha256, func.coalesce(AdapterRow.run_id, ""), unique=True
 )  # an expression, because NULLs differ from each other in a unique index
-Index("ix_adapters_newest", AdapterRow.trashed_at, AdapterRow.created_at)
-Index("ix_adapters_rating", AdapterRow.rating)
-Index("ix_adapters_size", AdapterRow.size)
+for _order in (("created_at", "id"), ("sort_name", "id"), ("rating", "created_at", "id"), ("size", "id")):
+    _columns = [getattr(AdapterRow, name) for name in ("trashed_at", *_order)]
+    Index(f"ix_adapters_by_{_order[0]}", *_columns)  # each order of the search is one walk along an index
 
 
 class SampleRow(Row):

@@ -6,7 +6,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from registry.errors import BadInput, NotFound
+from registry.errors import BadInput, NotFound, StudioError
 from registry.files import TEMPORARY, read_json, storage_error, sync_folder, temporary_beside, write_json
 from registry.records import now
 
@@ -32,11 +32,11 @@ class Trash:
         if entry.exists():
             _discard(entry)
         try:
-            entry.mkdir(parents=True)
-        except OSError as error:
-            raise storage_error(entry, error) from error
-        write_json(entry / _SLIP, {"name": path.name, "time": now().isoformat()})
-        _move(path, entry / path.name)
+            write_json(entry / _SLIP, {"name": path.name, "time": now().isoformat()})
+            _move(path, entry / path.name)
+        except StudioError:
+            shutil.rmtree(entry, ignore_errors=True)
+            raise
         return entry / path.name
 
     def restore(self, record_id: str, to: Path) -> Path:

@@ -111,9 +111,10 @@ def _adapters() -> None:
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"]),
         sa.ForeignKeyConstraint(["base_id"], ["bases.id"]),
     )  # fmt: skip
-    for column in ("name", "sort_name", "file_sha256", "run_id", "base_id", "rating", "size"):
+    for column in ("name", "file_sha256", "run_id", "base_id"):
         op.create_index(f"ix_adapters_{column}", "adapters", [column])
-    op.create_index("ix_adapters_newest", "adapters", ["trashed_at", "created_at"])
+    for order in (["created_at", "id"], ["sort_name", "id"], ["rating", "created_at", "id"], ["size", "id"]):
+        op.create_index(f"ix_adapters_by_{order[0]}", "adapters", ["trashed_at", *order])
     identity = ["tensor_sha256", sa.text("coalesce(run_id, '')")]
     op.create_index("ix_adapters_identity", "adapters", identity, unique=True)
 

@@ -9,8 +9,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry.errors import BadInput, NotFound
-from registry.records import Adapter, AdapterUse, Base, Checkpoint, Image, Job, JobKind, JobState, Run, RunState
-from registry.records import Sample
+from registry.records import (
+    Adapter,
+    AdapterUse,
+    Base,
+    Checkpoint,
+    Image,
+    Job,
+    JobKind,
+    JobState,
+    Run,
+    RunState,
+    Sample,
+)
 from tests.support import records
 from tests.support.records import KINDS, add_one, open_catalog
 
@@ -68,7 +79,9 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     float | None: st.none() | NUMBERS,
     bool: st.booleans(),
     datetime: st.datetimes(
-        datetime(1970, 1, 1), datetime(2200, 1, 1), timezones=st.sampled_from([UTC, timezone(timedelta(hours=-7))])
+        datetime(1970, 1, 1),
+        datetime(2200, 1, 1),
+        timezones=st.sampled_from([UTC, timezone(timedelta(hours=-7))]),
     ),
     tuple[str, ...]: st.lists(TEXT, max_size=3).map(tuple),
     dict[str, Any]: st.dictionaries(TEXT, JSONS, max_size=3),
@@ -79,7 +92,9 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
 VALUES[datetime | None] = st.none() | VALUES[datetime]
 VALUES[dict[str, Any] | None] = st.none() | VALUES[dict[str, Any]]
 VALUES[tuple[AdapterUse, ...]] = st.lists(
-    st.builds(AdapterUse, adapter_id=TEXT, weight=NUMBERS, text_weight=VALUES[float | None], tensor_sha256=TEXT),
+    st.builds(
+        AdapterUse, adapter_id=TEXT, weight=NUMBERS, text_weight=VALUES[float | None], tensor_sha256=TEXT
+    ),
     max_size=3,
 ).map(tuple)
 REFERENCES = {"id", "base_id", "run_id", "dataset_id"}
@@ -167,7 +182,9 @@ def test_a_run_takes_its_checkpoints_along(catalog):
 
 def test_a_data_set_goes_though_a_run_used_it(catalog):
     made = catalog.add_dataset(records.Dataset(name="d"), [records.image(n) for n in range(3)])
-    run = catalog.add(records.run(catalog.add(records.base()).id, dataset_id=made.id, dataset_hash=made.content_hash))
+    run = catalog.add(
+        records.run(catalog.add(records.base()).id, dataset_id=made.id, dataset_hash=made.content_hash)
+    )
     catalog.delete(records.Dataset, made.id)
     assert catalog.list(Image) == []
     assert catalog.get(Run, run.id).dataset_hash == made.content_hash

@@ -1,0 +1,160 @@
+"""Finding adapters: the query against a plain reading of the same words."""
+
+import time
+import unicodedata
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from registry.errors import BadInput
+from registry.records import Adapter, now
+from tests.support import records
+from tests.support.records import open_catalog
+
+
+def names(found):
+    return [adapter.name for adapter in found[0]]
+
+
+@pytest.fixture
+def filled(catalog):
+    at = now()
+    catalog.add_all(
+        [
+            records.adapter(1, name="Lena Style", tags=("portrait", "50%"), rating=3, size=10, family="sd15",
+                            created_at=at, trigger_words=("lenastyle",)),
+            records.adapter(2, name="cats", note="made with LENA's pictures", rating=5, size=30, family="sdxl",
+                            created_at=at + timedelta(seconds=1), origin="import"),
+            records.adapter(3, name="Ärger", tags=("portraits",), size=20, family="sd15",
+                            created_at=at + timedelta(seconds=2)),
+            records.adapter(4, name="gone lena", trashed_at=at, created_at=at + timedelta(seconds=3)),
+        ]
+    )  # fmt: skip
+    return catalog
+
+
+def test_words_are_found_in_any_field_and_any_case(filled):
+    assert names(filled.search_adapters()) == ["Ärger", "cats", "Lena Style"]
+    assert names(filled.search_adapters("lEnA")) == ["cats", "Lena Style"]
+    assert names(filled.search_adapters("pictures  LENA")) == ["cats"]
+    assert names(filled.search_adapters("lenastyle")) == ["Lena Style"]
+    assert names(filled.search_adapters("äRGER")) == ["Ärger"]
+    assert names(filled.search_adapters("A\u0308rger")) == ["Ärger"], "however the letter is written"
+    assert filled.search_adapters("nothing") == ([], 0)
+
+
+def test_signs_of_the_query_language_are_plain_text(filled):
+    assert names(filled.search_adapters("50%")) == ["Lena Style"]
+    for sign in ("%", "_", "\\", "'", '"', "/"):
+        expected = [n for n in ("Lena Style", "cats") if sign in ("%" if n == "Lena Style" else "'")]
+        assert names(filled.search_adapters(sign)) == expected
+
+
+def test_filters(filled):
+    assert names(filled.search_adapters(family="sd15")) == ["Ärger", "Lena Style"]
+    assert names(filled.search_adapters(tag="PORTRAIT")) == ["Lena Style"], "a whole tag, not a part"
+    assert names(filled.search_adapters(origin="import")) == ["cats"]
+    assert names(filled.search_adapters(min_rating=3)) == ["cats", "Lena Style"]
+    assert names(filled.search_adapters(trashed=True)) == ["gone lena"]
+    assert names(filled.search_adapters("lena", family="sd15", tag="portrait", min_rating=3)) == [
+        "Lena Style"
+    ]
+
+
+def test_sorts_and_pages(filled):
+    assert names(filled.search_adapters(sort="oldest")) == ["Lena Style", "cats", "Ärger"]
+    assert names(filled.search_adapters(sort="name")) == ["cats", "Lena Style", "Ärger"]
+    assert names(filled.search_adapters(sort="rating")) == ["cats", "Lena Style", "Ärger"]
+    assert names(filled.search_adapters(sort="size")) == ["cats", "Ärger", "Lena Style"]
+    page, total = filled.search_adapters(sort="size", limit=1, offset=1)
+    assert ([a.name for a in page], total) == (["Ärger"], 3)
+    with pytest.raises(BadInput, match="use one of newest, oldest, name, rating, size"):
+        filled.search_adapters(sort="best")
+
+
+def test_what_is_changed_is_found_by_its_new_words(filled):
+    cats = filled.get(Adapter, "cats")
+    filled.update(Adapter, cats.id, name="dogs", tags=("Animal",))
+    assert names(filled.search_adapters("dogs animal")) == ["dogs"]
+    assert names(filled.search_adapters("cats")) == []
+    assert names(filled.search_adapters(tag="animal")) == ["dogs"]
+
+
+WORDS = st.text(st.sampled_from("abAB%_\\ \näÄß'"), max_size=6)
+
+
+def fold(text):
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.tuples(WORDS, WORDS, WORDS), max_size=4), query=WORDS)
+def test_the_search_agrees_with_reading_every_text(tmp_path, rows, query):
+    catalog = open_catalog(tmp_path)
+    for left in catalog.list(Adapter):
+        catalog.delete(Adapter, left.id)
+    made = catalog.add_all(
+        [records.adapter(n, name=a, tags=(b,), note=c) for n, (a, b, c) in enumerate(rows)]
+    )
+    words = fold(query).split()
+    expected = {
+        adapter.id
+        for adapter in made
+        if all(any(w in fold(t) for t in (adapter.name, *adapter.tags, adapter.note)) for w in words)
+    }
+    found, total = catalog.search_adapters(query)
+    assert {adapter.id for adapter in found} == expected
+    assert total == len(expected)
+
+
+def test_register_is_once_per_run_and_tensors(catalog):
+    base = catalog.add(records.base())
+    run = catalog.add(records.run(base.id))
+    first, new = catalog.register_adapter(records.adapter(1, run_id=run.id))
+    assert new
+    same, new = catalog.register_adapter(records.adapter(1, run_id=run.id, name="again"))
+    assert (same, new) == (first, False)
+    imported, new = catalog.register_adapter(records.adapter(1, origin="import"))
+    assert new
+    assert catalog.register_adapter(records.adapter(1, origin="import")) == (imported, False)
+    assert {a.id for a in catalog.list(Adapter, tensor_sha256="t1")} == {first.id, imported.id}
+
+
+def fill(catalog, count):
+    catalog.add_all(
+        [
+            records.adapter(n, name=f"adapter {n}", tags=(f"tag{n % 50}", "style"), note="some words " * 10,
+                            rating=n % 6, size=n * 7919 % 1000, family=("sd15", "sdxl")[n % 2],
+                            metadata={"training": "x" * 1500})
+            for n in range(count)
+        ]
+    )  # fmt: skip
+
+
+def slowest(catalog, queries):
+    """Best of five for each query, milliseconds; the worst of them."""
+    times = []
+    for query in queries:
+        taken = []
+        for _ in range(5):
+            started = time.perf_counter()
+            catalog.search_adapters(**query)
+            taken.append((time.perf_counter() - started) * 1000)
+        times.append(min(taken))
+    return max(times)
+
+
+QUERIES = [{}, {"query": "adapter 99"}, {"tag": "tag7"}, {"sort": "name"}, {"sort": "rating"}, {"sort": "size"},
+           {"query": "style", "family": "sdxl", "min_rating": 4, "sort": "name", "offset": 60}]  # fmt: skip
+
+
+def test_a_thousand_adapters_are_searched_in_20_ms(catalog):
+    fill(catalog, 1000)
+    assert slowest(catalog, QUERIES) < 20
+
+
+def test_twenty_thousand_adapters_are_searched_without_waiting(catalog):
+    fill(catalog, 20_000)
+    assert slowest(catalog, QUERIES) < 300
