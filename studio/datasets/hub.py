@@ -16,6 +16,7 @@ from studio.datasets.decode import Source, read_file
 from studio.datasets.listing import clean_name
 
 HUB = "hf:"
+HUB_SECONDS = 15.0  # to wait for its first answer
 DEFAULT_SPLIT = "train"
 _SAVED = ("state.json", "dataset_dict.json")  # written by `Dataset.save_to_disk`
 _SPEC = re.compile(r"hf:(?P<name>.+?)(?::(?P<split>[\w.\-\[\]%+]+))?")
@@ -111,7 +112,15 @@ def _load(name: str, split: str, *, local: bool) -> Any:
         if (split or DEFAULT_SPLIT) not in saved:
             raise ValueError(f"no split {split or DEFAULT_SPLIT!r}; it has {', '.join(map(str, saved))}")
         return saved[split or DEFAULT_SPLIT]
-    return load_dataset(name, split=split or DEFAULT_SPLIT, streaming=True)
+    revision = None if local else _pinned(name)
+    return load_dataset(name, split=split or DEFAULT_SPLIT, revision=revision, streaming=True)
+
+
+def _pinned(name: str) -> str | None:
+    """The data set's newest commit; one request, where the library tries for half a minute."""
+    from huggingface_hub import HfApi
+
+    return HfApi().dataset_info(name, timeout=HUB_SECONDS).sha
 
 
 def _features(rows: Any) -> Mapping[str, Any]:
@@ -153,7 +162,7 @@ def _explained(spec: str, error: Exception) -> BadInput:
     if any(part in name for name in names for part in _UNREACHABLE):
         do = "check the connection, or download the data set and give its folder"
         return BadInput(spec, "cannot be reached on the hub", do)
-    if "DatasetNotFoundError" in names:
+    if names[0] in {"DatasetNotFoundError", "RepositoryNotFoundError", "GatedRepoError"}:
         token = "" if os.environ.get("HF_TOKEN") else "; a private one needs HF_TOKEN in the environment"
         return BadInput(spec, "is not on the hub, or not for you", f"check the name{token}")
     if "split" in said.lower():
