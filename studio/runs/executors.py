@@ -18,7 +18,7 @@ import psutil
 
 from registry.errors import StudioError
 from registry.files import write_json
-from studio.runs.device import has_gpu, physical_cores
+from studio.runs.device import has_gpu, thread_environment
 from studio.runs.process import ProcessIdentity
 from trainers.rundir import KEY_VARIABLE, LOG, PROCESS, RunDir
 
@@ -141,7 +141,7 @@ def environment(rundir: RunDir, processes: int, key: str) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": variables.get("OMP_NUM_THREADS") or str(max(1, physical_cores() // processes)),
+        **thread_environment(processes),
         # What accelerate's simple launcher sets, but for KMP_AFFINITY, which would pin trainer and sampler to
         # the same cores. Precision is the trainer's own choice from the recipe.
         "ACCELERATE_USE_CPU": str(cpu),

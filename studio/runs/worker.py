@@ -195,7 +195,7 @@ class Worker:
             else:
                 supervision.kill("killed together with the worker")
         if self._signals > 1:
-            self._sampler.kill()
+            self._sampler.unload()
 
     # -- after a crash
 

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from registry.errors import StudioError
 from registry.records import JSON, JobState, Sample
-from studio.runs.device import physical_cores
+from studio.runs.device import thread_environment
 from studio.runs.outcome import tail
 from studio.sampling.task import REQUEST, SampleTask
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 LOG = "sampler.log"  # in cache/
 TRIES = 2  # a sampler that dies under a request gets a second chance with it
-CLOSING = 5.0  # seconds for an idle sampler to end by itself
 
 
 @dataclass(frozen=True)
@@ -89,27 +88,17 @@ class SamplerClient:
             self._send({"do": "cancel"})
 
     def unload(self) -> None:
-        """End the process: its memory, also the part that the libraries never give back, is free then."""
+        """End the process: its memory, also the part that the libraries never give back, is free then.
+
+        It is killed: between requests nothing is half written, and an orderly end takes a second or two.
+        """
         process, self._process = self._process, None
-        if process is None:
-            return
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            process.wait(CLOSING)
-        except subprocess.TimeoutExpired:
+        if process is not None:
             process.kill()
             process.wait()
 
-    def kill(self) -> None:
-        """End the process now, whatever it does."""
-        if self._process is not None:
-            self._process.kill()
-
     def close(self) -> None:
         """The worker ends: so does the sampler."""
-        if self._sample:
-            self.kill()
         self.unload()
 
     # -- parts
@@ -207,5 +196,5 @@ def _environment() -> dict[str, str]:
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(physical_cores()),
+        **thread_environment(),
     }

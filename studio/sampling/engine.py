@@ -31,6 +31,7 @@ from trainers.plan import Geometry
 
 GPU_BATCH = 4
 PREVIEW_EVERY = 0.5  # seconds
+SMALL_BASE = 100 * 2**20  # bytes; below it a second CPU thread costs more than it brings
 CPU_SHARE = 0.5  # of the memory, for bases kept loaded
 GPU_SHARE = 0.8
 
@@ -81,6 +82,7 @@ class Engine:
     def __init__(self, *, device: str | None = None, budget: int | None = None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._budget = budget or _budget(self.device)
+        self._threads = torch.get_num_threads()
         self._bases: OrderedDict[str, _Loaded] = OrderedDict()
 
     @torch.inference_mode()
@@ -151,6 +153,7 @@ class Engine:
         say(Progress("loading", steps=request.steps, pictures=request.count))
         loaded = self._base(task.base)
         family = loaded.family
+        torch.set_num_threads(1 if loaded.bytes < SMALL_BASE else self._threads)
         _check_size(family, request)
         reports = loaded.stack.use([self._use(adapter) for adapter in task.adapters])
         if tiled:

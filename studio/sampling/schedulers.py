@@ -74,7 +74,7 @@ _ROWS = (
     _row("DEIS", "DEISMultistepScheduler", "good in 10 to 20 steps"),
     _row("DDIM", "DDIMScheduler", "deterministic; what training previews use"),
     _row("DDPM", "DDPMScheduler", "the original; needs hundreds of steps"),
-    _row("PNDM", "PNDMScheduler", "the first sampler of Stable Diffusion"),
+    _row("PNDM", "PNDMScheduler", "the first of Stable Diffusion", overrides={"skip_prk_steps": True}),
     _row("LCM", "LCMScheduler", "4 to 8 steps, only with an LCM adapter, guidance 1 to 2"),
     _row("TCD", "TCDScheduler", "4 to 8 steps, only with a TCD adapter, guidance 1"),
 )

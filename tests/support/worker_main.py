@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from studio.workspace import Workspace
-from tests.support.runs import make_worker
+from tests.support.supervision import make_worker
 
 
 def say(line: str) -> None:

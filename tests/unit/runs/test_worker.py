@@ -9,7 +9,7 @@ from registry.records import Adapter, Base, Checkpoint, Job, JobState, Run, RunS
 from studio.runs import launch, speed
 from studio.workspace import Workspace
 from tests.support.fake_trainer import Script
-from tests.support.runs import ENDED, make_run, make_worker, starts, state_of, trainers_alive
+from tests.support.supervision import ENDED, make_run, make_worker, starts, state_of, trainers_alive
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_deaf_trainer_is_killed_after_the_grace(ws: Workspace):
 def test_a_second_stop_kills(ws: Workspace):
     from dataclasses import replace
 
-    from tests.support.runs import QUICK
+    from tests.support.supervision import QUICK
 
     run = make_run(ws, Script(fault="deaf", step_seconds=0.3))
     patient = make_worker(ws, replace(QUICK, stop_grace=60.0))
@@ -218,7 +218,7 @@ def test_the_manifest_names_pictures_by_paths_that_survive_a_move(ws: Workspace,
 
 
 def test_a_base_that_is_gone_is_refused_before_anything_is_written(ws: Workspace, tmp_path: Path):
-    from tests.support.runs import make_dataset
+    from tests.support.supervision import make_dataset
     from trainers.recipe import preset
 
     base = ws.catalog.add(Base(name="lost", family="sd15", location=str(tmp_path / "lost"), kind="folder"))
@@ -238,7 +238,7 @@ def test_what_cannot_work_is_refused(ws: Workspace, sets: list[str], message: st
     from dataclasses import replace
 
     from registry.records import Dataset, Image
-    from tests.support.runs import make_dataset
+    from tests.support.supervision import make_dataset
     from trainers.recipe import apply_sets, preset
 
     dataset = make_dataset(ws)
