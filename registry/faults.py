@@ -48,7 +48,7 @@ def _sqlite(error: sqlite3.Error, where: str, backups: Path) -> StudioError | SQ
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         return Damaged(where, f"is damaged ({error})", restore_advice(path, backups))
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-        return StudioError(where, "is busy: another process has been writing for 5 s", "try again")
+        return StudioError(where, "is busy: other processes have been writing for too long", "try again")
     if code == sqlite3.SQLITE_FULL:
         return StudioError(where, "cannot be written (the disk is full)", "free some space and try again")
     if code == sqlite3.SQLITE_READONLY:

@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from registry.errors import BadInput
 
 BUSY_SECONDS = 5.0  # how long a connection waits for another process's write
+_TURNS = 6  # busy timeouts that a write waits at its start, where nothing is lost by waiting
 _FIXED = ((3, 44, 6), (3, 50, 7), (3, 51, 3))  # first SQLite of each line without the WAL race
 _engines: "WeakSet[Engine]" = WeakSet()
 
@@ -88,10 +89,31 @@ def _sqlite(url: URL, read_only: bool, **options: Any) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        if not connection.get_execution_options().get("writes", False):
+            connection.exec_driver_sql("BEGIN")
+        elif not _wait_for_turn(connection):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _wait_for_turn(connection: Connection) -> bool:
+    """Take the write lock, waiting longer than one busy timeout.
+
+    SQLite does not queue, so one of many writers can be unlucky for seconds. Returns False when the last try is
+    left to the caller, who reports its error.
+    """
+    raw = connection.connection.dbapi_connection
+    assert isinstance(raw, sqlite3.Connection)
+    for _ in range(_TURNS - 1):
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                break
+        else:
+            return True
+    return False
 
 
 def _closed_wal(path: Path) -> bool:

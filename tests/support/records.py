@@ -25,8 +25,9 @@ def image(n: int = 0, **fields: Any) -> Image:
 
 def run(base_id: str, **fields: Any) -> Run:
     values = {
-        "name": "r", "family": "sd15", "base_id": base_id, "dataset_id": "d", "recipe": {"train": {"seed": 3}},
-        "recipe_hash": "rh", "dataset_hash": "dh", "base_hash": "bh", "seed": 3, "steps": 100,
+        "name": "r", "family": "sd15", "base_id": base_id, "dataset_id": "d",
+        "recipe": {"train": {"seed": 3}}, "recipe_hash": "rh", "dataset_hash": "dh", "base_hash": "bh",
+        "seed": 3, "steps": 100,
     }  # fmt: skip
     return Run(**(values | fields))
 

@@ -27,7 +27,7 @@ def test_bytes_and_files_come_back_by_hash(tmp_path, data):
     source = tmp_path / "source"
     source.write_bytes(data)
     assert blobs.put(source) == name
-    assert [p for p in (tmp_path / "blobs").rglob("*.partial")] == []
+    assert list((tmp_path / "blobs").rglob("*.partial")) == []
 
 
 def test_a_large_file_is_copied_and_the_source_stays(tmp_path):
@@ -49,12 +49,12 @@ def test_a_blob_that_was_cut_off_is_written_again(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "..", "a" * 63, "A" * 64, "../" + "a" * 61, "g" * 64])
 def test_only_hashes_are_names_of_blobs(tmp_path, name):
-    with pytest.raises(BadInput, match="is not a sha256"):
+    with pytest.raises(BadInput, match=r"is not a sha256"):
         Blobs(tmp_path).path(name)
 
 
 def test_a_missing_source_is_named(tmp_path):
-    with pytest.raises(StudioError, match="gone.png: cannot be read"):
+    with pytest.raises(StudioError, match=r"gone.png: cannot be read"):
         Blobs(tmp_path / "blobs").put(tmp_path / "gone.png")
 
 
@@ -70,7 +70,7 @@ def test_a_file_goes_and_comes_back(trash, tmp_path):
     assert not file.exists()
     assert kept.read_text() == "1"
     assert trash.restore("id1", tmp_path / "new" / "b.safetensors").read_text() == "1"
-    with pytest.raises(NotFound, match="is not there"):
+    with pytest.raises(NotFound, match=r"is not there"):
         trash.restore("id1", tmp_path / "c")
 
 
@@ -89,7 +89,7 @@ def test_restore_does_not_overwrite(trash, tmp_path):
     file.write_text("old")
     trash.put(file, "id1")
     file.write_text("new")
-    with pytest.raises(BadInput, match="exists already"):
+    with pytest.raises(BadInput, match=r"exists already"):
         trash.restore("id1", file)
     assert file.read_text() == "new"
     assert trash.restore("id1", tmp_path / "b").read_text() == "old"
@@ -105,7 +105,7 @@ def test_a_second_delete_of_the_same_record_replaces_the_first(trash, tmp_path):
 def test_what_is_not_there_leaves_the_entry_alone(trash, tmp_path):
     (tmp_path / "a").write_text("1")
     trash.put(tmp_path / "a", "id1")
-    with pytest.raises(NotFound, match="nothing was moved"):
+    with pytest.raises(NotFound, match=r"nothing was moved"):
         trash.put(tmp_path / "a", "id1")
     assert trash.restore("id1", tmp_path / "a").read_text() == "1"
 
@@ -141,7 +141,7 @@ def test_across_disks_the_copy_is_complete_before_the_original_goes(trash, tmp_p
     monkeypatch.setattr(Path, "rename", within)
     with monkeypatch.context() as patch:
         patch.setattr(trash_module.shutil, "copytree", disk_is_full)
-        with pytest.raises(StudioError, match="cannot be written .no space left.. free some space"):
+        with pytest.raises(StudioError, match=r"cannot be written .no space left.. free some space"):
             trash.put(folder, "id1")
     assert (folder / "f").read_text() == "1", "still where it was"
     assert list(trash.root.iterdir()) == []
@@ -153,5 +153,5 @@ def test_across_disks_the_copy_is_complete_before_the_original_goes(trash, tmp_p
 
 @pytest.mark.parametrize("name", ["", "../evil", "a/b", "a" * 65])
 def test_only_ids_are_names_of_entries(trash, tmp_path, name):
-    with pytest.raises(BadInput, match="is no record id"):
+    with pytest.raises(BadInput, match=r"is no record id"):
         trash.put(tmp_path, name)

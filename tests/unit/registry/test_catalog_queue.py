@@ -155,4 +155,4 @@ def test_eight_processes_do_each_job_once(catalog, tmp_path):
     counts = Counter(name for names in done for name in names)
     assert counts == Counter(f"s{n}" for n in range(48))
     assert catalog.count(Job, state=JobState.DONE) == 48
-    assert set(job.attempts for job in catalog.list(Job)) == {1}
+    assert {job.attempts for job in catalog.list(Job)} == {1}

@@ -137,7 +137,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(schema, "_SCRIPTS", scripts)
         patch.setattr(schema, "HEAD", "0002")
-        with pytest.raises(StudioError, match="no such column: nonsense"):
+        with pytest.raises(StudioError, match=r"no such column: nonsense"):
             open_catalog(tmp_path)
     assert sql(tmp_path / "catalog.sqlite", "SELECT version_num FROM alembic_version") == [("0001",)]
     assert open_catalog(tmp_path).get(Base, "kept")
@@ -168,14 +168,14 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path, content)
 
 def test_the_database_of_another_program_is_refused(tmp_path):
     sql(tmp_path / "catalog.sqlite", "CREATE TABLE bookmarks (url)")
-    with pytest.raises(BadInput, match="is the database of another program"):
+    with pytest.raises(BadInput, match=r"is the database of another program"):
         open_catalog(tmp_path)
     assert sql(tmp_path / "catalog.sqlite", "SELECT name FROM sqlite_master") == [("bookmarks",)]
 
 
 def test_a_folder_in_its_place_is_refused(tmp_path):
     (tmp_path / "catalog.sqlite").mkdir()
-    with pytest.raises(BadInput, match="is a folder, not a catalog"):
+    with pytest.raises(BadInput, match=r"is a folder, not a catalog"):
         open_catalog(tmp_path)
 
 
@@ -206,9 +206,9 @@ def test_a_damaged_catalog_opens_read_only_and_names_the_newest_backup(tmp_path,
     assert again.reason in caplog.text
     assert again.get(Base, "kept") == made, "what is sound can still be read"
     assert again.check() != "ok"
-    with pytest.raises(StudioError, match="is read-only"):
+    with pytest.raises(StudioError, match=r"is read-only"):
         again.add(records.base(name="new"))
-    with pytest.raises(Damaged, match="no backup was made of it. restore the newest"):
+    with pytest.raises(Damaged, match=r"no backup was made of it. restore the newest"):
         again.backup(tmp_path / "backups" / schema.backup_name())
     assert list((tmp_path / "backups").iterdir()) == [backup]
 
@@ -229,7 +229,7 @@ def test_damage_that_shows_later_is_one_line_too(tmp_path):
     catalog.close()
     catalog = open_catalog(tmp_path)
     damage(tmp_path / "catalog.sqlite", slice(50, None))
-    with pytest.raises(Damaged, match="is damaged"):
+    with pytest.raises(Damaged, match=r"is damaged"):
         catalog.list(Adapter)
 
 

@@ -25,8 +25,8 @@ def filled(catalog):
         [
             records.adapter(1, name="Lena Style", tags=("portrait", "50%"), rating=3, size=10, family="sd15",
                             created_at=at, trigger_words=("lenastyle",)),
-            records.adapter(2, name="cats", note="made with LENA's pictures", rating=5, size=30, family="sdxl",
-                            created_at=at + timedelta(seconds=1), origin="import"),
+            records.adapter(2, name="cats", note="made with LENA's pictures", rating=5, size=30,
+                            created_at=at + timedelta(seconds=1), origin="import", family="sdxl"),
             records.adapter(3, name="Ärger", tags=("portraits",), size=20, family="sd15",
                             created_at=at + timedelta(seconds=2)),
             records.adapter(4, name="gone lena", trashed_at=at, created_at=at + timedelta(seconds=3)),
@@ -146,7 +146,8 @@ def slowest(catalog, queries):
     return max(times)
 
 
-QUERIES = [{}, {"query": "adapter 99"}, {"tag": "tag7"}, {"sort": "name"}, {"sort": "rating"}, {"sort": "size"},
+QUERIES = [{}, {"query": "adapter 99"}, {"tag": "tag7"}, {"sort": "name"}, {"sort": "rating"},
+           {"sort": "size"},
            {"query": "style", "family": "sdxl", "min_rating": 4, "sort": "name", "offset": 60}]  # fmt: skip
 
 

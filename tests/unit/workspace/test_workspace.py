@@ -43,11 +43,11 @@ def test_it_is_made_where_it_is_asked_for(home, tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_a_workspace_is_refused_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="is a file, not a folder. give another --home"):
+    with pytest.raises(BadInput, match=r"is a file, not a folder. give another --home"):
         Workspace.open(tmp_path / "file")
-    with pytest.raises(BadInput, match="cannot be used as a workspace .not a directory.. give a folder"):
+    with pytest.raises(BadInput, match=r"cannot be used as a workspace .not a directory.. give a folder"):
         Workspace.open(tmp_path / "file" / "below")
-    with pytest.raises(BadInput, match="cannot be used as a workspace"):
+    with pytest.raises(BadInput, match=r"cannot be used as a workspace"):
         Workspace.open(Path("/proc/nothing"))
 
 
@@ -86,7 +86,7 @@ def test_paths_are_written_so_that_the_workspace_can_move(ws, home, tmp_path):
     assert ws.resolve("adapters/x.safetensors") == home / "adapters" / "x.safetensors"
     assert ws.resolve("/models/base") == Path("/models/base")
     for path in ("../other", "a/../../other"):
-        with pytest.raises(BadInput, match="leaves the workspace"):
+        with pytest.raises(BadInput, match=r"leaves the workspace"):
             ws.resolve(path)
     made = ws.catalog.add(records.adapter(path=ws.relative(home / "adapters" / "x")))
     ws.catalog.close()
@@ -109,7 +109,7 @@ def test_the_key_is_made_once_and_is_its_owners_alone(ws, home):
     assert (home / "key").stat().st_mode & 0o777 == 0o600
     assert Workspace.open(home.parent / "other").key != ws.key
     (home / "key").write_text("short")
-    with pytest.raises(Damaged, match="is not the key that was written"):
+    with pytest.raises(Damaged, match=r"is not the key that was written"):
         _ = Workspace.open(home).key
 
 
@@ -164,7 +164,7 @@ def test_the_lock_of_a_killed_holder_is_free_at_once(ws, home):
     first = subprocess.Popen([sys.executable, "-c", HOLDS, str(home)], stdout=subprocess.PIPE)
     assert first.stdout.readline() == b"held\n"
     assert ws.holder()["pid"] == first.pid
-    with pytest.raises(WorkspaceBusy, match="is held by first"), ws.hold("second"):
+    with pytest.raises(WorkspaceBusy, match=r"is held by first"), ws.hold("second"):
         pass
     first.send_signal(signal.SIGKILL)
     first.wait()
