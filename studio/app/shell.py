@@ -73,12 +73,12 @@ def complain(error: StudioError) -> None:
 def empty(key: str, title: str, text: str, actions: Sequence[tuple[str, Callable[[], None]]] = ()) -> None:
     """An empty state: what belongs here, and the button that brings it."""
     with st.container(key=f"empty-{key}", horizontal_alignment="center"):
-        st.subheader(title, anchor=False)
+        st.subheader(title, anchor=False, width="content")
         st.markdown(f":gray[{md(text)}]", width="content")
         with st.container(horizontal=True, horizontal_alignment="center"):
             for index, (label, action) in enumerate(actions):
                 kind = "primary" if index == 0 else "secondary"
-                if st.button(label, key=f"empty-{key}-{index}", type=kind):
+                if st.button(label, key=f"begin-{key}-{index}", type=kind):
                     action()
 
 

@@ -56,12 +56,18 @@ SPOKEN = {
 }
 ORIGIN_WORDS = {"run": "trained here", "import": "imported", "merge": "merged"}
 
+_LINKS = re.compile(r"(?i)(?<=http)(?=s?:)|(?<=www)(?=\.)|(?=@)")  # where Markdown would see an address begin
+_JOINER = "\N{WORD JOINER}"  # not seen and not a place to break a line
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 
 
 def md(text: object) -> str:
-    """`text` so that Markdown shows it as it is: all ASCII punctuation escaped, line breaks as blanks."""
-    return _PUNCTUATION.sub(r"\\\1", " ".join(printable(text).split()))
+    """`text` so that Markdown shows it as it is: punctuation escaped, line breaks as blanks, no links.
+
+    Addresses become links even when escaped, so an invisible joiner is put into them.
+    """
+    plain = _LINKS.sub(_JOINER, " ".join(printable(text).split()))
+    return _PUNCTUATION.sub(r"\\\1", plain)
 
 
 def printable(text: object) -> str:

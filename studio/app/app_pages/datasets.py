@@ -33,7 +33,7 @@ def listing() -> None:
     total = catalog.count(Dataset)
     if not total:
         with st.container(key="empty-datasets", horizontal_alignment="center"):
-            st.subheader("No pictures yet", anchor=False)
+            st.subheader("No pictures yet", anchor=False, width="content")
             st.markdown(
                 ":gray[Ten to thirty pictures of one style, character or thing. "
                 "Variety in everything else helps.]",
@@ -70,15 +70,24 @@ def new() -> None:
         placeholder="A made-up word, such as zibbo",
         help="The word that will call up what is learned. A word that means nothing yet works best.",
     )
-    if not st.button("Add", type="primary", disabled=not files, key="new-go"):
+    with st.expander("From a folder of this machine, or from the Hugging Face hub", icon=":material/folder:"):
+        place = st.text_input(
+            "Folder, zip or data set", key="new-place", placeholder="/home/me/pictures or hf:owner/name"
+        )
+    if not st.button("Add", type="primary", disabled=not (files or place), key="new-go"):
         return
     from studio.datasets.ingest import create_dataset
 
+    elsewhere = [place.strip()] if place and place.strip() else []
     with shell.guarded():
         report = upload.with_progress(
             files,
             lambda sources, say: create_dataset(
-                shell.workspace(), (name or "").strip(), sources, trigger=trigger or "", progress=say
+                shell.workspace(),
+                (name or "").strip(),
+                [*sources, *elsewhere],
+                trigger=trigger or "",
+                progress=say,
             ),
         )
         st.session_state[f"report-{report.dataset.id}"] = report

@@ -38,7 +38,7 @@ def page() -> None:
 def welcome() -> None:
     """Nothing here yet: two ways to begin, and what will happen."""
     with st.container(key="empty-welcome", horizontal_alignment="center"):
-        st.header("Train your first style", anchor=False)
+        st.header("Train your first style", anchor=False, width="content")
         st.markdown(
             ":gray[Ten to thirty pictures are enough. You will see what it costs before it starts, "
             "and pictures while it learns.]",
