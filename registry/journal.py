@@ -100,8 +100,8 @@ def _sqlite(url: URL, read_only: bool, **options: Any) -> Engine:
 def _wait_for_turn(connection: Connection) -> bool:
     """Take the write lock, waiting longer than one busy timeout.
 
-    SQLite does not queue, so one of many writers can be unlucky for seconds. Returns False when the last try is
-    left to the caller, who reports its error.
+    SQLite does not queue, so one of many writers can be unlucky for seconds. Returns False when the last try
+    is left to the caller, who reports its error.
     """
     raw = connection.connection.dbapi_connection
     assert isinstance(raw, sqlite3.Connection)
