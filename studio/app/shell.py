@@ -82,6 +82,21 @@ def empty(key: str, title: str, text: str, actions: Sequence[tuple[str, Callable
                     action()
 
 
+def place(total: int, per_page: int, key: str) -> int:
+    """Number of the page to show, 1 or more; a page that no longer exists becomes the last one."""
+    pages = max(1, -(-total // per_page))
+    if st.session_state.get(key, 1) > pages:
+        st.session_state[key] = pages
+    return int(st.session_state.get(key, 1))
+
+
+def pager(total: int, per_page: int, key: str) -> None:
+    """Page numbers, when there is more than one page."""
+    if total > per_page:
+        with st.container(horizontal_alignment="center"):
+            st.pagination(-(-total // per_page), key=key)
+
+
 def fact(label: str, value: object, *, term: str = "") -> None:
     """A label with a value; the field's own term in small print beside the plain word."""
     beside = f" · {md(term)}" if term else ""

@@ -1,7 +1,5 @@
 """Adapters: find one, look at where it came from, keep it in order, hand it on."""
 
-import math
-
 import streamlit as st
 
 from registry.records import Adapter
@@ -42,13 +40,13 @@ def listing() -> None:
         )
         return
     wanted = filters()
-    place = st.session_state.get("adapters-page", 1)
+    asked = st.session_state.get("adapters-page", 1)
     found, total = catalog.search_adapters(
-        limit=PER_PAGE, offset=(place - 1) * PER_PAGE, trashed=trashed, **wanted
+        limit=PER_PAGE, offset=(asked - 1) * PER_PAGE, trashed=trashed, **wanted
     )
     if not found and total:  # fewer results than before: this page no longer exists
-        place = 1
-        found, total = catalog.search_adapters(limit=PER_PAGE, trashed=trashed, **wanted)
+        offset = (shell.place(total, PER_PAGE, "adapters-page") - 1) * PER_PAGE
+        found, total = catalog.search_adapters(limit=PER_PAGE, offset=offset, trashed=trashed, **wanted)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.caption(plural(total, "adapter") + (" in the trash" if trashed else ""))
         bin_link(trashed=trashed, binned=binned)
@@ -57,9 +55,7 @@ def listing() -> None:
         return
     if opened := gallery([adapter_card(adapter) for adapter in found], key="adapters-grid"):
         shell.stay(adapter=opened)
-    if total > PER_PAGE:
-        with st.container(horizontal_alignment="center"):
-            st.pagination(math.ceil(total / PER_PAGE), default=place, key="adapters-page")
+    shell.pager(total, PER_PAGE, "adapters-page")
 
 
 def filters() -> dict[str, object]:

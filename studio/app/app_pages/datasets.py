@@ -46,14 +46,11 @@ def listing() -> None:
         return
     if st.button("Add pictures", type="primary", icon=":material/add_photo_alternate:"):
         shell.stay(new="1")
-    pages = -(-total // PER_PAGE)
-    place = min(st.session_state.get("datasets-page", 1), pages)
+    place = shell.place(total, PER_PAGE, "datasets-page")
     datasets = catalog.list(Dataset, limit=PER_PAGE, offset=(place - 1) * PER_PAGE)
     if opened := gallery([dataset_card(dataset) for dataset in datasets], key="datasets-grid"):
         shell.stay(dataset=opened)
-    if pages > 1:
-        with st.container(horizontal_alignment="center"):
-            st.pagination(pages, default=place, key="datasets-page")
+    shell.pager(total, PER_PAGE, "datasets-page")
 
 
 def new() -> None:

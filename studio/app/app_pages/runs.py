@@ -1,7 +1,5 @@
 """Runs: the queue, what is happening, what happened."""
 
-import math
-
 import streamlit as st
 
 from registry.records import Adapter, Base, Checkpoint, Dataset, Run, RunState
@@ -47,14 +45,11 @@ def listing() -> None:
     if not past:
         return
     st.header("History", anchor=False)
-    pages = math.ceil(past / PER_PAGE)
-    place = min(st.session_state.get("runs-page", 1), pages)
+    place = shell.place(past, PER_PAGE, "runs-page")
     runs = catalog.list(Run, state=ended, limit=PER_PAGE, offset=(place - 1) * PER_PAGE)
     if opened := gallery([run_card(run) for run in runs], key="history"):
         shell.stay(run=opened)
-    if pages > 1:
-        with st.container(horizontal_alignment="center"):
-            st.pagination(pages, default=place, key="runs-page")
+    shell.pager(past, PER_PAGE, "runs-page")
 
 
 @st.fragment(run_every=2)

@@ -80,9 +80,9 @@ def pictures(dataset: Dataset) -> None:
     catalog = shell.workspace().catalog
     only = st.session_state.get(f"only-{dataset.id}", ())
     chosen: dict[str, object] = {"dataset_id": dataset.id} | ({"id": tuple(only)} if only else {})
-    pages = max(1, -(-catalog.count(Image, **chosen) // PER_PAGE))
-    place = min(st.session_state.get(f"page-{dataset.id}", 1), pages)
-    images = catalog.list(Image, order="position", limit=PER_PAGE, offset=(place - 1) * PER_PAGE, **chosen)
+    total, key = catalog.count(Image, **chosen), f"page-{dataset.id}"
+    offset = (shell.place(total, PER_PAGE, key) - 1) * PER_PAGE
+    images = catalog.list(Image, order="position", limit=PER_PAGE, offset=offset, **chosen)
     st.subheader("Pictures and captions", anchor=False)
     st.caption("Say what can be seen, not what should be learned. Saved when you leave the field.")
     if only and st.button("Show all pictures", key="show-all", icon=":material/grid_view:"):
@@ -92,9 +92,7 @@ def pictures(dataset: Dataset) -> None:
         for image in images:
             with st.container(border=True, gap="xsmall"):
                 picture(dataset, image)
-    if pages > 1:
-        with st.container(horizontal_alignment="center"):
-            st.pagination(pages, default=place, key=f"page-{dataset.id}")
+    shell.pager(total, PER_PAGE, key)
 
 
 def picture(dataset: Dataset, image: Image) -> None:

@@ -1,6 +1,5 @@
 """Pictures being made and pictures made."""
 
-import math
 from typing import Any
 
 import streamlit as st
@@ -31,8 +30,7 @@ def results() -> None:
                 "samples", "Your pictures appear here", "Write what to draw, then press Make pictures."
             )
         return
-    pages = math.ceil(total / PER_PAGE)
-    place = min(st.session_state.get("samples-page", 1), pages)
+    place = shell.place(total, PER_PAGE, "samples-page")
     bases = {base.id: base for base in catalog.list(Base)}
     samples = catalog.list(Sample, limit=PER_PAGE, offset=(place - 1) * PER_PAGE)
     cards = [card for sample in samples for card in sample_cards(sample, bases)]
@@ -42,9 +40,7 @@ def results() -> None:
             sample, _, index = opened.partition("/")
             sample_form.put_back(catalog.get(Sample, sample).request, int(index))
             st.rerun()
-    if pages > 1:
-        with st.container(horizontal_alignment="center"):
-            st.pagination(pages, default=place, key="samples-page")
+    shell.pager(total, PER_PAGE, "samples-page")
 
 
 @st.fragment(run_every=0.8)
