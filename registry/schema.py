@@ -20,6 +20,7 @@ from registry.records import now
 
 _MAGIC = b"SQLite format 3\0"
 _CHECKED_AT_OPEN = 32 * 2**20  # bytes
+_MIGRATION_LOCK = 0x4C6F5241  # any number, the same for all who migrate
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 
@@ -135,6 +136,8 @@ def upgrade(url: URL, backups: Path | None) -> None:
             if revision(connection) == HEAD:  # the usual case takes no write lock
                 return
         with writing(engine).begin() as connection:
+            if url.get_backend_name() == "postgresql":  # SQLite's BEGIN IMMEDIATE has done this already
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             current = revision(connection)
             if current == HEAD:
                 return
