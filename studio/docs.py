@@ -67,8 +67,9 @@ def _files_table() -> str:
         lines += ["", f"**{package}/**", "", "| file | what it does |", "|---|---|"]
         for path in sorted((ROOT / package).rglob("*.py")):
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            first = " ".join(text.partition("\n\n")[0].split())
             if "versions" not in path.parts:
-                lines.append(f"| `{path.relative_to(ROOT)}` | {text.splitlines()[0] if text else ''} |")
+                lines.append(f"| `{path.relative_to(ROOT)}` | {first} |")
     return "\n".join(lines[1:]) + "\n"
 
 

@@ -138,7 +138,8 @@ def _choice(workspace: "Workspace", text: str) -> "AdapterChoice":
     from registry.records import Adapter
     from studio.sampling.request import AdapterChoice
 
-    name, numbers = text, []
+    name = text
+    numbers: list[float] = []
     while len(numbers) < 2 and workspace.catalog.find(Adapter, name) is None and ":" in name:
         head, _, tail = name.rpartition(":")
         try:

@@ -2,7 +2,7 @@
 
 import typer
 
-from studio.commands.shared import invocation, show_rows, write_json, write_line
+from studio.commands.shared import Row, invocation, show_rows, write_json, write_line
 
 app = typer.Typer(name="recipes", help="Shipped recipes: list, show.", no_args_is_help=True)
 
@@ -15,20 +15,15 @@ def list_() -> None:
     """
     from trainers.recipe import preset_by_name, preset_names
 
-    rows = [{"id": name, "name": name, "recipe": preset_by_name(name)} for name in preset_names()]
+    rows: list[Row] = []
+    for name in preset_names():
+        recipe = preset_by_name(name)
+        shown = {"id": name, "name": name, "family": recipe.family, "goal": recipe.goal}
+        rows.append(
+            shown | {"steps": recipe.train.max_steps, "rank": recipe.adapter.rank, "lr": recipe.optimizer.lr}
+        )
     show_rows(
-        [
-            {
-                "id": row["id"],
-                "name": row["name"],
-                "family": row["recipe"].family,
-                "goal": row["recipe"].goal,
-                "steps": row["recipe"].train.max_steps,
-                "rank": row["recipe"].adapter.rank,
-                "lr": row["recipe"].optimizer.lr,
-            }
-            for row in rows
-        ],
+        rows,
         [(key, lambda r, key=key: r[key]) for key in ("name", "family", "goal", "steps", "rank", "lr")],
         empty="No recipes found.",
     )

@@ -70,9 +70,10 @@ def list_(
     """
     from registry.records import Run
 
-    only = {"state": state} if state else {}
+    catalog = open_workspace().catalog
+    found = catalog.list(Run, state=state) if state else catalog.list(Run)
     show_rows(
-        [plain(run) | {"_added": ago(run.created_at)} for run in open_workspace().catalog.list(Run, **only)],
+        [plain(run) | {"_added": ago(run.created_at)} for run in found],
         [
             ("id", lambda r: r["id"]),
             ("name", lambda r: r["name"]),
