@@ -11,6 +11,8 @@ There is no random state to save: every draw is a function of (seed, step, place
 
 import errno
 import logging
+import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -184,8 +186,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     try:
         save_file(dict(tensors), path, dict(metadata))
     except SafetensorError as error:
-        number = errno.ENOSPC if "No space left" in str(error) or "os error 28" in str(error) else errno.EIO
-        raise OSError(number, str(error)) from error
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number)) from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -74,13 +74,14 @@ class ReadBack:
             values, arrived = pinned.copy_(values, non_blocking=True), torch.cuda.Event()
             arrived.record()
         self._waiting.append(_Figures(step, values, arrived, names, rates, seconds))
-        while len(self._waiting) > (0 if self.device.type == "cpu" else LAG):
+        while len(self._waiting) > (1 if self.device.type == "cpu" else LAG):
             self._read(self._waiting.popleft())
 
     def drain(self, extra: Mapping[str, float] | None = None) -> None:
         """Read everything; `extra` goes to the last line. Waits for the device."""
         while self._waiting:
-            self._read(self._waiting.popleft(), extra if len(self._waiting) == 1 else None)
+            figures = self._waiting.popleft()
+            self._read(figures, None if self._waiting else extra)
 
     def _read(self, figures: _Figures, extra: Mapping[str, float] | None = None) -> None:
         if figures.arrived is not None:

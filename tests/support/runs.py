@@ -4,6 +4,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -15,7 +17,9 @@ from PIL import Image, ImageDraw
 from trainers.recipe import Recipe
 from trainers.rundir import KEY_VARIABLE, ManifestItem, RunDir, RunEnv
 
+ROOT = Path(__file__).parents[2]
 KEY = "5c" * 32
+FILE_LIMIT = "STUDIO_TEST_FILE_LIMIT"  # bytes a trainer may write into one file
 COLOURS = ("red", "green", "blue", "orange", "purple", "teal", "black", "pink")
 
 TOY = {
@@ -146,6 +150,9 @@ def train(rundir: RunDir, **more: str) -> int:
 def _train(folder: str, variables: dict[str, str]) -> None:
     os.setsid()
     os.environ.update(variables)
+    if limit := variables.get(FILE_LIMIT):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes beyond it fail with EFBIG, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     with (Path(folder) / "log.txt").open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -1,0 +1,78 @@
+"""Two processes on a CPU (gloo): one result, one writer, one decision to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.support.runs import ROOT, environment, write_run
+from trainers.loop import share_gradients
+
+
+def start_ranks(rundir, count: int = 2) -> subprocess.Popen[bytes]:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    with rundir.file("log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *command, "-m", "trainers.run", str(rundir.path)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment(),
+            cwd=ROOT,
+            start_new_session=True,
+        )
+
+
+@pytest.mark.slow
+def test_two_ranks_train_and_one_writes(tmp_path, tiny_sd15, pictures):
+    changes = {"train.max_steps": 4, "checkpoints.every": 2, "preview.every": 4, "train.batch_size": 1}
+    rundir = write_run(tmp_path / "ranks", tiny_sd15, pictures[:4], changes)
+    assert start_ranks(rundir).wait(240) == 0, rundir.file("log.txt").read_text()
+    assert rundir.read_status().state == "finished"
+    assert [line["step"] for line in rundir.read_metrics()] == [1, 2, 3, 4]
+    assert len(rundir.previews()) == 2 + 2 * 2
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(rundir.adapter).values())
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_stopping(tmp_path, tiny_sd15, pictures):
+    changes = {"train.max_steps": 100000, "train.batch_size": 1, "checkpoints.every": 50000}
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures[:4], changes)
+    launcher = start_ranks(rundir)
+    while launcher.poll() is None and len(rundir.read_metrics()) < 3:
+        time.sleep(0.05)
+    os.killpg(launcher.pid, signal.SIGTERM)
+    launcher.wait(120)
+    status = rundir.read_status()
+    assert status.state == "stopped", rundir.file("log.txt").read_text()
+    assert [int(folder.name[5:]) for folder in rundir.checkpoints()] == [status.step]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_gradients_loss_and_stop_vote_are_averaged_in_one_call(asked):
+    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.arange(6.0).view(2, 3), torch.ones(4)
+    other = torch.tensor([*[10.0] * 6, *[3.0] * 4, 0.5, 0.0])  # the other process: gradients, loss, no wish
+    calls = []
+
+    def reduce(flat, how):
+        calls.append(how)
+        return (flat + other) / 2
+
+    session = SimpleNamespace(
+        accelerator=SimpleNamespace(num_processes=2, reduce=reduce),
+        learning=SimpleNamespace(trainables=SimpleNamespace(parameters=parameters)),
+        wants_stop=lambda: asked,
+    )
+    loss, stop = share_gradients(session, torch.tensor(1.5))
+    assert calls == ["mean"]
+    assert parameters[0].grad.tolist() == [[5.0, 5.5, 6.0], [6.5, 7.0, 7.5]]
+    assert parameters[1].grad.tolist() == [2.0] * 4
+    assert parameters[2].grad is None  # a frozen text encoder stays out of it
+    assert (loss.item(), stop.item()) == (1.0, 0.5 if asked else 0.0)
