@@ -1,6 +1,7 @@
 """Bases: what adapters are trained on. Weights stay where they are; the workspace keeps place and hash."""
 
 import hashlib
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -67,7 +68,7 @@ def add_base(
     if not location.strip():
         raise BadInput("location", "is empty", "give a folder, a .safetensors file or a hub id")
     place = Path(location).expanduser()
-    if not place.exists() and _HUB_ID.fullmatch(location):
+    if _HUB_ID.fullmatch(location) and not place.exists():
         return ws.catalog.add(_hub_base(name, location, family, revision))
     facts = detect_base(location, config, family=family)
     base = Base(
@@ -139,7 +140,7 @@ def remove_base(ws: "Workspace", name: str) -> Base:
 
 def _existing(location: str) -> Path:
     path = Path(location).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name too long for the system
         return path
     raise NotFound(location[:200], "is not there", "check the path, or give a hub id as owner/model")
 

@@ -1,0 +1,118 @@
+"""The data set doctor: each check finds its fault, with the pictures, and nothing in a sound set."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from registry.records import Dataset, Image
+from studio.datasets.doctor import CHECKS, Finding, check_dataset
+from studio.workspace import Workspace
+from trainers.recipe import Recipe, apply_sets, preset
+
+
+def image(n: int, **fields: Any) -> Image:
+    values = {
+        "blob": f"{n:064x}", "pixel_hash": f"p{n}", "name": f"{n}.png", "width": 768, "height": 640,
+        "caption": f"sks, a cat number {n}",
+    }  # fmt: skip
+    return Image(**(values | fields))
+
+
+def recipe(*sets: str) -> Recipe:
+    return apply_sets(preset("sd15", "style"), list(sets))
+
+
+def check(
+    ws: Workspace, images: list[Image], trigger: str = "sks", chosen: Recipe | None = None
+) -> dict[str, Finding]:
+    """Findings by code, with names in place of ids."""
+    dataset = ws.catalog.add_dataset(Dataset(name="d", trigger=trigger), images)
+    names = {i.id: i.name for i in ws.catalog.list(Image, dataset_id=dataset.id)}
+    found = check_dataset(ws, dataset, chosen)
+    for finding in found:
+        assert finding.message
+        assert finding.fix
+    return {f.code: replace(f, images=tuple(names[i] for i in f.images)) for f in found}
+
+
+SOUND = [image(n) for n in range(8)]
+
+
+def test_a_sound_set_has_no_findings(ws: Workspace):
+    assert check(ws, SOUND) == {}
+
+
+@pytest.mark.parametrize(
+    ("odd", "code", "severity"),
+    [
+        ({"caption": ""}, "uncaptioned", "warn"),
+        ({"caption": "a cat"}, "trigger-missing", "info"),
+        ({"caption": "asksb, a cat"}, "trigger-missing", "info"),  # no word of its own
+        ({"width": 300, "height": 300}, "small", "info"),
+        ({"width": 2000, "height": 600}, "extreme-aspect", "warn"),
+        ({"pixel_hash": "p0"}, "duplicates", "warn"),
+        ({"caption": "sks.png"}, "path-captions", "warn"),
+        ({"caption": "/home/me/sks/1.txt"}, "path-captions", "warn"),
+        ({"caption": "sks " + "word " * 75}, "long-captions", "warn"),
+    ],
+)
+def test_each_fault_is_found_with_its_picture(ws: Workspace, odd: dict[str, Any], code: str, severity: str):
+    found = check(ws, [*SOUND, image(99, **odd)])
+    assert list(found) == [code]
+    assert found[code].images == ("99.png",)
+    assert found[code].severity == severity
+    assert "99.png" in found[code].message
+
+
+@pytest.mark.parametrize("caption", ["SKS, a cat", "a cat of [trigger]", "cat (sks)"])
+def test_ways_to_have_the_trigger(ws: Workspace, caption: str):
+    assert check(ws, [*SOUND, image(99, caption=caption)]) == {}
+
+
+def test_few_or_no_pictures(ws: Workspace):
+    assert list(check(ws, SOUND[:4])) == ["too-few"]
+
+
+def test_an_empty_set_is_bad(ws: Workspace):
+    found = check(ws, [])
+    assert {code: finding.severity for code, finding in found.items()} == {"empty": "bad"}
+
+
+def test_no_trigger(ws: Workspace):
+    assert list(check(ws, SOUND, trigger="")) == ["no-trigger"]
+
+
+def test_the_recipe_decides_the_resolution_and_what_happens_to_small_pictures(ws: Workspace):
+    small = check(ws, SOUND, chosen=recipe("train.resolution=1024", "data.upscale=true"))["small"]
+    assert small.severity == "warn"
+    assert "1024 x 1024" in small.message
+    assert "enlarged" in small.message
+    assert len(small.images) == 8
+
+
+def test_without_enlarging_it_is_only_said(ws: Workspace):
+    small = check(ws, SOUND, chosen=recipe("train.resolution=1024"))["small"]
+    assert small.severity == "info"
+    assert "their own size" in small.message
+
+
+def test_a_recipe_that_needs_captions_makes_their_lack_bad(ws: Workspace):
+    found = check(ws, [*SOUND, image(9, caption="")], chosen=recipe("data.require_captions=true"))
+    assert found["uncaptioned"].severity == "bad"
+
+
+def test_the_recipes_own_trigger_counts(ws: Workspace):
+    found = check(ws, SOUND, trigger="", chosen=recipe("data.trigger=cat"))
+    assert found == {}
+
+
+def test_the_worst_comes_first(ws: Workspace):
+    odd = [image(8, caption=""), image(9, caption="a cat"), image(10, width=100, height=1000)]
+    found = list(check(ws, [*SOUND, *odd], chosen=recipe("data.require_captions=true")).values())
+    assert [f.severity for f in found] == ["bad", "warn", "info", "info"]
+    assert found[0].code == "uncaptioned"
+
+
+def test_every_check_is_documented():
+    assert all(check.__doc__ for check in CHECKS)
