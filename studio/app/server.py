@@ -32,10 +32,8 @@ def serve(
     """
     door = make_door(workspace, listen)
     _require_free(listen, port)
-    state.use(workspace)
-    from studio.runs.background import ensure_worker
-
-    ensure_worker(workspace)
+    state.use(workspace, works=True)
+    threading.Thread(target=_start_worker, daemon=True).start()
     address = f"http://{_shown(listen)}:{port}"
     threading.Thread(target=_announce, args=(address, open_browser), daemon=True).start()
     make_app(listen=listen, door=door).run(config=options(port, listen))
@@ -132,6 +130,14 @@ def _shown(listen: str) -> str:
     if listen in {"0.0.0.0", "::"}:
         return socket.gethostname()
     return f"[{listen}]" if ":" in listen else listen
+
+
+def _start_worker() -> None:
+    """Beside the server's own start, which takes as long; pages say so when there is no worker."""
+    try:
+        state.wake_worker()
+    except StudioError as error:
+        sys.stderr.write(f"error: {error}\n")
 
 
 def _announce(address: str, open_browser: bool) -> None:

@@ -129,5 +129,8 @@ def sidebar_status() -> None:
             link("runs", "Watch it", run=run.id)
         elif waiting:
             st.caption(f"{plural(waiting, 'run')} waiting to start")
+            if workspace().holder() is None and st.button("Start the worker", icon=":material/play_arrow:"):
+                with guarded():
+                    state.wake_worker()
         else:
             st.caption("Nothing is running")

@@ -6,13 +6,31 @@ from studio.workspace import Workspace
 
 _lock = threading.Lock()
 _workspace: Workspace | None = None
+_works = False
 
 
-def use(workspace: Workspace) -> None:
-    """Serve `workspace` from now on."""
-    global _workspace
+def use(workspace: Workspace | None, *, works: bool = False) -> None:
+    """Serve `workspace` from now on; None = the one that the environment names.
+
+    Args:
+        workspace: What pages show.
+        works: Whether this process sees to it that a worker runs. Pages under test and screenshots do not.
+    """
+    global _workspace, _works
     with _lock:
-        _workspace = workspace
+        _workspace, _works = workspace, works
+
+
+def wake_worker() -> None:
+    """See to it that somebody does what was just put into the queue; costs nothing while a worker runs.
+
+    Raises:
+        StudioError: no worker could be started; says why.
+    """
+    if _works:
+        from studio.runs.background import ensure_worker
+
+        ensure_worker(current())
 
 
 def current() -> Workspace:

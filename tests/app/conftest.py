@@ -48,4 +48,4 @@ def open_page() -> Iterator[Open]:
         return at
 
     yield opener
-    state.use(None)  # pyright: ignore[reportArgumentType]  forget it: the next test brings its own
+    state.use(None)

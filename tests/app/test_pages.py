@@ -15,6 +15,7 @@ from studio.pocket.pictures import demo_set
 from studio.workspace import Workspace
 from tests.app.conftest import Open
 from tests.app.filled import NAN, many_adapters, png
+from trainers.recipe import preset_by_name
 
 
 def texts(at: AppTest) -> str:
@@ -205,13 +206,14 @@ def test_training_starts_with_the_choices_made(filled: Workspace, open_page: Ope
     dataset = filled.catalog.get(Dataset, "zibbo")
     at = open_page(filled, "train", dataset=dataset.id, goal="character", base="pocket")
     at.segmented_control(key="train-effort").set_value("quick").run()
-    assert "240 steps instead of 600" in texts(at).replace("*", "")
+    whole = preset_by_name("pocket-character").train.max_steps
+    assert f"{whole * 2 // 5} steps instead of {whole}" in texts(at).replace("*", "")
     at.text_input(key="train-name").set_value("zibbo two")
     button(at, "Start training").click().run()
     assert not at.exception
     run = filled.catalog.get(Run, "zibbo two")
     assert (run.state, run.goal, run.dataset_id) == (RunState.QUEUED, "character", dataset.id)
-    assert run.steps == 240
+    assert run.steps == whole * 2 // 5
     assert run.recipe["data"]["trigger"] == "zibbo"
 
 

@@ -44,7 +44,7 @@ def pictures(filled: Workspace) -> Iterator[TestClient]:
     """The picture routes on a filled workspace."""
     state.use(filled)
     yield TestClient(Starlette(routes=ROUTES))
-    state.use(None)  # pyright: ignore[reportArgumentType]
+    state.use(None)
 
 
 def guarded(**options: object) -> TestClient:

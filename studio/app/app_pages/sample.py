@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from studio.app import shell
+from studio.app import shell, state
 from studio.app.components import sample_form
 from studio.app.components.sample_results import results
 
@@ -27,6 +27,7 @@ def page() -> None:
 
         with left, shell.guarded():
             submit(shell.workspace(), request)
+            state.wake_worker()
             st.rerun()
     with right:
         results()

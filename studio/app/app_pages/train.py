@@ -7,7 +7,7 @@ import streamlit as st
 
 from registry.errors import StudioError
 from registry.records import Base, Dataset, Image
-from studio.app import shell
+from studio.app import shell, state
 from studio.app.choices import EFFORT_REASONS, EFFORT_WORDS, GOALS, departures, effort_sets, read_upload
 from studio.app.components.forecast import forecast_card
 from studio.app.components.gallery import Card, gallery
@@ -156,6 +156,7 @@ def launch_panel(choice: Choice, recipe: Recipe) -> None:
         if st.button("Start training", type="primary", width="stretch", icon=":material/play_arrow:"):
             with shell.guarded():
                 run = launch(shell.workspace(), recipe, choice.base, choice.dataset, (name or "").strip())
+                state.wake_worker()
                 shell.note(f"{run.name} is in line")
                 shell.go("runs", run=run.id)
 

@@ -109,7 +109,7 @@ def picture(dataset: Dataset, image: Image) -> None:
     )
     key = f"caption-{image.id}"
     st.text_area(
-        f"Caption of {md(image.name)}",
+        f"Caption of picture {image.position + 1}",
         image.caption,
         key=key,
         height=90,
@@ -120,13 +120,7 @@ def picture(dataset: Dataset, image: Image) -> None:
     )
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.caption(f"{md(image.name)} · {image.width}×{image.height}", help=md(image.note) or None)
-        if st.button(
-            "",
-            key=f"drop-{image.id}",
-            icon=":material/close:",
-            type="tertiary",
-            help="Leave this picture out",
-        ):
+        if st.button("Leave out", key=f"drop-{image.id}", type="tertiary"):
             remove_picture(dataset, image)
 
 

@@ -71,15 +71,7 @@ def _row(part: Part, adapter: Adapter, family: str) -> AdapterChoice:
     with st.container(border=True, gap="xsmall"):
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"**{md(adapter.name)}**", width="stretch")
-            st.button(
-                "",
-                key=f"drop-{key}",
-                icon=":material/close:",
-                type="tertiary",
-                help=f"Leave {md(adapter.name)} out",
-                on_click=mix().remove,
-                args=(part,),
-            )
+            st.button("Leave out", key=f"drop-{key}", type="tertiary", on_click=mix().remove, args=(part,))
         if adapter.family and adapter.family != family:
             st.caption(":orange[Made for another kind of base: it will not load here]")
         weight = st.slider(

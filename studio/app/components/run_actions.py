@@ -5,7 +5,7 @@ from collections.abc import Callable
 import streamlit as st
 
 from registry.records import Run, RunState
-from studio.app import shell
+from studio.app import shell, state
 from studio.runs import launch
 from studio.workspace import Workspace
 
@@ -32,5 +32,6 @@ def _button(run: Run, label: str, icon: str, wish: Wish, hint: str) -> None:
     if st.button(label, key=f"{label}-{run.id}", icon=icon, help=hint):
         with shell.guarded():
             moved = wish(shell.workspace(), run)
+            state.wake_worker()
             shell.note(f"{run.name}: {moved.state}")
             st.rerun()
