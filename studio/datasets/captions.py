@@ -91,7 +91,7 @@ class Captions:
             entry = self._listing.entries.get(self._lower.get(candidate.lower(), ""))
             if entry is not None and entry.name != name and (caption := self._read_sidecar(entry)):
                 if listed and listed != caption:
-                    self._remark("captions come from their own file, against the table", name)
+                    self._remark("captions taken from their own file, against the table", name)
                 return caption
         return listed or from_name(name, self._names)
 
@@ -100,13 +100,13 @@ class Captions:
         unused = [n for n in self._listing.entries if suffix(n) in SIDECARS and n not in self._used]
         missing = [name for name in self._table if name not in self._used]
         for text, names in (
-            ("caption files belong to no picture", unused),
-            ("rows of the metadata table name no picture that is here", missing),
+            ("caption files without a picture", unused),
+            ("rows of the metadata table without a picture", missing),
             *self._remarks.items(),
         ):
             if names:
                 names.sort(key=natural)
-                self._listing.notes.append(f"{len(names)} {text}: {some(names)}")
+                self._listing.notes.append(f"{text}: {some(names)}")
 
     def _remark(self, text: str, name: str) -> None:
         self._remarks.setdefault(text, []).append(name)
@@ -120,10 +120,10 @@ class Captions:
             return ""
         text, note = decode_text(data)
         if note:
-            self._remark("caption files are not UTF-8 and were read as Latin-1", entry.name)
+            self._remark("caption files that are not UTF-8, read as Latin-1", entry.name)
         caption = clean_caption(text)
         if not caption:
-            self._remark("caption files are empty", entry.name)
+            self._remark("empty caption files", entry.name)
         return caption
 
     def _read_metadata(self, entry: Entry) -> None:
@@ -133,7 +133,7 @@ class Captions:
             lines = suffix(entry.name) == ".jsonl"
             rows = _json_rows(text, self._refuse(entry)) if lines else _csv_rows(text)
             if note:
-                self._remark("tables are not UTF-8 and were read as Latin-1", entry.name)
+                self._remark("tables that are not UTF-8, read as Latin-1", entry.name)
             for number, row in rows:
                 self._take_row(entry, folder, number, row)
         except (BadInput, csv.Error) as error:
@@ -145,7 +145,7 @@ class Captions:
         if not isinstance(file_name, str) or not file_name:
             self._refuse(entry)(number, "has no file_name")
         elif not column:
-            self._remark(f"rows have no caption column ({', '.join(COLUMNS[:4])})", f"line {number}")
+            self._remark(f"rows without a caption column ({', '.join(COLUMNS[:4])})", f"line {number}")
         else:
             self._table[posixpath.normpath(posixpath.join(folder, file_name))] = as_caption(row[column])
 

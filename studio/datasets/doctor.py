@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from registry.records import Dataset, Image
 from studio.datasets.ingest import images_of
-from studio.datasets.listing import PICTURES, some, suffix
+from studio.datasets.listing import PICTURES, several, some, suffix
 from trainers.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def too_few(patient: Patient) -> Finding | None:
     count = len(patient.images)
     if not 0 < count < FEW:
         return None
-    message = f"Only {count} pictures: the adapter will learn them by heart."
+    message = f"Only {several(count, 'picture')}: the adapter will learn them by heart."
     return Finding("warn", "too-few", message, (), f"Add some; {FEW} are the least, 15 to 30 are good.")
 
 
@@ -89,8 +89,8 @@ def uncaptioned(patient: Patient) -> Finding | None:
     if not bare:
         return None
     alone = f"the trigger word {patient.trigger!r} alone" if patient.trigger else "no words at all"
-    count = f"{len(bare)} of {len(patient.images)} pictures"
-    message = f"{count} have no caption and train on {alone}: {_names(bare)}."
+    count = f"{len(bare)} of {several(len(patient.images), 'picture')}"
+    message = f"{count} without a caption: what they show is learned with {alone} ({_names(bare)})."
     severity: Severity = "warn"
     if patient.recipe is not None and patient.recipe.data.require_captions:
         severity = "bad"
@@ -112,7 +112,8 @@ def trigger_missing(patient: Patient) -> Finding | None:
     without = [i for i in patient.images if i.caption and not _has_trigger(i.caption, patient.trigger)]
     if not without:
         return None
-    message = f"{len(without)} captions lack the trigger word {patient.trigger!r}: {_names(without)}."
+    count = several(len(without), "caption lacks", "captions lack")
+    message = f"{count} the trigger word {patient.trigger!r}: {_names(without)}."
     fix = "Training puts it in front of them; write it where it reads better, if you like."
     return Finding("info", "trigger-missing", message, _ids(without), fix)
 
@@ -125,8 +126,8 @@ def small(patient: Patient) -> Finding | None:
         return None
     recipe = patient.recipe
     enlarged = recipe is not None and recipe.data.upscale
-    fate = "are enlarged, which looks soft" if enlarged else "train at their own size"
-    message = f"{len(tiny)} pictures are smaller than {side} x {side} pixels and {fate}: {_names(tiny)}."
+    fate = "and enlarged, which looks soft" if enlarged else "and kept at that size"
+    message = f"{_are(tiny)} smaller than {side} x {side} pixels {fate}: {_names(tiny)}."
     severity: Severity = "warn" if enlarged else "info"
     return Finding(severity, "small", message, _ids(tiny), "Use larger originals or a lower resolution.")
 
@@ -137,7 +138,7 @@ def extreme_aspect(patient: Patient) -> Finding | None:
     long = [i for i in patient.images if max(i.width, i.height) > limit * min(i.width, i.height)]
     if not long:
         return None
-    message = f"{len(long)} pictures are so long that a third or more is cropped away: {_names(long)}."
+    message = f"{_are(long)} so long that a third or more is cropped away: {_names(long)}."
     return Finding("warn", "extreme-aspect", message, _ids(long), "Crop them to what matters.")
 
 
@@ -149,7 +150,7 @@ def duplicates(patient: Patient) -> Finding | None:
     double = [image for twins in by_pixels.values() for image in twins[1:]]
     if not double:
         return None
-    message = f"{len(double)} pictures are there twice: {_names(double)}."
+    message = f"{_are(double)} there twice: {_names(double)}."
     return Finding("warn", "duplicates", message, _ids(double), "Remove the second of each.")
 
 
@@ -158,7 +159,8 @@ def path_captions(patient: Patient) -> Finding | None:
     odd = [image for image in patient.images if _looks_like_path(image)]
     if not odd:
         return None
-    message = f"{len(odd)} captions look like file names, such as {odd[0].caption[:60]!r}: {_names(odd)}."
+    count = several(len(odd), "caption looks", "captions look")
+    message = f"{count} like a file name, such as {odd[0].caption[:60]!r}: {_names(odd)}."
     return Finding("warn", "path-captions", message, _ids(odd), "Write what is in each picture.")
 
 
@@ -167,7 +169,8 @@ def long_captions(patient: Patient) -> Finding | None:
     long = [image for image in patient.images if len(image.caption.split()) > LONG]
     if not long:
         return None
-    message = f"{len(long)} captions have over {LONG} words, their end is not seen: {_names(long)}."
+    count = several(len(long), "caption has", "captions have")
+    message = f"{count} over {LONG} words, whose end is not seen: {_names(long)}."
     return Finding("warn", "long-captions", message, _ids(long), "Shorten them, the important words first.")
 
 
@@ -197,6 +200,10 @@ def _looks_like_path(image: Image) -> bool:
         return False
     path = " " not in caption and re.search(r"[/\\]\w", caption) is not None
     return path or caption == image.name or suffix(caption) in PICTURES
+
+
+def _are(images: Sequence[Image]) -> str:
+    return several(len(images), "picture is", "pictures are")
 
 
 def _ids(images: Sequence[Image]) -> tuple[str, ...]:

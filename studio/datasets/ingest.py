@@ -14,7 +14,7 @@ from registry.files import check_name
 from registry.records import Dataset, Image
 from studio.datasets.captions import CaptionsFrom, clean_caption
 from studio.datasets.decode import Decoded, Decoders
-from studio.datasets.listing import reason, some
+from studio.datasets.listing import reason, several, some
 from studio.datasets.sources import AnySource, Stream, Upload, open_sources
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class _Intake:
 
     def report(self, dataset: Dataset) -> IngestReport:
         """Everything a person should hear."""
-        notes = [f"{len(names)} pictures: {note} ({some(names)})" for note, names in self.converted.items()]
+        notes = [f"{note}: {some(names)}" for note, names in self.converted.items()]
         if self.duplicates:
-            notes.append(f"{len(self.duplicates)} pictures are there already: {some(self.duplicates)}")
+            notes.append(f"left out, there already: {some(self.duplicates)}")
         return IngestReport(
             dataset=dataset,
             added=len(self.images),
@@ -222,7 +222,7 @@ def _take_in(
 
 def _unusable(stream: Stream, refused: Sequence[BadInput]) -> BadInput:
     why = f" ({refused[0].thing} {refused[0].wrong})" if refused else ""
-    more = f", nor has any of {len(refused) - 1} other files" if len(refused) > 1 else ""
+    more = f", and {several(len(refused) - 1, 'other file')} neither" if len(refused) > 1 else ""
     return BadInput(stream.label, f"has no picture that can be used{why}{more}", USE_PICTURES)
 
 

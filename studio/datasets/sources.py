@@ -122,7 +122,7 @@ def _folder(path: Path, recursive: bool, captions_from: CaptionsFrom) -> Stream:
 def _listed(listing: Listing, captions_from: CaptionsFrom) -> Stream:
     """A folder or zip: what has the ending of a picture; other files are named in a note."""
     if others := listing.others():
-        listing.notes.append(f"{len(others)} files are no pictures and were left out: {some(sorted(others))}")
+        listing.notes.append(f"left out, no pictures: {some(sorted(others))}")
     return _stream(listing, listing.pictures(), captions_from, whole=True)
 
 

@@ -45,7 +45,7 @@ def test_latin_1_is_said():
     found = Captions(files)
     assert found.of("a.png") == "Löwe"
     found.finish()
-    assert files.notes == ["1 caption files are not UTF-8 and were read as Latin-1: a.txt"]
+    assert files.notes == ["caption files that are not UTF-8, read as Latin-1: a.txt"]
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_what_does_not_fit_together_is_said():
     assert found.of("a.png") == ""
     found.finish()
     assert files.notes == [
-        "1 caption files belong to no picture: b.txt",
-        "1 rows of the metadata table name no picture that is here: gone.png",
-        "1 caption files are empty: a.txt",
+        "caption files without a picture: b.txt",
+        "rows of the metadata table without a picture: gone.png",
+        "empty caption files: a.txt",
     ]
 
 
@@ -109,7 +109,7 @@ def test_rows_without_a_caption_column_are_said():
     found = Captions(files)
     assert found.of("a.png") == ""
     found.finish()
-    assert files.notes == ["1 rows have no caption column (text, caption, captions, prompt): line 1"]
+    assert files.notes == ["rows without a caption column (text, caption, captions, prompt): line 1"]
 
 
 def test_metadata_csv():
@@ -134,7 +134,7 @@ def test_a_file_of_its_own_wins_over_the_table_and_that_is_said():
     found = Captions(files)
     assert found.of("a.png") == "mine"
     found.finish()
-    assert files.notes == ["1 captions come from their own file, against the table: a.png"]
+    assert files.notes == ["captions taken from their own file, against the table: a.png"]
 
 
 def test_a_caption_file_that_is_none_is_refused():

@@ -94,7 +94,7 @@ def test_the_recipe_decides_the_resolution_and_what_happens_to_small_pictures(ws
 def test_without_enlarging_it_is_only_said(ws: Workspace):
     small = check(ws, SOUND, chosen=recipe("train.resolution=1024"))["small"]
     assert small.severity == "info"
-    assert "their own size" in small.message
+    assert "kept at that size" in small.message
 
 
 def test_a_recipe_that_needs_captions_makes_their_lack_bad(ws: Workspace):

@@ -89,14 +89,14 @@ def test_bad_files_are_named_and_the_rest_comes_in(ws: Workspace, folder: Path):
         ("img5.png", "is cut off: the end of the picture is missing. copy or download it again."),
         ("photo.heic", "is a HEIC picture, which is not read here. export it as JPEG or PNG."),
     ]
-    assert report.notes == ["1 files are no pictures and were left out: notes.pdf"]
+    assert report.notes == ["left out, no pictures: notes.pdf"]
 
 
 def test_what_was_converted_is_reported_and_kept_with_the_picture(ws: Workspace, folder: Path):
     rgba = np.dstack([pixels(50), np.full((32, 40), 9, np.uint8)])
     (folder / "img2.png").write_bytes(encoded(rgba))
     report = create_dataset(ws, "cats", [folder])
-    assert report.notes == ["1 pictures: transparency laid on white (img2.png)"]
+    assert report.notes == ["transparency laid on white: img2.png"]
     assert images_of(ws, report.dataset)[2].note == "transparency laid on white"
 
 
@@ -104,7 +104,7 @@ def test_the_same_pixels_come_in_once(ws: Workspace, folder: Path):
     (folder / "again.bmp").write_bytes(encoded(pixels(4), "BMP"))
     report = create_dataset(ws, "cats", [folder])
     assert (report.added, report.duplicates) == (12, 1)
-    assert report.notes == ["1 pictures are there already: img4.png = again.bmp"]
+    assert report.notes == ["left out, there already: img4.png = again.bmp"]
 
 
 def test_a_source_without_a_usable_picture_leaves_nothing(ws: Workspace, folder: Path, tmp_path: Path):
