@@ -64,7 +64,7 @@ def normalise(data: bytes, name: str) -> Picture:
     identity, note = pixel_hash(rgb), "; ".join(filter(None, notes))
     stored = None
     if kind in KEPT and rgb is image and frames == 1 and not deep:
-        private = any(key in image.info for key in PRIVATE)
+        private = kind == "MPO" or any(key in image.info for key in PRIVATE)
         stored = _without_metadata(data, identity) if private else data
     kept = stored is data
     return Picture(_png(rgb) if stored is None else stored, kept, identity, rgb.width, rgb.height, note)
@@ -186,12 +186,12 @@ def _without_metadata(data: bytes, identity: str) -> bytes | None:
     if stripped is None:
         return None
     with Image.open(BytesIO(stripped), formats=("JPEG",)) as again:
-        same = again.mode == "RGB" and pixel_hash(again) == identity
+        same = again.format == "JPEG" and again.mode == "RGB" and pixel_hash(again) == identity
         return stripped if same and not any(key in again.info for key in PRIVATE) else None
 
 
 def strip_jpeg(data: bytes) -> bytes | None:
-    """`data` without the segments APP1 (EXIF, XMP), APP13 (IPTC) and COM; None when no JPEG is made so.
+    """`data` without the segments APP1 (EXIF, XMP), APP13 (IPTC), MPF and COM; None when it is no JPEG.
 
     Segments are `FF marker length(2, big endian, counts itself) payload` until SOS (ITU T.81, B.1.1.4); the
     compressed pixels are not touched.
@@ -210,7 +210,8 @@ def strip_jpeg(data: bytes) -> bytes | None:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if end > len(data):
             return None
-        if marker not in dropped:
+        index = marker == 0xE2 and data[at + 4 : at + 8] == b"MPF\0"  # of the views in a camera's MPO
+        if marker not in dropped and not index:
             out += data[at:end]
         at = end
     return None

@@ -90,6 +90,15 @@ def test_metadata_leaves_a_jpeg_without_touching_its_pixels(decoders: Decoders):
     assert found.note == ""
 
 
+def test_a_cameras_pair_of_views_becomes_a_plain_jpeg_of_the_first(decoders: Decoders):
+    second = Image.fromarray(255 - pixels())
+    data = encoded(pixels(), "MPO", save_all=True, append_images=[second])
+    found = decoders.decode(data, "a")
+    again = Image.open(BytesIO(found.data))
+    assert (again.format, found.note) == ("JPEG", "")
+    assert np.array_equal(np.asarray(again), decoded(data))
+
+
 def test_stripping_gives_up_on_what_is_no_jpeg():
     assert strip_jpeg(b"\xff\xd8\x00\x00\x00\x00") is None
     assert strip_jpeg(b"\xff\xd8\xff\xe1\xff\xff") is None
