@@ -5,7 +5,7 @@ from collections.abc import Collection
 from registry.errors import BadInput
 
 COUNT = 9
-# In the words that the base was trained on, ground included: its own pictures are as good as it can make them,
+# In the words that the base was trained on, ground included: its own pictures are as good as they can be,
 # and what the adapter changes is the style.
 PROMPTS = (
     "a red heart on a white background", "a large yellow star on a blue background",
