@@ -1,6 +1,7 @@
 """Which checkpoint folders of a run can be trusted: complete, unchanged, and signed by this workspace."""
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from registry.errors import Damaged
@@ -9,6 +10,7 @@ from trainers.rundir import ADAPTER, RunDir, checkpoint_step, verify_checkpoint
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+NUMBERS = ("loss", "probe_loss")
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Verified:
 
     folder: Path
     stamp: int  # mtime of its manifest, ns: another one of the same step is another checkpoint
-    loss: float | None
+    numbers: dict[str, float]  # "loss" (smoothed) and "probe_loss", as far as they are known
 
     @property
     def adapter(self) -> Path:
@@ -37,14 +39,15 @@ def verified_checkpoints(rundir: RunDir, key: bytes, known: dict[int, Verified])
         if before is not None and before.stamp == stamp:
             found[step] = before
         elif verify_checkpoint(folder, key):
-            found[step] = Verified(folder, stamp, _loss(folder))
+            found[step] = Verified(folder, stamp, _numbers(folder))
     return dict(sorted(found.items()))
 
 
-def _loss(folder: Path) -> float | None:
-    """Smoothed loss at the checkpoint, when the trainer noted it."""
+def _numbers(folder: Path) -> dict[str, float]:
+    """What the trainer noted about the checkpoint."""
     try:
-        loss = read_json(folder / STATE).get("loss")
-    except (FileNotFoundError, Damaged, AttributeError):
-        return None
-    return loss if isinstance(loss, float) else None
+        state = dict(read_json(folder / STATE))
+    except (FileNotFoundError, Damaged, TypeError, ValueError):
+        return {}
+    noted = {name: state.get(name) for name in NUMBERS}
+    return {name: value for name, value in noted.items() if isinstance(value, float) and isfinite(value)}

@@ -28,10 +28,10 @@ def physical_cores() -> int:
 
 
 def thread_environment(processes: int = 1) -> dict[str, str]:
-    """Variables for a child that computes, one of `processes` that share the cores; what the person set stays.
+    """Variables for a child that computes, one of `processes` on these cores; what the person set stays.
 
-    Idle threads sleep instead of spinning: beside other work, two spinning threads took 7 to 28 s for a picture
-    that two sleeping ones drew in 0.7 s (measured on two cores with a load of 8).
+    Idle threads sleep instead of spinning: beside other work, two spinning threads took 7 to 28 s for a
+    picture that two sleeping ones drew in 0.7 s (measured on two cores with a load of 8).
     """
     threads = str(max(1, physical_cores() // processes))
     defaults = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}

@@ -13,13 +13,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 import psutil
 
 from registry.errors import StudioError
 from registry.files import write_json
+from registry.records import now
 from studio.runs.device import has_gpu, thread_environment
-from studio.runs.process import ProcessIdentity
+from studio.runs.outcome import ATTEMPT
+from studio.runs.process import TOKEN_VARIABLE, ProcessIdentity
 from trainers.rundir import KEY_VARIABLE, LOG, PROCESS, RunDir
 
 LOCK = "trainer.lock"  # held by the living trainer through a descriptor it inherited
@@ -61,6 +64,7 @@ class LocalExecutor:
         Raises:
             StudioError: another trainer lives there, or the system refuses to start one.
         """
+        token = uuid4().hex
         lock = os.open(rundir.file(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
@@ -68,12 +72,14 @@ class LocalExecutor:
             except OSError:
                 raise StudioError(f"run {rundir.path.name}", "already has a living trainer") from None
             with rundir.file(LOG).open("ab") as log:
+                log.write(f"{ATTEMPT}{now().isoformat(timespec='seconds')} ---\n".encode())
+                log.flush()
                 child = subprocess.Popen(
                     command(rundir.path, processes, self._module),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=environment(rundir, processes, self._key) | self._extra,
+                    env=environment(rundir, processes, self._key) | self._extra | {TOKEN_VARIABLE: token},
                     start_new_session=True,
                     pass_fds=(lock,),  # the lock lives as long as the trainer, also when this worker dies now
                 )
@@ -84,9 +90,9 @@ class LocalExecutor:
         finally:
             os.close(lock)
         self._children[child.pid] = child
-        identity = ProcessIdentity.of(child.pid, processes)
+        identity = ProcessIdentity.of(child.pid, processes, token)
         if identity is None:  # it has ended already; poll() of the child knows how
-            identity = ProcessIdentity(child.pid, -1.0, "", processes)
+            identity = ProcessIdentity(child.pid, -1.0, "", processes, token)
         write_json(rundir.file(PROCESS), identity.to_json())
         return identity
 
@@ -100,15 +106,17 @@ class LocalExecutor:
             return identity
         if not locked(rundir):
             return None
+        trainers: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 words = process.cmdline()
-                if (
-                    self._module in words
-                    and str(rundir.path) in words
-                    and os.getsid(process.pid) == process.pid
-                ):
-                    return ProcessIdentity.of(process.pid, _ranks(words))
+                if self._module in words and str(rundir.path) in words:
+                    trainers[process.pid] = process
+        for pid, process in trainers.items():
+            with suppress(psutil.Error):
+                if process.ppid() not in trainers:  # the launcher, not one of its ranks
+                    token = process.environ().get(TOKEN_VARIABLE, "")
+                    return ProcessIdentity.of(pid, _ranks(process.cmdline()), token)
         return None
 
     def exit_code(self, identity: ProcessIdentity) -> int | None:

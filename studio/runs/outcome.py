@@ -11,6 +11,7 @@ from trainers.rundir import LOG, RunDir, Status
 EXIT_KINDS = {2: "input", 3: "nan", 4: "oom", 5: "disk"}
 KILLED_BY_SHELL = 137  # 128 + SIGKILL: how launchers and containers report a memory kill
 SIGKILL, SIGTERM = -9, -15
+ATTEMPT = "--- attempt of "  # begins the line of log.txt that separates a resumed run from what was before
 
 _OOM = re.compile(
     r"OutOfMemoryError|out of memory|DefaultCPUAllocator: (?:can't|not enough) (?:allocate )?memory|"
@@ -68,8 +69,8 @@ def judge(
 
 
 def log_tail(rundir: RunDir, size: int = 16384) -> str:
-    """The last `size` bytes of log.txt as text."""
-    return tail(rundir.file(LOG), size)
+    """The last `size` bytes of log.txt as text, but nothing of an earlier attempt."""
+    return tail(rundir.file(LOG), size).rpartition(ATTEMPT)[2]
 
 
 def tail(path: Path, size: int) -> str:
@@ -124,5 +125,5 @@ def _how(exit_code: int | None) -> str:
 
 
 def _last_line(log: str) -> str:
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = [line.strip() for line in log.splitlines()[1:] if line.strip()]  # the first one is the attempt's
     return lines[-1][:200] if lines else ""

@@ -1,17 +1,20 @@
 """Who a process is, beyond its pid: pids are reused, clocks are set, workers die before their trainers.
 
-A process is named by pid, start time in kernel ticks since boot, and the id of that boot. Setting the
-clock touches none of the three.
+A process is named by pid, start time in kernel ticks since boot, and the id of that boot; setting the clock
+touches none of the three. Its descendants are known by a token in their environment: launchers put their
+ranks into sessions of their own, and an orphan has lost its parent.
 """
 
 import os
 import signal
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
+TOKEN_VARIABLE = "STUDIO_TRAINER"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -23,32 +26,22 @@ def boot_id() -> str:
         return ""
 
 
-@dataclass(frozen=True)
-class _Stat:
-    """The fields of /proc/<pid>/stat that matter here."""
-
-    state: str
-    session: int
-    started: float
-
-
-def _stat(pid: int) -> _Stat | None:
-    """State, session and start time (on Linux since boot, elsewhere since the epoch); None when gone."""
+def start_time(pid: int) -> float | None:
+    """Start of a living process: on Linux in seconds since boot, elsewhere since 1970; None for zombies."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        return _stat_elsewhere(pid) if not Path("/proc/self/stat").exists() else None
+        return _start_time_elsewhere(pid) if not Path("/proc/self/stat").exists() else None
     # The command, in parentheses, may itself hold spaces and parentheses: split after the last one.
-    fields = text[text.rindex(")") + 2 :].split()
-    return _Stat(fields[0], int(fields[3]), int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+    state, *fields = text[text.rindex(")") + 2 :].split()
+    return None if state in "ZX" else int(fields[18]) / os.sysconf("SC_CLK_TCK")
 
 
-def _stat_elsewhere(pid: int) -> _Stat | None:
+def _start_time_elsewhere(pid: int) -> float | None:
     try:
         process = psutil.Process(pid)
-        state = "Z" if process.status() == psutil.STATUS_ZOMBIE else "R"
-        return _Stat(state, os.getsid(pid), process.create_time())
-    except (psutil.Error, ProcessLookupError, PermissionError):
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.Error:
         return None
 
 
@@ -63,12 +56,13 @@ class ProcessIdentity:
     started: float  # seconds since boot (Linux)
     boot_id: str
     processes: int = 1
+    token: str = ""  # value of TOKEN_VARIABLE in its environment and in that of all its descendants
 
     @classmethod
-    def of(cls, pid: int, processes: int = 1) -> Self | None:
+    def of(cls, pid: int, processes: int = 1, token: str = "") -> Self | None:
         """Identity of the process that has `pid` now; None when there is none or it is a zombie."""
-        stat = _stat(pid)
-        return None if stat is None or stat.state in "ZX" else cls(pid, stat.started, boot_id(), processes)
+        started = start_time(pid)
+        return None if started is None else cls(pid, started, boot_id(), processes, token)
 
     @classmethod
     def from_json(cls, value: dict[str, Any] | None) -> Self | None:
@@ -84,20 +78,21 @@ class ProcessIdentity:
 
     def alive(self) -> bool:
         """Whether this very process still runs; a zombie does not."""
-        if self.boot_id != boot_id():
-            return False
-        stat = _stat(self.pid)
-        return stat is not None and stat.state not in "ZX" and stat.started == self.started
+        return self.boot_id == boot_id() and start_time(self.pid) == self.started
 
     def members(self) -> list[int]:
-        """Living pids of the session that this process leads, also after its own death.
-
-        The kernel gives a pid to nobody while a session of that number has members, so they are ours.
-        """
-        stat = _stat(self.pid)
-        if self.boot_id != boot_id() or (stat is not None and stat.started != self.started):
-            return []
-        return [pid for pid in psutil.pids() if _in_session(pid, self.pid)]
+        """Living pids of this process and its descendants, also after its own death."""
+        if not self.token:
+            return [self.pid] if self.alive() else []
+        found: list[int] = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):  # gone meanwhile, or another user's
+                if (
+                    process.environ().get(TOKEN_VARIABLE) == self.token
+                    and start_time(process.pid) is not None
+                ):
+                    found.append(process.pid)
+        return found
 
     def ask_to_stop(self) -> None:
         """SIGTERM, once, to each process that trains.
@@ -114,14 +109,9 @@ class ProcessIdentity:
             _send(pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL to the whole session, so that nothing of it is left."""
+        """SIGKILL to all of them, so that nothing is left."""
         for pid in self.members():
             _send(pid, signal.SIGKILL)
-
-
-def _in_session(pid: int, session: int) -> bool:
-    stat = _stat(pid)
-    return stat is not None and stat.session == session and stat.state not in "ZX"
 
 
 def _send(pid: int, number: signal.Signals) -> None:

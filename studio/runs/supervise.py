@@ -197,9 +197,9 @@ class Supervision:
         rows = {row.step: row for row in catalog.list(Checkpoint, run_id=self.run_id)}
         for step in found.keys() - rows.keys():
             item = found[step]
-            catalog.add(
-                Checkpoint(run_id=self.run_id, step=step, path=self._ws.relative(item.folder), loss=item.loss)
-            )
+            path = self._ws.relative(item.folder)
+            row = Checkpoint(run_id=self.run_id, step=step, path=path, loss=item.numbers.get("loss"))
+            catalog.add(replace(row, metrics=dict(item.numbers)))
         for step in rows.keys() - found.keys():
             catalog.delete(Checkpoint, rows[step].id)
         self._known = found

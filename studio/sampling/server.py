@@ -149,7 +149,7 @@ class _Writer:
 
 def main() -> None:
     """Serve on this process's stdin and stdout."""
-    # Drawing needs no 8-bit optimizer; several libraries import it when they find it, which costs 0.8 CPU seconds.
+    # Drawing needs no 8-bit optimizer; other libraries import it when they find it, for 0.8 CPU seconds.
     sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType]  Python's own way to bar an import
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a print in some library must not break the protocol

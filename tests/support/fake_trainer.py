@@ -108,6 +108,10 @@ def main(folder: Path) -> int:
         sys.stderr.write("ImportError: libfoo.so.1: cannot open shared object file\n")
         return 1
     stop, stopped = Stop(script.fault == "deaf"), threading.Event()
+    while os.environ.get("RANK", "0") != "0" and not stop.asked:
+        time.sleep(0.01)  # only the first of several ranks writes
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     threading.Thread(target=beat, args=(rundir, stopped), daemon=True).start()
     recipe = read_json(folder / RECIPE)
     steps, every = recipe["train"]["max_steps"], recipe["checkpoints"]["every"]

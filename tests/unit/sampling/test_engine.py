@@ -61,8 +61,8 @@ def test_equals_the_pipeline_of_diffusers(ws: Workspace, engine: Engine):
     pipe: Any = StableDiffusionPipeline.from_pretrained(wanted.base.location, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
-        "a red circle", negative_prompt="blue", num_inference_steps=6, guidance_scale=4.0, height=32, width=32,
-        generator=torch.Generator("cpu").manual_seed(5), output_type="np",
+        "a red circle", negative_prompt="blue", num_inference_steps=6, guidance_scale=4.0,
+        height=32, width=32, generator=torch.Generator("cpu").manual_seed(5), output_type="np",
     ).images[0]  # fmt: skip
     ours = draw(engine, wanted)[0]
     assert np.abs(ours - theirs * 255).max() <= 1.0

@@ -34,8 +34,8 @@ from studio.sampling.task import PROGRESS, REQUEST, SampleTask
 from studio.workspace import Workspace
 from tests.support.adapters import make_form, write_run_file
 from tests.support.fake_trainer import Script
-from tests.support.supervision import QUICK, ROOT, clean_environment, fake_executor, make_run, state_of, until
 from tests.support.sampling import MODULES, add_adapter, add_file, request
+from tests.support.supervision import QUICK, ROOT, clean_environment, fake_executor, make_run, state_of, until
 
 
 @pytest.fixture

@@ -1,0 +1,97 @@
+"""Forecasts: counted from headers, remembered from runs, honest about the rest."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from registry.errors import StudioError
+from registry.records import Base
+from studio.runs import launch, speed
+from studio.runs.forecast import FP32, adapter_parameters, forecast
+from studio.workspace import Workspace
+from tests.support.supervision import make_dataset
+from trainers.recipe import Recipe, apply_sets, preset
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    return Workspace.open(tmp_path / "home")
+
+
+def recipe(*sets: str) -> Recipe:
+    return apply_sets(preset("sd15", "style", "pocket"), ["adapter.rank=4", "adapter.conv_rank=2", *sets])
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        (),
+        ("adapter.conv_rank=0",),
+        ("adapter.train_text_encoder=true", "adapter.text_rank=3"),
+        (r"adapter.targets=.*attn2\.to_[kv]",),
+    ],
+)
+def test_the_adapter_has_as_many_parameters_as_was_said(ws: Workspace, sets: tuple[str, ...]):
+    import torch
+
+    from trainers.families.base import BaseFiles
+    from trainers.families.sd import StableDiffusion15
+    from trainers.methods import attach
+
+    base = ws.catalog.get(Base, "pocket")
+    wanted = recipe(*sets)
+    said, source = adapter_parameters(ws, wanted, base)
+    files = BaseFiles(str(ws.resolve(base.location)))
+    family = StableDiffusion15(files, dtype=torch.float32, device=torch.device("cpu"))
+    trained = attach(family, wanted.adapter, 0)
+    assert said == sum(parameter.numel() for parameter in trained.named.values())
+    assert "weight files" in source
+
+
+def test_time_and_memory_are_only_known_from_a_run_like_it(ws: Workspace):
+    base, dataset = ws.catalog.get(Base, "pocket"), make_dataset(ws)
+    wanted = recipe("train.max_steps=120")
+    before = forecast(ws, wanted, base, dataset)
+    assert (before.steps, before.minutes, before.memory_bytes) == (120, None, None)
+    assert "not known" in before.notes[1]
+    run = launch.launch(ws, wanted, base, dataset)
+    from trainers.rundir import Status
+
+    speed.remember(ws, run, Status(state="finished", step=120, seconds_per_step=0.5, peak_memory=7 << 20))
+    after = forecast(ws, wanted, base, dataset)
+    assert (after.minutes, after.memory_bytes) == (1.0, 7 << 20)
+    other = forecast(ws, recipe("train.max_steps=120", "train.batch_size=2"), base, dataset)
+    assert other.minutes is None
+    assert f"{120 * 4 / 3:.0f} times" in after.notes[2]
+
+
+def test_disk_grows_with_what_is_kept(ws: Workspace):
+    base, dataset = ws.catalog.get(Base, "pocket"), make_dataset(ws)
+    parameters, _ = adapter_parameters(ws, recipe(), base)
+    few = forecast(ws, recipe("checkpoints.keep=2"), base, dataset).disk_bytes
+    more = forecast(ws, recipe("checkpoints.keep=5"), base, dataset).disk_bytes
+    assert more - few == 3 * 4 * FP32 * parameters
+
+
+def test_a_base_without_files_here_is_guessed_and_said(ws: Workspace, tmp_path: Path):
+    hub = Base(name="hub", family="sd15", location="someone/base", kind="hub")
+    assert "guess" in adapter_parameters(ws, recipe(), hub)[1]
+    pocket = ws.catalog.get(Base, "pocket")
+    copy = tmp_path / "copy"
+    shutil.copytree(ws.resolve(pocket.location), copy)
+    weights = next((copy / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "guess" in adapter_parameters(ws, recipe(), replace(pocket, location=str(copy)))[1]
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    usage = shutil.disk_usage(ws.home)
+    base, dataset = ws.catalog.get(Base, "pocket"), make_dataset(ws)
+    monkeypatch.setattr("registry.files.shutil.disk_usage", lambda _: usage._replace(free=1 << 20))
+    with pytest.raises(StudioError, match=r"this run needs .* the disk has 1 MiB free"):
+        launch.launch(ws, recipe(), base, dataset)
+    assert list((ws.home / "runs").iterdir()) == []
