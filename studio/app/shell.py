@@ -1,6 +1,6 @@
 """What every page shares: the workspace, headings, empty states, errors in one line, notes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import streamlit as st
@@ -8,7 +8,7 @@ import streamlit as st
 from registry.errors import StudioError
 from registry.records import Run, RunState
 from studio.app import state
-from studio.app.words import STATE_WORDS, duration, md, plural
+from studio.app.words import duration, md, plural
 from studio.workspace import Workspace
 from trainers.rundir import Status
 
@@ -57,7 +57,7 @@ def _show_note() -> None:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
+def guarded() -> Generator[None]:
     """Errors of an action as one line on the page; the rest of the page stays usable."""
     try:
         yield
@@ -105,8 +105,10 @@ def fact(label: str, value: object, *, term: str = "") -> None:
 
 def run_progress(run: Run, status: Status | None) -> tuple[float, str]:
     """Fraction done and one line: what is happening, how far, how long still."""
-    if run.state in (RunState.QUEUED, RunState.STARTING) or status is None or status.state == "starting":
-        return 0.0, STATE_WORDS[run.state]
+    if run.state is RunState.QUEUED:
+        return 0.0, "waits for its turn"
+    if run.state is RunState.STARTING or status is None or status.state == "starting":
+        return 0.0, "getting ready"
     step, steps = status.step, status.steps or run.steps
     fraction = min(1.0, step / steps) if steps else 0.0
     parts = [f"step {step:,} of {steps:,}"]

@@ -1,5 +1,7 @@
 """Adapters: find one, look at where it came from, keep it in order, hand it on."""
 
+from typing import Any
+
 import streamlit as st
 
 from registry.records import Adapter
@@ -58,7 +60,7 @@ def listing() -> None:
     shell.pager(total, PER_PAGE, "adapters-page")
 
 
-def filters() -> dict[str, object]:
+def filters() -> dict[str, Any]:
     """Widgets -> arguments of `search_adapters`."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         query = st.text_input(

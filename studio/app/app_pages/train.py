@@ -87,10 +87,10 @@ def apply_address() -> None:
     catalog = shell.workspace().catalog
     if asked.get("goal") in GOALS:
         st.session_state["train-goal"] = asked["goal"]
-    for key, kind in (("base", Base), ("dataset", Dataset)):
-        found = catalog.find(kind, asked[key]) if asked.get(key) else None
-        if found is not None:
-            st.session_state[f"train-{key}"] = found.id
+    if base := catalog.find(Base, asked["base"]) if asked.get("base") else None:
+        st.session_state["train-base"] = base.id
+    if dataset := catalog.find(Dataset, asked["dataset"]) if asked.get("dataset") else None:
+        st.session_state["train-dataset"] = dataset.id
 
 
 def choose(bases: list[Base], datasets: list[Dataset]) -> Choice:

@@ -1,5 +1,7 @@
 """One data set: pictures with their captions, the doctor's findings, what to do with it."""
 
+from typing import Any
+
 import streamlit as st
 
 from registry.errors import StudioError
@@ -79,7 +81,7 @@ def pictures(dataset: Dataset) -> None:
     """A page of pictures, each with its caption to edit."""
     catalog = shell.workspace().catalog
     only = st.session_state.get(f"only-{dataset.id}", ())
-    chosen: dict[str, object] = {"dataset_id": dataset.id} | ({"id": tuple(only)} if only else {})
+    chosen: dict[str, Any] = {"dataset_id": dataset.id} | ({"id": tuple(only)} if only else {})
     total, key = catalog.count(Image, **chosen), f"page-{dataset.id}"
     offset = (shell.place(total, PER_PAGE, key) - 1) * PER_PAGE
     images = catalog.list(Image, order="position", limit=PER_PAGE, offset=offset, **chosen)

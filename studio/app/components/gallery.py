@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import streamlit as st
+from streamlit.components.v2 import component
 
 from studio.app.words import printable
 
@@ -17,13 +17,13 @@ def _read(name: str) -> str:
 
 
 _LIGHTBOX = _read("lightbox.js")
-_GALLERY = st.components.v2.component(
+_GALLERY = component(
     "lora_studio_gallery",
     html='<div id="grid"></div>',
     css=_read("gallery.css"),
     js=_LIGHTBOX + _read("gallery.js"),
 )
-_FILM = st.components.v2.component(
+_FILM = component(
     "lora_studio_film",
     html='<div id="film" tabindex="0"></div>',
     css=_read("film.css"),

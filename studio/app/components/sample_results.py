@@ -90,7 +90,9 @@ def _line(job: Job, news: dict[str, Any], count: int) -> str:
     if job.state is JobState.QUEUED:
         return "Waiting for its turn"
     if not news["step"]:
-        return md(str(news["phase"]).capitalize())
+        return (
+            "Getting the model ready" if news["phase"] == "waiting" else md(str(news["phase"]).capitalize())
+        )
     return f"Picture {news['picture']} of {count}, step {news['step']} of {news['steps']}"
 
 
