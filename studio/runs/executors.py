@@ -147,6 +147,7 @@ def environment(rundir: RunDir, processes: int, key: str) -> dict[str, str]:
         KEY_VARIABLE: key,
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         **thread_environment(processes),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ALL_KINDS = (JobKind.TRAIN, JobKind.SAMPLE)
 FRESH = 60.0  # seconds: a folder changed more recently may be one that `launch` is writing
+MAX_SAMPLE_TRIES = 3  # by workers that died of it
 RECONCILE_EVERY = 10.0  # seconds between looks for runs that lost their job
 
 
@@ -217,8 +218,11 @@ class Worker:
         for job in jobs.values():
             if job.kind is JobKind.TRAIN:
                 self._settle_job(job)
-            else:
+            elif job.attempts < MAX_SAMPLE_TRIES:
                 catalog.update(Job, job.id, state=JobState.QUEUED, owner="", lease_until=None)
+            else:
+                error = f"sample {job.subject_id}: {job.attempts} workers died while it was drawn."
+                catalog.finish_job(job.id, JobState.FAILED, error=error)
         self._requeue_lost()
 
     def _settle_job(self, job: Job) -> None:

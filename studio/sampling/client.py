@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 LOG = "sampler.log"  # in cache/
+MAX_LOG = 1 << 20  # bytes; a longer one is begun anew
 TRIES = 2  # a sampler that dies under a request gets a second chance with it
 
 
@@ -122,7 +123,8 @@ class SamplerClient:
     def _spawn(self) -> None:
         if self.pid is not None:
             return
-        with (self._ws.home / "cache" / LOG).open("ab") as log:
+        path = self._ws.home / "cache" / LOG
+        with path.open("wb" if path.exists() and path.stat().st_size > MAX_LOG else "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "studio.sampling.server"],
                 stdin=subprocess.PIPE,
@@ -191,10 +193,11 @@ def _read(stream: IO[str] | None, events: "queue.Queue[dict[str, Any]]") -> None
 
 
 def _environment() -> dict[str, str]:
-    """The sampler's environment: no network for the model libraries, as many threads as there are cores."""
+    """The sampler's environment. The network stays: a base may be a hub id; others load from files only."""
     return os.environ | {
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         **thread_environment(),
     }

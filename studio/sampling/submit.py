@@ -119,7 +119,8 @@ def progress(ws: "Workspace", sample: Sample) -> dict[str, Any]:
     `state` is the job's; `preview` says whether preview.png shows the picture being drawn.
     """
     job = job_of(ws, sample)
-    news: dict[str, Any] = {"phase": "waiting", "step": 0, "steps": 0, "picture": 0, "pictures": 0}
+    phase = "waiting" if job.state is JobState.QUEUED else "loading"
+    news: dict[str, Any] = {"phase": phase, "step": 0, "steps": 0, "picture": 0, "pictures": 0}
     news |= {"preview": False}
     try:
         if job.state is not JobState.QUEUED:

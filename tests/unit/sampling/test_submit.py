@@ -198,6 +198,25 @@ def test_a_sampler_that_dies_gets_a_second_chance_and_then_it_is_said(warm: tupl
     assert "ended the sampler twice" in job.error
 
 
+def test_an_idle_sampler_gives_its_memory_back(ws: Workspace):
+    client = SamplerClient(ws, idle=0.3)
+    client._spawn()
+    assert client.pid is not None
+    client.tick()
+    assert client.pid is not None
+    time.sleep(0.4)
+    client.tick()
+    assert client.pid is None
+
+
+@pytest.mark.fault
+def test_a_sample_that_ends_its_workers_is_not_tried_for_ever(ws: Workspace):
+    sample = submit(ws, request(ws))
+    ws.catalog.update(Job, job_of(ws, sample).id, state=JobState.LEASED, owner="dead", attempts=3)
+    Worker(ws, limits=QUICK).run(once=True)
+    assert "3 workers died" in job_of(ws, sample).error
+
+
 def test_a_request_file_that_is_lost_is_said(warm: tuple[Workspace, SamplerClient]):
     ws, _ = warm
     sample = submit(ws, request(ws))
@@ -219,7 +238,7 @@ def test_the_sampler_ends_with_its_input_and_stays_clean_on_stdout():
 
 @pytest.mark.fault
 def test_a_sampler_never_outlives_its_worker(ws: Workspace):
-    sample = submit(ws, request(ws, steps=500, count=64))
+    sample = submit(ws, request(ws, steps=300))
     command = [sys.executable, "-m", "tests.support.worker_main", str(ws.home)]
     worker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     until(lambda: progress(ws, sample)["step"] > 0, 60)
@@ -228,8 +247,8 @@ def test_a_sampler_never_outlives_its_worker(ws: Workspace):
     worker.kill()
     worker.wait()
     until(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE, 10)
-    assert job_of(ws, sample).state is JobState.LEASED  # the next worker puts it back into the queue
-    cancel(ws, sample)
+    assert job_of(ws, sample).state is JobState.LEASED
+    assert [file.name for file in wait(ws, sample)] == ["000.png"]  # the next worker begins it anew
 
 
 class Recorder(SamplerClient):
