@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from registry.errors import StudioError
+from registry.errors import NotFound, StudioError
 from studio.pocket.checker import Fidelity, fidelity
 from studio.pocket.grammar import Scene, caption, evaluation_scenes
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=64, help="how many held-out prompts")
     options = parser.parse_args(arguments)
     if not (options.model / "model_index.json").exists():
-        raise StudioError(
+        raise NotFound(
             str(options.model), "is no diffusers folder", "give the folder with model_index.json"
         )
     result = measure(load(options.model), evaluation_scenes(options.prompts))
@@ -64,4 +64,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except StudioError as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
