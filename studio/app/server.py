@@ -63,7 +63,7 @@ def options(port: int, listen: str) -> dict[str, object]:
         "server.maxUploadSize": UPLOAD_MB,
         "browser.gatherUsageStats": False,
         "client.allowedOrigins": [],
-        "client.toolbarMode": "minimal",
+        "client.toolbarMode": "viewer",
         "client.showErrorDetails": "none",
         "client.showErrorLinks": "false",
         "logger.hideWelcomeMessage": True,

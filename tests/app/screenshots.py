@@ -89,7 +89,8 @@ def settle(page: Page) -> None:
     """Wait until the page is drawn and its script rests."""
     page.wait_for_selector("h1", timeout=30_000)
     page.wait_for_function("!document.querySelector('[data-testid=stStatusWidget]')", timeout=30_000)
-    page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')", timeout=60_000)
+    page.wait_for_timeout(400)
+    page.wait_for_function("!document.body.innerText.includes('Checking:')", timeout=120_000)
     page.wait_for_timeout(1200)
 
 

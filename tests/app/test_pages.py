@@ -300,3 +300,11 @@ def test_a_large_photograph_gets_a_small_picture_once(empty: Workspace):
     with Pillow.open(small) as picture:
         assert picture.size == (SIDE, SIDE // 2)
     assert thumbnail(empty.blobs.path(blob), cache, key=blob) == small
+
+
+def test_branching_from_a_checkpoint_that_is_gone_says_so_in_one_line(filled: Workspace, open_page: Open):
+    run = next(r for r in filled.catalog.list(Run) if r.state is RunState.FINISHED)
+    at = open_page(filled, "runs", run=run.id)
+    button(at, "Branch").click().run()
+    assert not at.exception
+    assert "no checkpoint at step" in at.error[0].value.replace("\\", "")

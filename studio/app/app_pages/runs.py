@@ -3,12 +3,13 @@
 import streamlit as st
 
 from registry.records import Adapter, Base, Checkpoint, Dataset, Run, RunState
-from studio.app import shell
+from studio.app import shell, state
 from studio.app.components import live
 from studio.app.components.cards import adapter_card, run_card
 from studio.app.components.gallery import gallery
 from studio.app.components.run_actions import actions
 from studio.app.words import ago, duration, md, tail, value_text
+from studio.runs import launch
 from trainers.recipe import Recipe, differences, preset_name, to_toml
 from trainers.rundir import LOG
 
@@ -128,6 +129,27 @@ def outcome(run: Run) -> None:
                 for c in checkpoints
             ]
             st.table(rows, border="horizontal", hide_index=True)
+            branch_form(run, [c.step for c in checkpoints])
+
+
+def branch_form(run: Run, steps: list[int]) -> None:
+    """A new run from a checkpoint of this one: longer, or gentler."""
+    with (
+        st.form(f"branch-{run.id}", border=False),
+        st.container(horizontal=True, vertical_alignment="bottom"),
+    ):
+        step = st.selectbox("Go on from step", steps, width=150)
+        until = st.number_input("until step", 1, 1_000_000, max(run.steps, steps[0] * 2), width=150)
+        rate = st.number_input(
+            "Learning rate", 1e-9, 10.0, float(run.recipe["optimizer"]["lr"]), format="%g", width=160
+        )
+        if st.form_submit_button("Branch", icon=":material/call_split:"):
+            with shell.guarded():
+                sets = [f"train.max_steps={until}", f"optimizer.lr={rate!r}"]
+                made = launch.branch(shell.workspace(), run, int(step), sets)
+                state.wake_worker()
+                shell.note(f"{made.name} is in line")
+                shell.go("runs", run=made.id)
 
 
 def settings(run: Run) -> None:

@@ -20,9 +20,9 @@ TOKENS = {
     "WANDB_API_KEY": "Weights & Biases, for curves elsewhere",
 }
 MARKS = {
-    "ok": (":green[:material/check_circle:]", "fine"),
-    "warn": (":orange[:material/warning:]", "look at this"),
-    "bad": (":red[:material/error:]", "must be fixed"),
+    "ok": ":green[:material/check_circle:]",
+    "warn": ":orange[:material/warning:]",
+    "bad": ":red[:material/error:]",
 }
 
 
@@ -78,10 +78,9 @@ def findings(examination: "Future[list[Check]]") -> None:
         return
     order = list(MARKS)[::-1]
     for check in sorted(examination.result(), key=lambda check: order.index(check.status)):
-        mark, word = MARKS[check.status]
         fix = f"  \n:gray[{md(check.fix)}]" if check.fix else ""
         with st.container(horizontal=True, gap="small"):
-            st.markdown(mark, width="content", help=word)
+            st.markdown(MARKS[check.status], width="content")
             st.markdown(f"**{md(check.name)}** {md(check.value)}{fix}", width="stretch")
 
 
