@@ -14,6 +14,7 @@ from studio.app.components import mix
 from studio.app.words import md
 from studio.sampling.request import AdapterChoice, SampleRequest
 from studio.sampling.schedulers import SCHEDULERS
+from trainers.recipe import preset
 
 SEEDS = 2**32
 PENDING = "sample-pending"  # settings to put back before the widgets are made
@@ -96,7 +97,7 @@ def form(bases: list[Base]) -> SampleRequest | None:
     size = _size(base)
     seed = _seed()
     count = st.slider("How many pictures", 1, 16, key="s-count", persist_state=KEPT)
-    steps, cfg, scheduler = _more()
+    steps, cfg, scheduler = _more(base)
     if not st.button(
         "Make pictures", type="primary", icon=":material/brush:", width="stretch", shortcut="Ctrl+Enter"
     ):
@@ -196,8 +197,16 @@ def _dice() -> None:
     st.session_state["s-seed"] = random.randrange(SEEDS)
 
 
-def _more() -> tuple[int, float, str]:
-    for name, start in (("steps", 25), ("cfg", 7.0)):
+def _guidance(base: Base) -> float:
+    """What the base's own style preset draws its previews with: the pocket base burns its colours at 7."""
+    try:
+        return preset(base.family, "style", base.name).preview.cfg
+    except BadInput:  # a family without a shipped recipe
+        return 7.0
+
+
+def _more(base: Base) -> tuple[int, float, str]:
+    for name, start in (("steps", 25), ("cfg", _guidance(base))):
         st.session_state.setdefault(f"s-{name}", start)
     with st.expander("More", icon=":material/tune:"):
         steps = st.slider("How many steps (inference steps)", 1, 100, key="s-steps", persist_state=KEPT)
