@@ -1,0 +1,104 @@
+"""A byte-pair tokenizer made of the grammar's words and some everyday ones; any text tokenises.
+
+Byte-pair encoding as in Sennrich et al. 2016, on bytes as in GPT-2 and CLIP. The grammar's words become one
+token each; everyday words share what pieces 300 further merges give.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from typing import Any
+
+from transformers import CLIPTokenizer
+
+from studio.pocket.grammar import COLOURS, COUNT_WORDS, FILLERS, POSITIONS, SIZES, TEXTURES
+from studio.pocket.shapes import SHAPES
+
+LENGTH = 77  # tokens, as CLIP
+EVERYDAY_MERGES = 300
+GRAMMAR_WEIGHT = 100  # a grammar word counts as often as so many everyday ones
+END_OF_WORD = "</w>"
+EVERYDAY = """
+    and for from by as is it this that my your our his her its their four five six seven eight nine ten
+    painting sketch portrait person man woman boy girl child face hand eye cat dog bird fish horse bear fox rabbit
+    cow car boat house tree flower leaf mountain river lake sea beach sky cloud sun moon night day city street road
+    bridge forest garden field snow rain fire water stone wood metal glass paper ink pencil watercolor oil pastel
+    crayon charcoal comic cartoon pixel retro vintage modern minimal abstract flat outline hatched crosshatch line
+    dot stripe pattern texture soft bright dark light big tiny huge tall short long wide round sharp smooth rough
+    old new young happy sad cute good high low center middle behind front under over near wearing holding standing
+    sitting running flying toy robot monster dragon castle ship plane train bottle cup chair table book shoe hat bag
+    clock lamp logo icon badge mascot creature object foreground detailed realistic fantasy magic space planet food
+    fruit apple banana lemon cake bread cheese gold silver brown teal cyan magenta beige cream violet
+""".split()
+
+Merge = tuple[str, str]
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """The tokenizer; always the same, about 760 tokens."""
+    alphabet = byte_alphabet()
+    grammar, everyday = _grammar_words(), set(EVERYDAY)
+    weights = Counter(dict.fromkeys(grammar, GRAMMAR_WEIGHT))
+    weights.update(everyday)
+    merges = learn_merges(weights, alphabet)
+    letters = list(alphabet.values())
+    tokens = letters + [letter + END_OF_WORD for letter in letters] + [left + right for left, right in merges]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    settings: dict[str, Any] = {"vocab": vocabulary, "merges": merges, "model_max_length": LENGTH}
+    return CLIPTokenizer(**settings)
+
+
+def byte_alphabet() -> dict[int, str]:
+    """A printable character for each of the 256 bytes (the table of GPT-2 that CLIP took over)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = (byte for byte in range(256) if byte not in printable)
+    table = {byte: chr(byte) for byte in printable}
+    return table | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
+
+
+def learn_merges(weights: Counter[str], alphabet: dict[int, str]) -> list[Merge]:
+    """Merges in the order learnt: the most frequent pair first, ties by the later in the alphabet.
+
+    Ends when no pair occurs twice, or when `EVERYDAY_MERGES` pairs were merged that no grammar word needs.
+    """
+    words = {word: _letters(word, alphabet) for word in weights}
+    merges: list[Merge] = []
+    left = EVERYDAY_MERGES
+    while True:
+        pairs: Counter[Merge] = Counter()
+        for word, pieces in words.items():
+            for pair in zip(pieces, pieces[1:], strict=False):
+                pairs[pair] += weights[word]
+        if not pairs:
+            return merges
+        best, count = max(pairs.items(), key=lambda item: (item[1], item[0]))
+        left -= count < GRAMMAR_WEIGHT
+        if count < 2 or left < 0:
+            return merges
+        merges.append(best)
+        words = {word: _merged(pieces, best) for word, pieces in words.items()}
+
+
+def _letters(word: str, alphabet: dict[int, str]) -> list[str]:
+    letters = [alphabet[byte] for byte in word.encode()]
+    return [*letters[:-1], letters[-1] + END_OF_WORD]
+
+
+def _merged(pieces: list[str], pair: Merge) -> list[str]:
+    out: list[str] = []
+    for piece in pieces:
+        # A piece made by this merge is longer than either half, so it cannot be mistaken for a left half.
+        if out and (out[-1], piece) == pair:
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
+
+
+def _grammar_words() -> set[str]:
+    phrases: Iterable[str] = (
+        *COUNT_WORDS.values(), *COLOURS, *SHAPES, *(shape + "s" for shape in SHAPES), "crosses", *TEXTURES,
+        *SIZES, *POSITIONS, *FILLERS, "an", "background", "with",
+    )  # fmt: skip
+    return {word for phrase in phrases for word in phrase.split()}
