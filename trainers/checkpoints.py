@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on bit for bit, without a pickle anywhere.
 
     adapter.safetensors   the result as it would be at this step (running mean applied), diffusers layout
-    state.safetensors     `weights.<key>`, `mean.<key>`, `optimizer.<index>.<name>`
+    state.safetensors     `weights.<key>`, `mean.<group>`, `optimizer.<group>.<name>`
     state.json            step, losses, and the optimizer's structure and numbers
     manifest.json         sizes, hashes, signature; see `trainers.rundir`
 
@@ -14,19 +14,20 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from registry.errors import Damaged, StudioError
 from registry.files import atomic_folder, atomic_path, read_json, remove_tree, require_space, write_json
 from trainers.ema import Ema
+from trainers.flat import Flat
 from trainers.methods import Trainables, load_tensors
 from trainers.rundir import (
     ADAPTER,
@@ -49,15 +50,20 @@ class Learning:
     """The parts of a run that change with every step."""
 
     trainables: Trainables
+    flats: list[Flat]  # the same parameters, as the optimizer sees them
     optimizer: Optimizer
     ema: Ema
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """One flat parameter per group."""
+        return [flat.parameter for flat in self.flats]
+
     def adapter(self) -> dict[str, Tensor]:
         """Tensors of the adapter file: fp32, on the CPU."""
-        return {
-            key: value.detach().cpu().contiguous()
-            for key, value in zip(self.trainables.named, self.ema.values(), strict=True)
-        }
+        values = zip(self.flats, self.ema.values(), strict=True)
+        views = {key: view for flat, value in values for key, view in flat.views(value).items()}
+        return {key: view.detach().cpu().clone() for key, view in views.items()}
 
 
 class Store:
@@ -168,9 +174,8 @@ def restore(folder: Path, learning: Learning, *, optimizer: bool = True) -> dict
     weights = _below("weights.", tensors)
     load_tensors(learning.trainables, weights)
     structure = numbers["learning"]
-    means = _below("mean.", tensors) or weights
-    for key, mean in zip(learning.trainables.named, learning.ema.means, strict=False):
-        mean.copy_(means[key])
+    for index, mean in enumerate(learning.ema.means):
+        mean.copy_(tensors.get(f"mean.{index}", learning.parameters[index].detach()))
     learning.ema.updates = structure["ema_updates"]
     if optimizer:
         state: dict[str, Any] = {
@@ -199,9 +204,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _pack(learning: Learning) -> tuple[dict[str, Tensor], dict[str, Any]]:
     named, state = learning.trainables.named, learning.optimizer.state_dict()
-    tensors = {f"weights.{key}": parameter.detach().cpu().contiguous() for key, parameter in named.items()}
-    for key, mean in zip(named, learning.ema.means, strict=False):
-        tensors[f"mean.{key}"] = mean.cpu().contiguous()
+    tensors = {f"weights.{key}": parameter.detach().cpu().clone() for key, parameter in named.items()}
+    tensors |= {f"mean.{index}": mean.cpu() for index, mean in enumerate(learning.ema.means)}
     optimizer = {
         str(index): _lift(value, f"optimizer.{index}", tensors) for index, value in state["state"].items()
     }
@@ -240,9 +244,8 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def same_optimizer(numbers: Mapping[str, Any], optimizer: Optimizer, sizes: Sequence[int]) -> bool:
-    """Whether a checkpoint's optimizer state fits: same class, same number of parameters per group."""
+def same_optimizer(numbers: Mapping[str, Any], optimizer: Optimizer) -> bool:
+    """Whether a checkpoint's optimizer state fits: same class, same number of groups."""
     groups = _unpack(numbers["learning"]["groups"], {})
-    return numbers.get("optimizer_class") == type(optimizer).__name__ and [
-        len(group["params"]) for group in groups
-    ] == list(sizes)
+    same_class = numbers.get("optimizer_class") == type(optimizer).__name__
+    return same_class and len(groups) == len(optimizer.param_groups)

@@ -41,9 +41,9 @@ def train(session: "Session") -> None:
             loss += part.detach() / s.accumulate
             names += batch.names
         loss, stop = share_gradients(session, loss)
-        norm = accelerator.clip_grad_norm_(s.learning.trainables.parameters, s.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(s.learning.parameters, s.max_grad_norm)
         s.optimizer.step()
-        s.optimizer.zero_grad()  # to None: no memory is written
+        s.optimizer.zero_grad(set_to_none=False)  # gradients are views of one buffer and stay so
         s.learning.ema.update()
         s.readback.push(step, loss, norm, stop, names, s.rates())
         s.milestones.after(step)
@@ -70,9 +70,11 @@ def error(family: Family, objective: Objective, batch: Batch, noise: Tensor, t: 
 
 
 def step_generator(seed: int, step: int, micro: int, rank: int) -> torch.Generator:
-    """CPU generator of one micro-batch's noise and timesteps; torch's global one is seeded for dropout."""
+    """CPU generator of one micro-batch's noise and timesteps; the global ones are seeded too, for dropout."""
     place = draw_seed(seed, "noise", step, micro, rank)
-    torch.manual_seed(place)
+    torch.default_generator.manual_seed(place)  # torch.manual_seed would visit every kind of device: 1 ms
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(place)
     return torch.Generator().manual_seed(place)
 
 
@@ -85,11 +87,11 @@ def share_gradients(session: "Session", loss: Tensor) -> tuple[Tensor, Tensor]:
     stop = torch.tensor(float(session.wants_stop()), device=loss.device)
     if session.accelerator.num_processes == 1:
         return loss, stop
-    gradients = [p.grad for p in session.learning.trainables.parameters if p.grad is not None]
-    flat = torch.cat([*(g.reshape(-1) for g in gradients), loss.view(1), stop.view(1)])
+    gradients = [p.grad for p in session.learning.parameters if p.grad is not None]
+    flat = torch.cat([*gradients, loss.view(1), stop.view(1)])
     flat = session.accelerator.reduce(flat, "mean")
     assert isinstance(flat, Tensor)
     sizes = [g.numel() for g in gradients]
     for gradient, mean in zip(gradients, flat[:-2].split(sizes), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+        gradient.copy_(mean)
     return flat[-2], flat[-1]

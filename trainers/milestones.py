@@ -90,8 +90,7 @@ class Milestones:
             self.store.publish(folder)
 
     def _checkpoint(self) -> None:
-        parameters = self.learning.trainables.parameters
-        if not torch.stack([p.detach().isfinite().all() for p in parameters]).all():
+        if not all(p.detach().isfinite().all() for p in self.learning.parameters):
             self.readback.drain()  # names the batch when the loss says it too
             raise NotFinite("adapter", self.step, [])
         probe_loss = self.probe() if self.probe else None

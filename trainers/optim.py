@@ -4,13 +4,14 @@ The schedule is a function of the step and has no state, so that resuming cannot
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from registry.errors import BadInput
-from trainers.methods import Trainables
+from trainers.flat import Flat
 from trainers.recipe_fields import OptimizerSection, ScheduleSection
 
 PEAK = "peak_lr"  # key in a parameter group: the rate at a factor of 1
@@ -23,18 +24,22 @@ def optimizer_name(section: OptimizerSection, device: torch.device) -> str:
     return "adamw8bit" if device.type == "cuda" else "adamw"
 
 
-def make_optimizer(section: OptimizerSection, trainables: Trainables, device: torch.device) -> Optimizer:
+def make_optimizer(section: OptimizerSection, flats: Sequence[Flat], device: torch.device) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019), its 8-bit form (Dettmers et al. 2022) or Prodigy (Mishchenko 2023).
 
-    Group 0 is the denoiser's adapter, group 1 (if any) the text encoders' with a rate of its own.
+    Args:
+        section: The optimizer section of the recipe.
+        flats: The denoiser's adapter and, if it is trained, the text encoders', which has a rate of its own.
+        device: Decides what "auto" means.
 
     Raises:
         BadInput: Prodigy with two rates.
     """
     name = optimizer_name(section, device)
-    groups: list[dict[str, Any]] = [_group(trainables.denoiser, section.lr)]
-    if trainables.text:
-        groups.append(_group(trainables.text, section.text_encoder_lr))
+    rates = (section.lr, section.text_encoder_lr)
+    groups: list[dict[str, Any]] = [
+        {"params": [flat.parameter], "lr": rate, PEAK: rate} for flat, rate in zip(flats, rates, strict=False)
+    ]
     options: dict[str, Any] = {
         "lr": section.lr,
         "betas": (section.beta1, section.beta2),
@@ -46,16 +51,12 @@ def make_optimizer(section: OptimizerSection, trainables: Trainables, device: to
 
         return AdamW8bit(groups, **options)
     if name == "prodigy":
-        if trainables.text and section.text_encoder_lr != section.lr:
+        if len(flats) > 1 and section.text_encoder_lr != section.lr:
             raise BadInput("optimizer.text_lr", "prodigy has one rate for everything", "set it to none")
         from prodigyopt import Prodigy
 
         return Prodigy(groups, **options, use_bias_correction=True, safeguard_warmup=True)
     return torch.optim.AdamW(groups, **options, fused=True)
-
-
-def _group(parameters: dict[str, torch.nn.Parameter], lr: float) -> dict[str, Any]:
-    return {"params": list(parameters.values()), "lr": lr, PEAK: lr}
 
 
 def lr_factor(section: ScheduleSection, step: int, max_steps: int) -> float:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from trainers.metrics import Reporter, process_rank
+from trainers.recipe import Recipe, load_frozen
 from trainers.rundir import RECIPE, RunDir
 from trainers.signals import StopFlag, Stopped
 
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(reporter: Reporter, stop: StopFlag) -> int:
     """Set up and train; everything heavy is imported here, after the first heartbeat."""
+    spare_bitsandbytes(load_frozen(reporter.rundir.file(RECIPE)))
     from trainers.loop import train
     from trainers.session import open_session
 
@@ -63,6 +65,18 @@ def run(reporter: Reporter, stop: StopFlag) -> int:
     reporter.end("finished" if done else "stopped")
     log.info("%s at step %d", "finished" if done else "stopped", session.milestones.step)
     return 0
+
+
+def spare_bitsandbytes(recipe: Recipe) -> None:
+    """Hide bitsandbytes unless its optimizer is wanted: diffusers and PEFT import it on sight, which costs 1
+    s."""
+    import torch
+
+    wanted = recipe.optimizer.name == "adamw8bit" or (
+        recipe.optimizer.name == "auto" and torch.cuda.is_available()
+    )
+    if not wanted and "bitsandbytes" not in sys.modules:
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment] # Python's own mark for "do not import"
 
 
 def _keep_last_finite(reporter: Reporter, kind: str) -> None:

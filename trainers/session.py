@@ -44,7 +44,7 @@ class Session:
     setting: Setting
     objective: Objective
     learning: Learning
-    optimizer: Any  # accelerate's wrapper around learning.optimizer
+    optimizer: Any  # learning.optimizer, behind accelerate's gradient scaler for fp16
     source: BatchSource
     readback: ReadBack
     milestones: Milestones
@@ -89,16 +89,15 @@ class Session:
         recipe = self.setting.recipe
         set_rates(self.learning.optimizer, lr_factor(recipe.schedule, step, self.max_steps))
         if step > recipe.adapter.text_encoder_until * self.max_steps:
-            for parameter in self.learning.trainables.text.values():
-                parameter.requires_grad_(False)
+            for flat in self.learning.flats[1:]:
+                flat.freeze()
 
     def rates(self) -> dict[str, float]:
         """Learning rates in force; Prodigy's include its own estimate."""
         groups = self.learning.optimizer.param_groups
         names = ("lr", "text_lr")
         rates = {name: group["lr"] * group.get("d", 1.0) for name, group in zip(names, groups, strict=False)}
-        text = self.learning.trainables.text.values()
-        if text and not any(parameter.requires_grad for parameter in text):
+        if any(flat.frozen for flat in self.learning.flats):
             rates["text_lr"] = 0.0
         return rates
 
@@ -146,7 +145,8 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     reporter.phase("loading")
     learning = make_learning(setting)
     store = Store(rundir, workspace_key(), recipe.checkpoints.keep)
-    optimizer = accelerator.prepare(learning.optimizer)
+    # Accelerate's wrapper is for the scaler; without one it only costs (it looks for a package at each step).
+    optimizer = accelerator.prepare(learning.optimizer) if accelerator.scaler else learning.optimizer
     start, numbers = restore_newest(setting, store, learning)
     trackers: list[Any] = []
     previewer = probe = None

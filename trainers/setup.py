@@ -23,15 +23,18 @@ from trainers.data import assign_buckets, check_captions, load_items, read_pixel
 from trainers.ema import Ema
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Conditioning, Family
+from trainers.flat import Flat
 from trainers.methods import attach
 from trainers.metrics import Reporter
 from trainers.optim import make_optimizer
 from trainers.plan import Item, captions_needed, draw_seed, final_caption, replace_trigger
-from trainers.recipe import Recipe
+from trainers.recipe import Recipe, TrainSection
 from trainers.rundir import RunDir, RunEnv, checkpoint_step, verify_checkpoint
 from trainers.signals import StopFlag
+from trainers.weight_first import apply_weight_first
 
 ENCODE_BATCH = 8  # pictures per VAE call at 512 px; fewer when they are larger
+SMALL_STEP = 8 * 128**2  # pixels in a batch below which one thread is fastest
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -87,7 +90,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
     precision = choose_precision(recipe.train.precision, cuda=cuda)
     if not cuda:
-        torch.set_num_threads(recipe.train.num_threads or cpu_threads())
+        torch.set_num_threads(recipe.train.num_threads or cpu_threads(recipe.train))
     else:
         torch.backends.cudnn.benchmark = True  # shapes repeat: buckets are few
         if precision != "fp32":
@@ -110,8 +113,16 @@ def choose_precision(wanted: str, *, cuda: bool) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def cpu_threads() -> int:
-    """Threads per process: what the launcher says, else the processors we may use."""
+def cpu_threads(train: TrainSection) -> int:
+    """Threads per process when the recipe leaves them open.
+
+    All that the launcher gives us, but one where steps are short: their operations take tens of
+    microseconds, and threads that wait for each other in each of them cost up to twenty times the work when
+    another program wants the same processors. A rule and no measurement, because another number of threads
+    may round otherwise, and a resumed run has to be the same run.
+    """
+    if train.batch_size * train.resolution**2 < SMALL_STEP:
+        return 1
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdigit() and int(said) > 0 else max(1, len(os.sched_getaffinity(0)))
 
@@ -233,8 +244,11 @@ def make_learning(setting: Setting) -> Learning:
         for name in family.text_encoder_names if trainables.text else ():
             family.part(name).gradient_checkpointing_enable({"use_reentrant": False})
             family.part(name).train()
-    optimizer = make_optimizer(recipe.optimizer, trainables, family.device)
-    return Learning(trainables, optimizer, Ema(trainables.parameters, recipe.train.ema_decay))
+    apply_weight_first(trainables, family.device)
+    flats = [Flat(named) for named in (trainables.denoiser, trainables.text) if named]
+    optimizer = make_optimizer(recipe.optimizer, flats, family.device)
+    ema = Ema([flat.parameter for flat in flats], recipe.train.ema_decay)
+    return Learning(trainables, flats, optimizer, ema)
 
 
 def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[int, dict[str, Any]]:
@@ -262,8 +276,7 @@ def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[
         raise BadInput(
             "train.max_steps", f"is {recipe.train.max_steps}, the checkpoint has {start}", "raise it"
         )
-    sizes = [len(group["params"]) for group in learning.optimizer.param_groups]
-    fits = same_optimizer(read_numbers(folder), learning.optimizer, sizes)
+    fits = same_optimizer(read_numbers(folder), learning.optimizer)
     if not fits:
         setting.reporter.warn("the parent used another optimizer: this run begins with a fresh one")
     peaks = [dict(group) for group in learning.optimizer.param_groups]

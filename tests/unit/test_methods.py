@@ -13,6 +13,7 @@ from trainers.checkpoints import Learning, write_tensors
 from trainers.ema import Ema
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles
+from trainers.flat import Flat
 from trainers.methods import METADATA_KEY, attach, load_tensors
 from trainers.preview import sample
 from trainers.recipe import AdapterSection, PreviewSection
@@ -82,7 +83,10 @@ def test_file_draws_in_diffusers_what_the_live_model_draws(case, base, tmp_path)
     plain = draw(family)
     trainables = trained(family, CASES[case])
     live = draw(family).clamp(-1, 1)
-    learning = Learning(trainables, torch.optim.AdamW(trainables.parameters), Ema(trainables.parameters, 0))
+    flats = [Flat(named) for named in (trainables.denoiser, trainables.text) if named]
+    parameters = [flat.parameter for flat in flats]
+    learning = Learning(trainables, flats, torch.optim.AdamW(parameters), Ema(parameters, 0))
+    assert torch.equal(draw(family).clamp(-1, 1), live)  # flat storage is the same model
     write_tensors(tmp_path / "adapter.safetensors", learning.adapter(), trainables.metadata())
 
     pipe = pipeline(base)

@@ -10,18 +10,20 @@ from torch import nn
 
 from registry.errors import BadInput
 from trainers.ema import Ema
-from trainers.methods import Trainables
+from trainers.flat import Flat
 from trainers.optim import lr_factor, make_optimizer, optimizer_name, set_rates
 from trainers.recipe import OptimizerSection, ScheduleSection
 
 NAMES = ("constant", "cosine", "linear", "polynomial", "cosine_with_restarts")
 
 
-def trainables(text: bool = False) -> Trainables:
+def flats(count: int = 1) -> list[Flat]:
+    """`count` groups of two layers."""
+
     def layer(seed):
         return nn.Parameter(torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)))
 
-    return Trainables({"a.lora_B.weight": layer(0)}, {"b.lora_B.weight": layer(1)} if text else {}, {}, {})
+    return [Flat({"a": layer(2 * n), "b": layer(2 * n + 1)}) for n in range(count)]
 
 
 def test_cosine_by_hand():
@@ -59,9 +61,7 @@ def test_factor_stays_in_its_range(name, steps, at, warmup, min_lr, cycles):
 
 
 def test_rates_of_both_groups_keep_their_ratio():
-    optimizer = make_optimizer(
-        OptimizerSection(lr=1e-3, text_lr=2e-4), trainables(text=True), torch.device("cpu")
-    )
+    optimizer = make_optimizer(OptimizerSection(lr=1e-3, text_lr=2e-4), flats(2), torch.device("cpu"))
     set_rates(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [5e-4, 1e-4]
     set_rates(optimizer, 1.0)
@@ -76,23 +76,21 @@ def test_auto_is_8_bit_on_a_gpu_only():
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "prodigy"])
 def test_every_optimizer_goes_downhill(name):
-    learning = trainables()
-    parameter = learning.parameters[0]
+    groups = flats()
+    parameter = groups[0].parameter
     lr = 1.0 if name == "prodigy" else 0.05
-    optimizer = make_optimizer(OptimizerSection(name=name, lr=lr), learning, torch.device("cpu"))
+    optimizer = make_optimizer(OptimizerSection(name=name, lr=lr), groups, torch.device("cpu"))
     before = float(parameter.detach().square().sum())
     for _ in range(200):
-        optimizer.zero_grad()
-        parameter.square().sum().backward()
+        optimizer.zero_grad(set_to_none=False)
+        sum(layer.square().sum() for layer in groups[0].named.values()).backward()
         optimizer.step()
     assert float(parameter.detach().square().sum()) < before * 0.9
 
 
 def test_prodigy_has_one_rate():
     with pytest.raises(BadInput, match="one rate for everything"):
-        make_optimizer(
-            OptimizerSection(name="prodigy", lr=1.0, text_lr=0.5), trainables(text=True), torch.device("cpu")
-        )
+        make_optimizer(OptimizerSection(name="prodigy", lr=1.0, text_lr=0.5), flats(2), torch.device("cpu"))
 
 
 def test_running_mean_against_a_loop():
@@ -119,3 +117,22 @@ def test_running_mean_switched_off_costs_nothing():
     ema.update()
     assert ema.means == []
     assert ema.values()[0].data_ptr() == parameter.data_ptr()
+
+
+def test_flat_storage_learns_as_separate_tensors_do():
+    flat = flats()[0]
+    separate = [nn.Parameter(p.detach().clone()) for p in flat.named.values()]
+    expected = torch.optim.AdamW(separate, lr=0.1)
+    found = torch.optim.AdamW([flat.parameter], lr=0.1)
+    for step in range(5):
+        for layers, optimizer in ((separate, expected), (list(flat.named.values()), found)):
+            sum((layer - step).pow(4).sum() for layer in layers).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+    for layer, other in zip(flat.named.values(), separate, strict=True):
+        torch.testing.assert_close(layer, other)
+    kept = flat.parameter.detach().clone()
+    flat.freeze()
+    found.step()
+    assert flat.frozen
+    assert torch.equal(flat.parameter, kept)

@@ -56,8 +56,8 @@ def test_ranks_agree_on_stopping(tmp_path, tiny_sd15, pictures):
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_gradients_loss_and_stop_vote_are_averaged_in_one_call(asked):
-    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(1))]
-    parameters[0].grad, parameters[1].grad = torch.arange(6.0).view(2, 3), torch.ones(4)
+    parameters = [nn.Parameter(torch.zeros(size)) for size in (6, 4, 1)]
+    parameters[0].grad, parameters[1].grad = torch.arange(6.0), torch.ones(4)
     other = torch.tensor([*[10.0] * 6, *[3.0] * 4, 0.5, 0.0])  # the other process: gradients, loss, no wish
     calls = []
 
@@ -67,12 +67,12 @@ def test_gradients_loss_and_stop_vote_are_averaged_in_one_call(asked):
 
     session = SimpleNamespace(
         accelerator=SimpleNamespace(num_processes=2, reduce=reduce),
-        learning=SimpleNamespace(trainables=SimpleNamespace(parameters=parameters)),
+        learning=SimpleNamespace(parameters=parameters),
         wants_stop=lambda: asked,
     )
     loss, stop = share_gradients(session, torch.tensor(1.5))
     assert calls == ["mean"]
-    assert parameters[0].grad.tolist() == [[5.0, 5.5, 6.0], [6.5, 7.0, 7.5]]
+    assert parameters[0].grad.tolist() == [5.0, 5.5, 6.0, 6.5, 7.0, 7.5]
     assert parameters[1].grad.tolist() == [2.0] * 4
     assert parameters[2].grad is None  # a frozen text encoder stays out of it
     assert (loss.item(), stop.item()) == (1.0, 0.5 if asked else 0.0)
