@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from registry.errors import BadInput
 from tests.support.bases import save_base
+from tests.support.checkpoints import save_checkpoint
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles
 from trainers.recipe import ObjectiveSection
@@ -162,3 +163,24 @@ def _empty(folder: Path) -> None:
 def _pickle(folder: Path) -> None:
     weights = folder / "diffusion_pytorch_model.safetensors"
     weights.rename(folder / "diffusion_pytorch_model.bin")
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_single_file_is_the_folder(name, tmp_path):
+    """Weights in one file under the original names, configs beside it, nothing asked of a hub."""
+    folder = save_base(name, tmp_path / "base")
+    file = save_checkpoint(folder, tmp_path / "model.safetensors")
+    configs = shutil.copytree(
+        folder, tmp_path / "configs", ignore=shutil.ignore_patterns("*model*.safetensors")
+    )
+    from_folder = load((name, folder))
+    base = BaseFiles(str(file), "file", str(configs))
+    from_file = FAMILIES[name].load_class()(base, dtype=torch.float32, device=CPU)
+    for part in ("unet", "vae", "text_encoder"):
+        expected = from_folder.part(part).state_dict()
+        found = from_file.part(part).state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in expected), part
+    assert torch.equal(from_file.encode_text(["x"])["hidden"], from_folder.encode_text(["x"])["hidden"])
+    assert from_file.make_objective(ObjectiveSection()) is not None
+    assert from_file.component_hash("vae") == from_file.component_hash("unet")

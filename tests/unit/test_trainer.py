@@ -236,3 +236,30 @@ def test_full_disk_is_told_apart_and_old_checkpoints_stay(tmp_path, tiny_sd15):
     trainer.wait_for_step(rundir, 2)
     os.killpg(trainer.pid, signal.SIGTERM)
     assert trainer.wait() == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_with_gradient_checkpointing(precision, tmp_path, tiny_sd15, pictures):
+    """The base computes in half precision; adapter weights and file stay fp32."""
+    changes = {
+        "train.precision": precision,
+        "train.gradient_checkpointing": True,
+        "adapter.train_text_encoder": True,
+        "train.max_steps": 3,
+        "preview.every": 3,
+    }
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures, changes)
+    assert train(rundir) == 0, log(rundir)
+    assert rundir.read_status().warnings == []
+    tensors = load_file(rundir.adapter)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert any(tensor.abs().max() > 0 for key, tensor in tensors.items() if "lora_B" in key)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, tiny_sd15, pictures):
+    changes = {"train.max_steps": 3, "adapter.train_text_encoder": True}
+    plain = write_run(tmp_path / "plain", tiny_sd15, pictures, changes)
+    less = write_run(tmp_path / "less", tiny_sd15, pictures, changes | {"train.gradient_checkpointing": True})
+    assert train(plain) == train(less) == 0
+    expected, found = load_file(plain.adapter), load_file(less.adapter)
+    assert all(torch.allclose(found[key], expected[key], atol=1e-5) for key in expected)
