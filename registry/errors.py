@@ -14,7 +14,7 @@ class StudioError(Exception):
 
     def __init__(self, thing: str, wrong: str, do: str = "") -> None:
         self.thing, self.wrong, self.do = thing, wrong, do
-        message = f"{thing}: {wrong}." + (f" {do}." if do else "")
+        message = f"{thing}: {wrong}." + (f" {do.rstrip('.')}." if do else "")
         super().__init__(" ".join(message.split()))
 
     def __reduce__(self) -> tuple[type["StudioError"], tuple[str, str, str]]:

@@ -193,6 +193,18 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
+def expand_home(path: str | Path) -> Path:
+    """`path` with `~` and `~name` spelled out.
+
+    Raises:
+        BadInput: nobody of that name has a home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise BadInput(str(path), "has no home folder", "write the path out") from error
+
+
 def inside(root: Path, path: str | Path) -> Path:
     """`root / path`, resolved, and proven to lie within `root`.
 

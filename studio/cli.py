@@ -1,5 +1,6 @@
 """`studio`: parse -> one call -> print. Every command is thin over a function that the app calls too."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -70,13 +71,26 @@ def run(arguments: Sequence[str]) -> int:
         return _complain("interrupted", 130)
     except StudioError as error:
         return _complain(str(error), error.exit_code, error)
+    except OSError as error:
+        return _complain(_system_fault(error), 1, error)
     except Exception as error:  # noqa: BLE001  the last line before the person: one line, never a traceback
         if type(error).__name__ == "Abort":
             return _complain("interrupted", 130)
         if hasattr(error, "format_message"):
             return _usage(error)
-        return _complain(f"{type(error).__name__}: {error}. Set STUDIO_DEBUG=1 to see where.", 1, error)
+        what = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        return _complain(f"{what}. Set STUDIO_DEBUG=1 to see where.", 1, error)
+    if code == 130:  # the parser's own answer to Ctrl-C
+        return _complain("interrupted", 130)
     return code if isinstance(code, int) else 0
+
+
+def _system_fault(error: OSError) -> str:
+    """A fault of the operating system that no room has put into words."""
+    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    if error.filename is None:
+        return f"this machine: {reason}. Set STUDIO_DEBUG=1 to see where."
+    return f"{os.fsdecode(error.filename)}: cannot be used ({reason}). Check the path and its permissions."
 
 
 def _usage(error: Any) -> int:
@@ -85,7 +99,8 @@ def _usage(error: Any) -> int:
         sys.stderr.write(f"{error.format_message()}\n")
         return 2
     where = getattr(getattr(error, "ctx", None), "command_path", "studio")
-    return _complain(f"{where}: {error.format_message()} See `{where} --help`.", 2, error)
+    message = error.format_message().rstrip(".")
+    return _complain(f"{where}: {message}. See `{where} --help`.", 2, error)
 
 
 def _complain(message: str, code: int, error: BaseException | None = None) -> int:
@@ -99,12 +114,19 @@ def _complain(message: str, code: int, error: BaseException | None = None) -> in
 
 def main() -> None:
     """Entry point of the console script."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  `>&-` leaves no file at all
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  for the whole process
+        sys.exit(_complain("stdout: is closed.", 1))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without the letters gets their numbers
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader went away: `studio runs list | head`
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+        if not isinstance(error, BrokenPipeError):  # else the reader went away: `studio runs list | head`
+            _complain(f"stdout: cannot be written ({(error.strerror or str(error)).lower()}).", 1)
     sys.exit(code)
 
 

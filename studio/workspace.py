@@ -16,7 +16,7 @@ import platformdirs
 from registry.blobs import Blobs
 from registry.catalog import Catalog
 from registry.errors import BadInput, Damaged
-from registry.files import storage_error, sweep_temporaries, sync_folder, temporary_beside
+from registry.files import expand_home, storage_error, sweep_temporaries, sync_folder, temporary_beside
 from registry.hashing import HashMemo, hash_folder
 from registry.records import Base
 from registry.trash import Trash
@@ -47,13 +47,13 @@ class Workspace:
             BadInput: the folder cannot be made or is a file.
         """
         named = home or os.environ.get("STUDIO_HOME") or platformdirs.user_data_path(APP)
-        folder = Path(os.path.abspath(Path(named).expanduser()))  # noqa: PTH100  links stay as the person set them
-        if folder.exists() and not folder.is_dir():
-            raise BadInput(str(folder), "is a file, not a folder", "give another --home")
-        missing = [name for name in FOLDERS if not (folder / name).is_dir()]
+        folder = Path(os.path.abspath(expand_home(named)))  # noqa: PTH100  links stay as the person set them
         try:
-            for name in missing:
-                (folder / name).mkdir(parents=True, exist_ok=True)
+            if folder.exists() and not folder.is_dir():
+                raise BadInput(str(folder), "is a file, not a folder", "give another --home")
+            for name in FOLDERS:
+                if not (folder / name).is_dir():  # in a read-only workspace even an idle mkdir fails
+                    (folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             do = "give a folder you may write to with --home or STUDIO_HOME"

@@ -42,7 +42,9 @@ def list_(
             ("rating", lambda r: "*" * r["rating"]),
             ("added", lambda r: r["_added"]),
         ],
-        empty="No adapters. Train one: studio train --help",
+        empty="No adapter fits. See all: studio adapters list"
+        if query or base_family or tag or trashed
+        else "No adapters. Train one: studio train --help",
     )
     if total > len(found):
         note(f"{total - len(found)} more; raise --limit or narrow the search.")
@@ -71,7 +73,10 @@ def verify(
     from studio.adapters import verify as verify_adapter
 
     state = verify_adapter(open_workspace(), adapter, path)
-    show_done(f"{state.adapter.name}: {state.state}. {state.detail}".strip(), state.to_dict())
+    line = f"{state.adapter.name}: {state.state}. {state.detail}".strip()
+    if state.state in {"missing", "changed"}:
+        line = f"{line.rstrip('.')}. When it was moved: studio adapters verify {state.adapter.name} FILE"
+    show_done(line, state.to_dict())
     if state.state in {"missing", "changed"}:
         raise typer.Exit(1)
 
@@ -107,7 +112,10 @@ def tag(adapter: str, tags: list[str]) -> None:
 
     Example: studio adapters tag ink drawing monochrome
     """
-    _change(adapter, f"tags: {', '.join(tags)}", tags=tuple(dict.fromkeys(tags)))
+    from registry.files import check_name
+
+    chosen = tuple(dict.fromkeys(check_name(tag, "tag") for tag in tags))
+    _change(adapter, f"tags: {', '.join(chosen)}", tags=chosen)
 
 
 @app.command("note")

@@ -20,14 +20,15 @@ def add(
     Example: studio datasets add cat ~/pictures/cat --trigger sks
     """
     from studio.datasets.ingest import create_dataset
+    from studio.datasets.listing import several
 
     report = create_dataset(open_workspace(), name, sources, trigger=trigger)
     for item, problem in report.refused:
         note(f"left out {item}: {problem}")
     for line in report.notes:
         note(f"note: {line}")
-    message = f"Data set {report.dataset.name}: {report.added} pictures"
-    message += f", {report.duplicates} duplicates left out" if report.duplicates else ""
+    message = f"Data set {report.dataset.name}: {several(report.added, 'picture')}"
+    message += f", {several(report.duplicates, 'duplicate')} left out" if report.duplicates else ""
     message += f", {len(report.refused)} refused" if report.refused else ""
     message += f", {report.uncaptioned} without a caption" if report.uncaptioned else ""
     data = plain(report.dataset) | {

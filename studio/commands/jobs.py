@@ -98,7 +98,7 @@ def sample(
     """
     from registry.records import Base
     from studio.sampling.request import SampleRequest
-    from studio.sampling.submit import collect, default_size, submit, wait
+    from studio.sampling.submit import collect, default_size, prepare_folder, submit, wait
 
     workspace = open_workspace()
     record = workspace.catalog.get(Base, base)
@@ -117,6 +117,7 @@ def sample(
         scheduler=scheduler,
         count=count,
     )
+    prepare_folder(out)
     made = submit(workspace, request)
     wait(workspace, made, None if invocation.json else note)
     files = collect(workspace, made, out)
@@ -128,7 +129,7 @@ def _size(text: str) -> tuple[int, int]:
     from registry.errors import BadInput
 
     width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
+    if not all(side.isascii() and side.isdecimal() and len(side) <= 5 for side in (width, height)):
         raise BadInput(f"--size {text!r}", "is not WIDTHxHEIGHT", "write for example 512x768")
     return int(width), int(height)
 
@@ -164,6 +165,7 @@ def _validated(kind: "type[Model]", **values: Any) -> "Model":
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         given = f"{field} {first.get('input')!r}"
+        given = given if len(given) <= 80 else given[:77] + "..."
         raise BadInput(
             given, first["msg"].removeprefix("Input ").lower(), "see `studio sample --help`"
         ) from None

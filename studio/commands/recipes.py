@@ -35,7 +35,11 @@ def show(name: str) -> None:
 
     Example: studio recipes show sd15-style > my.toml
     """
-    from trainers.recipe import preset_by_name, preset_text
+    from registry.errors import NotFound
+    from trainers.recipe import preset_by_name, preset_names, preset_text
+
+    if name not in preset_names():
+        raise NotFound(f"recipe {name!r}", "is not shipped", "see `studio recipes list`")
 
     if invocation.json:
         write_json(preset_by_name(name).model_dump(mode="json"))

@@ -51,6 +51,8 @@ def train(
         raise BadInput("--dataset", "is missing", "name one of `studio datasets list`")
     base_record = workspace.catalog.get(Base, base)
     dataset_record = workspace.catalog.get(Dataset, dataset)
+    if recipe and recipe.exists() and not (recipe.is_file() or recipe.is_dir()):
+        raise BadInput(str(recipe), "is not a plain file", "give the path of a recipe")  # could never end
     chosen = load_recipe(recipe) if recipe else preset(base_record.family, goal, base_record.name)
     chosen = apply_sets(chosen, sets or [])
     if forecast:
@@ -68,8 +70,11 @@ def list_(
 
     Example: studio runs list --state running
     """
-    from registry.records import Run
+    from registry.errors import BadInput
+    from registry.records import Run, RunState
 
+    if state and state not in list(RunState):
+        raise BadInput(f"state {state!r}", "is unknown", f"use one of {', '.join(RunState)}")
     catalog = open_workspace().catalog
     found = catalog.list(Run, state=state) if state else catalog.list(Run)
     show_rows(

@@ -27,9 +27,9 @@ class SampleRequest(BaseModel):
     """Catalog id of the base."""
     adapters: tuple[AdapterChoice, ...] = ()
     """Adapters that act together."""
-    prompt: str = ""
+    prompt: Annotated[str, Field(max_length=10_000)] = ""
     """What to draw."""
-    negative: str = ""
+    negative: Annotated[str, Field(max_length=10_000)] = ""
     """What to avoid."""
     steps: Annotated[int, Field(ge=1, le=500)] = 25
     """How many steps (inference steps)."""
