@@ -4,6 +4,7 @@ Order of things: a file is durable before its row appears, and a row goes before
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -140,9 +141,10 @@ def verify(ws: "Workspace", key: str, found_at: Path | None = None) -> FileState
         return FileState(
             adapter, path, "trashed", f"in the trash since {adapter.trashed_at:%Y-%m-%d %H:%M} UTC"
         )
-    if not path.is_file():
-        return FileState(adapter, path, "missing", "the file is not there")
     try:
+        if not path.is_file():
+            return FileState(adapter, path, "missing", "the file is not there")
+        read_header(path)  # the tensors' hash does not cover it
         hashes = hash_adapter(path)
     except StudioError as error:
         return FileState(adapter, path, "changed", error.wrong)
@@ -153,6 +155,33 @@ def verify(ws: "Workspace", key: str, found_at: Path | None = None) -> FileState
     if hashes.sha256 != adapter.file_sha256:
         return FileState(adapter, path, "edited", "same weights, other metadata")
     return FileState(adapter, path, "ok", "")
+
+
+def require_file(ws: "Workspace", adapter: Adapter) -> Path:
+    """The file of an adapter, proven to be the one that was registered; hashed anew only when it was touched.
+
+    Raises:
+        NotFound: it is not there.
+        Damaged: it is not the one that was registered.
+        BadInput: the adapter is in the trash.
+    """
+    path = ws.resolve(adapter.path)
+    with suppress(OSError):
+        if adapter.trashed_at is None and ws.memo.sha256(path) == adapter.file_sha256:
+            return path
+    state = verify(ws, adapter.id)
+    if state.state == "trashed":
+        raise BadInput(f"adapter {adapter.name}", "is in the trash", f"studio adapters restore {adapter.id}")
+    if state.state == "missing":
+        raise NotFound(
+            str(path),
+            f"of adapter {adapter.name} {state.detail.removeprefix('the file ')}",
+            "put the file back",
+        )
+    if state.state == "changed":
+        wrong = f"of adapter {adapter.name} has changed: {state.detail}"
+        raise Damaged(str(path), wrong, "put the original back")
+    return path
 
 
 def export(
@@ -184,24 +213,16 @@ def export(
         BadInput: it is in the trash, cannot be converted, or something stands in the way.
     """
     adapter = ws.catalog.get(Adapter, key)
-    state = verify(ws, adapter.id)
-    if state.state == "trashed":
-        raise BadInput(f"adapter {adapter.name}", "is in the trash", f"studio adapters restore {adapter.id}")
-    if state.state == "missing":
-        raise NotFound(str(state.path), f"of adapter {adapter.name} is not there", "put the file back")
-    if state.state == "changed":
-        raise Damaged(
-            str(state.path), f"of adapter {adapter.name} has changed: {state.detail}", "put the original back"
-        )
+    path = require_file(ws, adapter)
     if out.is_dir() and layout != "peft":
         out = out / f"{file_stem(adapter.name)}.safetensors"
     ours = training_metadata(_facts(ws, adapter, publish=publish))
-    header = read_header(state.path)
+    header = read_header(path)
     # What an imported file says of its training is all that is known; a run knows better than its file.
     merged = header.metadata | ours if adapter.origin == "run" else ours | header.metadata
     merged |= {name: value for name, value in ours.items() if name.startswith("studio.")}
     return export_adapter(
-        state.path,
+        path,
         out,
         layout,
         metadata=for_publication(merged) if publish else merged,
@@ -270,8 +291,7 @@ def _keep_file(ws: "Workspace", adapter: Adapter, file: Path) -> None:
 
 
 def _relink(ws: "Workspace", adapter: Adapter, file: Path) -> FileState:
-    if not file.is_file():
-        raise NotFound(str(file), "does not exist", "check the path")
+    read_header(file)
     hashes = hash_adapter(file)
     if hashes.tensor_sha256 != adapter.tensor_sha256:
         raise BadInput(

@@ -44,7 +44,7 @@ def _adapters(ws: "Workspace") -> Iterator[Orphan]:
             yield Orphan("adapter", adapter.id, path, f"the file of {adapter.name!r} is missing", do)
     for path in sorted((ws.home / "adapters").glob("*.safetensors")):
         if path not in known and _is_settled(path):
-            do = f"take it in with `studio adapters import {path}`, or move it away"
+            do = "move it away; nothing in the catalog uses it"
             yield Orphan("adapter", path.stem, path, "is not in the catalog", do)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadInput, Damaged, NotFound, StudioError
-from registry.files import atomic_path, read_json
+from registry.files import atomic_path, read_json, storage_error, temporary_beside
 from registry.formats.header import read_header
 from registry.ids import new_id
 from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, Sample
+from studio.adapters import require_file
 from studio.runs.launch import check_base
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import scheduler_info
@@ -101,7 +102,7 @@ def wait(ws: "Workspace", sample: Sample, say: Callable[[str], None] | None = No
         raise
     job = job_of(ws, sample)
     if job.state is not JobState.DONE:
-        raise StudioError(job.error.rstrip(".") or f"sample {sample.id}", "no picture was made")
+        raise StudioError(f"sample {sample.id}", job.error.rstrip(".") or "no picture was made")
     for warning in job.result.get("warnings", ()):
         if say is not None:
             say(str(warning))
@@ -130,9 +131,24 @@ def progress(ws: "Workspace", sample: Sample) -> dict[str, Any]:
     return news | {"state": str(job.state), "error": job.error}
 
 
+def prepare_folder(out: Path) -> None:
+    """Make the folder for the pictures; before they are drawn, so that no time is spent for nothing.
+
+    Raises:
+        StudioError: it cannot be made or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(out / "picture")
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise storage_error(out, error) from error
+
+
 def collect(ws: "Workspace", sample: Sample, out: Path) -> list[Path]:
     """Copy the pictures of a finished sample into `out`, named by number; existing files are not replaced."""
-    out.mkdir(parents=True, exist_ok=True)
+    prepare_folder(out)
     copies: list[Path] = []
     for file in files_of(ws, ws.catalog.get(Sample, sample.id)):
         target = _free(out / f"{sample.id}-{file.name}")
@@ -171,16 +187,12 @@ def default_size(ws: "Workspace", base: Base) -> tuple[int, int]:
 
 
 def check_adapter(ws: "Workspace", adapter: Adapter, base: Base) -> None:
-    """Refuse an adapter that is gone, or was made for another base; both dimensions are named.
+    """Refuse an adapter that is gone, changed, or made for another base; both dimensions are named.
 
     Raises:
-        BadInput: in one line.
+        NotFound, Damaged, BadInput: in one line.
     """
-    if adapter.trashed_at is not None:
-        raise BadInput(f"adapter {adapter.name}", "is in the trash", f"studio adapters restore {adapter.id}")
-    path = ws.resolve(adapter.path)
-    if not path.is_file():
-        raise NotFound(f"adapter {adapter.name}", f"has lost its file {path}", "see `studio adapters verify`")
+    path = require_file(ws, adapter)
     theirs = _text_width_of_adapter(path)
     ours = _config(ws, base, "unet").get("cross_attention_dim")
     if theirs and ours and theirs != ours:

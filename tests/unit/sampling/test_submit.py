@@ -86,7 +86,7 @@ def test_what_is_wrong_is_said_at_the_door(ws: Workspace, tmp_path: Path):
     with pytest.raises(BadInput, match="base lost"):
         submit(ws, request(ws, base=lost.id))
     ws.resolve(ink.path).unlink()
-    with pytest.raises(NotFound, match="has lost its file"):
+    with pytest.raises(NotFound, match="of adapter ink is not there"):
         submit(ws, request(ws, adapters=(AdapterChoice(id=ink.id),)))
     assert ws.catalog.count(Sample) == ws.catalog.count(Job) == 0
     assert list((ws.home / FOLDER).iterdir()) == []
