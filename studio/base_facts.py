@@ -28,8 +28,8 @@ _TO_K = re.compile(r"^model\.diffusion_model\.input_blocks\..*attn2\.to_k\.weigh
 _FIRST_CONV = "model.diffusion_model.input_blocks.0.0.weight"
 # Part of a tensor name -> what the file is instead; the first that occurs decides.
 _OTHER_FILES = (
-    ("lora_", "is an adapter, not a base", "import it with `studio adapters import`"),
-    (".lora_A.", "is an adapter, not a base", "import it with `studio adapters import`"),
+    ("lora_", "is an adapter, not a base", f"give a checkpoint of {SUPPORTED}"),
+    (".lora_A.", "is an adapter, not a base", f"give a checkpoint of {SUPPORTED}"),
     ("double_blocks.", "is a FLUX checkpoint, which is not supported yet", f"give {SUPPORTED}"),
     ("joint_blocks.", "is a Stable Diffusion 3 checkpoint, which is not supported yet", f"give {SUPPORTED}"),
     ("conditioner.embedders.", "is an SDXL checkpoint, which is not supported yet", f"give {SUPPORTED}"),
@@ -67,10 +67,17 @@ def folder_facts(folder: Path, family: str = "", *, files: Sequence[str] | None 
         wrong = f"holds a {pipeline or 'model without a class'}, which is not supported yet"
         raise BadInput(str(folder), wrong, f"give {SUPPORTED}")
     notes = [note for part in WEIGHT_PARTS if (note := _check_weights(folder, part, names))]
+    if files is None:
+        for name in names:
+            if PurePosixPath(name).parent.name in WEIGHT_PARTS and name.endswith(".safetensors"):
+                read_header(folder / name)  # cut off or empty: known now, not when a run starts
     check_tokenizer(folder)
     unet = config_of(folder / "unet" / "config.json")
     prediction = _prediction(folder)
     width = _width(unet.get("cross_attention_dim"))
+    if not width:
+        wrong = "does not say cross_attention_dim, the width of the text it reads"
+        raise BadInput(str(folder / "unet" / "config.json"), wrong, "download it again")
     return _facts(folder, family, "folder", width, prediction, int(unet.get("in_channels", 4)), notes)
 
 
@@ -146,7 +153,7 @@ def _index(folder: Path) -> dict[str, Any]:
     if not folder.exists():
         raise NotFound(str(folder), "is not there", "check the path")
     if (folder / "adapter_config.json").is_file() or (folder / "pytorch_lora_weights.safetensors").is_file():
-        raise BadInput(str(folder), "holds an adapter, not a base", "import it with `studio adapters import`")
+        raise BadInput(str(folder), "holds an adapter, not a base", f"give a folder of {SUPPORTED}")
     files = sorted(folder.glob("*.safetensors"))
     do = f"give the file itself: {files[0]}" if files else "give a folder in diffusers layout"
     raise BadInput(str(folder), "has no model_index.json", do)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadInput, NotFound, StudioError
-from registry.files import atomic_folder, check_name, write_json
+from registry.files import atomic_folder, check_name, expand_home, write_json
 from registry.hashing import hash_folder, hash_json
 from registry.records import Base, Run, RunState
 from studio.base_facts import CONFIGS, BaseFacts, check_tokenizer, config_of, file_facts, folder_facts
@@ -67,7 +67,7 @@ def add_base(
         raise BadInput(f"base {name!r}", "exists already", "choose another name")
     if not location.strip():
         raise BadInput("location", "is empty", "give a folder, a .safetensors file or a hub id")
-    place = Path(location).expanduser()
+    place = expand_home(location)
     if _HUB_ID.fullmatch(location) and not place.exists():
         return ws.catalog.add(_hub_base(name, location, family, revision))
     facts = detect_base(location, config, family=family)
@@ -139,7 +139,7 @@ def remove_base(ws: "Workspace", name: str) -> Base:
 
 
 def _existing(location: str) -> Path:
-    path = Path(location).expanduser()
+    path = expand_home(location)
     if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for a name too long for the system
         return path
     raise NotFound(location[:200], "is not there", "check the path, or give a hub id as owner/model")
@@ -155,7 +155,7 @@ def _config_folder(ws: "Workspace", file: Path, facts: BaseFacts, config: str) -
     if not config:
         wrong = "is a single file, which brings no tokenizer"
         raise BadInput(str(file), wrong, f"add --config DIR with the folder tokenizer/ of {label} ({hub})")
-    given = Path(config).expanduser()
+    given = expand_home(config)
     if not given.is_dir():
         raise NotFound(config, "is not a folder", "give a folder with tokenizer/")
     if (given / "unet" / "config.json").is_file():

@@ -229,6 +229,8 @@ def read_file(path: Path, name: str, limit: int = MAX_BYTES) -> bytes:
 
 def too_large(name: str, size: int, limit: int = MAX_BYTES) -> BadInput:
     """The refusal of a file by its size in bytes."""
+    if limit < 2**20:  # a caption
+        return BadInput(name, f"has {size / 2**10:.0f} kB, more than {limit / 2**10:.0f} kB", "shorten it")
     return BadInput(name, f"has {size / 2**20:.0f} MiB, more than {limit / 2**20:.0f} MiB", "scale it down")
 
 

@@ -1,12 +1,13 @@
 """The data set doctor: what training would trip over, each finding with its pictures and what to do.
 
-A check is a function `(Patient) -> Finding | None` and a row in CHECKS. Those here read the catalog only, so
-that the page can run them at every change.
+A check is a function `(Patient) -> Finding | None` and a row in CHECKS. Those here read the catalog and the
+sizes of files at most, so that the page can run them at every change.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from registry.records import Dataset, Image
@@ -72,6 +73,16 @@ def empty(patient: Patient) -> Finding | None:
     if patient.images:
         return None
     return Finding("bad", "empty", "There are no pictures.", (), "Add some.")
+
+
+def lost(patient: Patient) -> Finding | None:
+    """Pictures whose file in the workspace is gone or empty; training could not read them."""
+    gone = [image for image in patient.images if not _stored(patient.ws.blobs.path(image.blob))]
+    if not gone:
+        return None
+    count = several(len(gone), "picture has", "pictures have")
+    fix = "Make the data set again from the originals, or bring the workspace's folder blobs/ back."
+    return Finding("bad", "lost", f"{count} lost their file: {_names(gone)}.", _ids(gone), fix)
 
 
 def too_few(patient: Patient) -> Finding | None:
@@ -176,6 +187,7 @@ def long_captions(patient: Patient) -> Finding | None:
 
 CHECKS: tuple[Callable[[Patient], Finding | None], ...] = (
     empty,
+    lost,
     too_few,
     uncaptioned,
     trigger_missing,
@@ -186,6 +198,13 @@ CHECKS: tuple[Callable[[Patient], Finding | None], ...] = (
     path_captions,
     long_captions,
 )
+
+
+def _stored(blob: Path) -> bool:
+    try:
+        return blob.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _has_trigger(caption: str, trigger: str) -> bool:

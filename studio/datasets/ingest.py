@@ -14,7 +14,7 @@ from registry.files import check_name
 from registry.records import Dataset, Image
 from studio.datasets.captions import CaptionsFrom, clean_caption
 from studio.datasets.decode import Decoded, Decoders
-from studio.datasets.listing import reason, several, some
+from studio.datasets.listing import clean_name, reason, several, some
 from studio.datasets.sources import AnySource, Stream, Upload, open_sources
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _nothing(sources: Sequence[AnySource], refused: Sequence[BadInput]) -> BadIn
 
 
 def _label(source: AnySource) -> str:
-    return source[0] if isinstance(source, tuple) else str(source)
+    return clean_name(source[0] if isinstance(source, tuple) else str(source))
 
 
 def _trigger(trigger: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from registry.errors import BadInput
+from registry.files import expand_home
 from studio.datasets.captions import Captions, CaptionsFrom
 from studio.datasets.decode import MAX_BYTES, Source
 from studio.datasets.hub import HUB, HubPictures
@@ -94,12 +95,12 @@ def open_sources(
 
 def _path(source: Path | str) -> Path:
     text = str(source).strip()
-    if re.match(r"https?://", text):
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         wrong, do = "is a web address", "download it first, or name a data set of the hub as hf:owner/name"
         raise BadInput(text, wrong, do)
     if not text:
         raise BadInput("source", "is empty", "name a folder, a zip, pictures or hf:owner/name")
-    return existing(Path(text).expanduser())
+    return existing(expand_home(text))
 
 
 def _head(path: Path) -> bytes:
