@@ -230,10 +230,10 @@ def _check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset, images: lis
     if not images:
         raise BadInput(f"data set {dataset.name}", "has no pictures", "add some: studio datasets add --help")
     for image in images:
-        if not ws.blobs.has(image.blob):
-            raise BadInput(
-                f"picture {image.name}", f"is missing from data set {dataset.name}", "add it again"
-            )
+        blob = ws.blobs.path(image.blob)
+        if not blob.is_file() or blob.stat().st_size == 0:
+            wrong = f"of data set {dataset.name} has lost its file"
+            raise BadInput(f"picture {image.name}", wrong, "make the data set again from the originals")
     bare = [image.name for image in images if not image.caption.strip()]
     if recipe.data.require_captions and bare:
         wrong = f"has {len(bare)} pictures without a caption, the first is {bare[0]}"

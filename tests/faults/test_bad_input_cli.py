@@ -225,7 +225,7 @@ def test_a_folder_whose_name_is_no_text_still_becomes_a_data_set(studio, home, t
     assert Workspace.open(home).catalog.get(Dataset, "odd").source.endswith("/s\ufffd")
 
 
-def test_the_doctor_names_pictures_whose_file_is_gone_or_cut_off(studio, cat, home):
+def test_pictures_whose_file_is_gone_or_empty_are_named_before_a_run(studio, refused, cat, home):
     ws = Workspace.open(home)
     gone, cut, _ = ws.catalog.list(Image, order="position")
     ws.blobs.path(gone.blob).unlink()
@@ -234,6 +234,11 @@ def test_the_doctor_names_pictures_whose_file_is_gone_or_cut_off(studio, cat, ho
     bad = [finding for finding in json.loads(out) if finding["severity"] == "bad"]
     assert code == 0
     assert [(f["code"], f["images"]) for f in bad] == [("lost", [gone.id, cut.id])]
+    for picture in (gone, cut):
+        assert f"picture {picture.name}: of data set cat has lost its file" in refused(
+            2, "train", "--dataset", "cat"
+        )
+        ws.blobs.path(picture.blob).write_bytes(b"x")
 
 
 @pytest.mark.parametrize("tag", ["", "a\nb", "x" * 101, "\u202e"])
