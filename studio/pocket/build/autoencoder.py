@@ -70,7 +70,10 @@ def reconstruction_loss(vae: Network, target: Tensor, generator: torch.Generator
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     divergence = posterior.kl().mean() / posterior.mean[0].numel()
     return (
-        error.abs().mean() + EDGE_WEIGHT * edges + SQUARE_WEIGHT * error.square().mean() + KL_WEIGHT * divergence
+        error.abs().mean()
+        + EDGE_WEIGHT * edges
+        + SQUARE_WEIGHT * error.square().mean()
+        + KL_WEIGHT * divergence
     )
 
 

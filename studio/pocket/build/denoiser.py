@@ -82,5 +82,7 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[tuple[str, str, str]]) -> 
     """Token ids (N + 1, 3, 77); the last row is the empty caption."""
     rows = [*captions, ("", "", "")]
     flat = [text for row in rows for text in row]
-    ids = tokenizer(flat, padding="max_length", truncation=True, max_length=tokenizer.model_max_length).input_ids
+    ids = tokenizer(
+        flat, padding="max_length", truncation=True, max_length=tokenizer.model_max_length
+    ).input_ids
     return torch.tensor(ids).reshape(len(rows), 3, -1)

@@ -1,7 +1,7 @@
 """One stage of the build: so many optimizer steps, saved on the way, resumed to the bit.
 
-Random numbers of a step depend on (seed, step) alone, and the number of steps is fixed before the first one, so a
-stage that was ended and resumed gives the weights of one that ran through.
+Random numbers of a step depend on (seed, step) alone, and the number of steps is fixed before the first, so
+a stage that was ended and resumed gives the weights of one that ran through.
 """
 
 import math
@@ -169,4 +169,6 @@ def _load(
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"]), int(state["steps"])
     except (RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise Damaged(str(stage.state_file), "is no state of this stage", "delete it or build without --resume") from error
+        raise Damaged(
+            str(stage.state_file), "is no state of this stage", "delete it or build without --resume"
+        ) from error

@@ -4,9 +4,9 @@ Byte-pair encoding as in Sennrich et al. 2016, on bytes as in GPT-2 and CLIP. Th
 token each; everyday words share what pieces 300 further merges give.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
-
 from typing import Any
 
 from transformers import CLIPTokenizer
@@ -19,17 +19,19 @@ EVERYDAY_MERGES = 300
 GRAMMAR_WEIGHT = 100  # a grammar word counts as often as so many everyday ones
 END_OF_WORD = "</w>"
 EVERYDAY = """
-    and for from by as is it this that my your our his her its their four five six seven eight nine ten
-    painting sketch portrait person man woman boy girl child face hand eye cat dog bird fish horse bear fox rabbit
-    cow car boat house tree flower leaf mountain river lake sea beach sky cloud sun moon night day city street road
-    bridge forest garden field snow rain fire water stone wood metal glass paper ink pencil watercolor oil pastel
-    crayon charcoal comic cartoon pixel retro vintage modern minimal abstract flat outline hatched crosshatch line
-    dot stripe pattern texture soft bright dark light big tiny huge tall short long wide round sharp smooth rough
-    old new young happy sad cute good high low center middle behind front under over near wearing holding standing
-    sitting running flying toy robot monster dragon castle ship plane train bottle cup chair table book shoe hat bag
-    clock lamp logo icon badge mascot creature object foreground detailed realistic fantasy magic space planet food
-    fruit apple banana lemon cake bread cheese gold silver brown teal cyan magenta beige cream violet
-""".split()
+    and for from by as is it this that my your our his her its their four five six seven eight nine
+    ten painting sketch portrait person man woman boy girl child face hand eye cat dog bird fish
+    horse bear fox rabbit cow car boat house tree flower leaf mountain river lake sea beach sky
+    cloud sun moon night day city street road bridge forest garden field snow rain fire water stone
+    wood metal glass paper ink pencil watercolor oil pastel crayon charcoal comic cartoon pixel
+    retro vintage modern minimal abstract flat outline hatched crosshatch line dot stripe pattern
+    texture soft bright dark light big tiny huge tall short long wide round sharp smooth rough old
+    new young happy sad cute good high low center middle behind front under over near wearing
+    holding standing sitting running flying toy robot monster dragon castle ship plane train bottle
+    cup chair table book shoe hat bag clock lamp logo icon badge mascot creature object foreground
+    detailed realistic fantasy magic space planet food fruit apple banana lemon cake bread cheese
+    gold silver brown teal cyan magenta beige cream violet
+""".split()  # noqa: SIM905  a list of 150 strings reads worse
 
 Merge = tuple[str, str]
 
@@ -68,7 +70,7 @@ def learn_merges(weights: Counter[str], alphabet: dict[int, str]) -> list[Merge]
     while True:
         pairs: Counter[Merge] = Counter()
         for word, pieces in words.items():
-            for pair in zip(pieces, pieces[1:], strict=False):
+            for pair in itertools.pairwise(pieces):
                 pairs[pair] += weights[word]
         if not pairs:
             return merges
