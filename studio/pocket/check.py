@@ -52,9 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=64, help="how many held-out prompts")
     options = parser.parse_args(arguments)
     if not (options.model / "model_index.json").exists():
-        raise NotFound(
-            str(options.model), "is no diffusers folder", "give the folder with model_index.json"
-        )
+        raise NotFound(str(options.model), "is no diffusers folder", "give the folder with model_index.json")
     result = measure(load(options.model), evaluation_scenes(options.prompts))
     sys.stdout.write(f"{options.prompts} held-out prompts: {in_words(result)}\n")
     return 0
