@@ -1,8 +1,6 @@
 """The parts of `session.open_session`: precision, base, data, caches, restoring."""
 
-import ctypes
 import os
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +91,6 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     precision = choose_precision(recipe.train.precision, cuda=cuda)
     if not cuda:
         torch.set_num_threads(recipe.train.num_threads or cpu_threads(recipe.train))
-        keep_freed_memory()
     else:
         torch.backends.cudnn.benchmark = True  # shapes repeat: buckets are few
         if precision != "fp32":
@@ -105,19 +102,6 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         # Other processes wait while the first one fills the caches, which may take hours.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees: the next step needs the same again.
-
-    By default it gives the activations back to the system and gets them anew, page by page: 1300 page faults
-    a step on the pocket base, 8 % of its time. Elsewhere than on glibc nothing happens.
-    """
-    trim_threshold, mmap_threshold, limit = -1, -3, 1 << 30  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(trim_threshold, limit)
-        mallopt(mmap_threshold, limit)
 
 
 def choose_precision(wanted: str, *, cuda: bool) -> str:
