@@ -63,6 +63,18 @@ class Trainables:
         return {"format": "pt", METADATA_KEY: json.dumps(facts, sort_keys=True)}
 
     @contextmanager
+    def evaluating(self) -> Generator[None]:
+        """Dropout off: pictures and probes show the adapter as it is saved, and draw no random numbers."""
+        before = {module: module.training for part in self.components.values() for module in part.modules()}
+        for module in self.components.values():
+            module.eval()
+        try:
+            yield
+        finally:
+            for module, training in before.items():
+                module.training = training
+
+    @contextmanager
     def disabled(self) -> Generator[None]:
         """The base as it is, without the adapter."""
         for module in self.components.values():

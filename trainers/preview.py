@@ -73,7 +73,8 @@ class Previewer:
         there = {(line["step"], line["prompt"]) for line in self.rundir.previews() if not line.get("base")}
         based = {line["prompt"] for line in self.rundir.previews() if line.get("base")}
         try:
-            with torch.no_grad(), torch.random.fork_rng(), self.learning.ema.applied():
+            quiet = self.learning.trainables.evaluating()
+            with torch.no_grad(), torch.random.fork_rng(), self.learning.ema.applied(), quiet:
                 for index, prompt in enumerate(self.prompts):
                     if prompt not in based:
                         with self.learning.trainables.disabled():
