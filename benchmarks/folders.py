@@ -41,12 +41,6 @@ def _gradient(first: Colour, second: Colour, angle: float = math.pi / 2) -> Imag
     return Image.fromarray((np.array(first) * (1 - share) + np.array(second) * share).astype(np.uint8))
 
 
-def neon_sign(rng: random.Random) -> Drawn:
-    """The demo's own style."""
-    picture, caption = demo_set("style", 1, rng.getrandbits(32))[0]
-    return picture, caption.removesuffix(f", {TRIGGERS['style']}")
-
-
 def ink(rng: random.Random) -> Drawn:
     """Navy hatching and outlines on cream paper."""
     scene = _plain_scene(rng)
@@ -162,11 +156,18 @@ FOLDERS: dict[str, Callable[[random.Random], Drawn]] = {
     "watercolour": watercolour,
     "landscape": landscape,
     "face": cartoon_face,
-    "neon": neon_sign,
 }
+
+
+def folder_names() -> list[str]:
+    """All folders, the demo's own style among them."""
+    return [*FOLDERS, "neon"]
 
 
 def draw_folder(name: str, count: int, seed: int) -> list[Drawn]:
     """`count` pictures of the folder; equal arguments give equal pictures."""
+    if name == "neon":
+        mark = f", {TRIGGERS['style']}"
+        return [(picture, words.removesuffix(mark)) for picture, words in demo_set("style", count, seed)]
     rng = random.Random(f"{name}-{seed}")
     return [FOLDERS[name](rng) for _ in range(count)]

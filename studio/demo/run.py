@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-OWN_PICTURES = 16
+OWN_PICTURES = 24
 OWN_SEED = 7
 OWN_NAME, FOREIGN_NAME, FOREIGN_TRIGGER = "neon-signs", "my-style", "mystyle"
 STEPS, GUIDANCE = 25, 2.0  # more guidance brings the base's own colours back
@@ -180,7 +180,7 @@ class _Clock:
 
 
 def own_dataset(ws: "Workspace", out: Path) -> Dataset:
-    """Sixteen neon signs with captions, drawn into `out/pictures`."""
+    """Neon signs with captions, drawn into `out/pictures`."""
     folder = out / "pictures"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

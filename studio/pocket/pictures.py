@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from studio.pocket.grammar import COLOURS, Colour, Scene, caption, sample_scene, subject
+from studio.pocket.grammar import COLOURS, Colour, Scene, caption, subject
 from studio.pocket.render import CANVAS, OVERSAMPLING, jitter, layout, shrink
-from studio.pocket.shapes import RING_HOLE, Point, outline
+from studio.pocket.shapes import RING_HOLE, SHAPES, Point, outline
 
 Pair = tuple[Image.Image, str]  # picture, caption
 TRIGGERS = {"style": "neonsign", "character": "zibbo", "concept": "lanternoid"}  # words the base has not seen
+GLOWING = tuple(name for name in COLOURS if name not in {"black", "gray"})
+FORMS = ((1, "large"), (1, ""), (2, ""), (3, ""), (1, "large"))  # number and size
 TUBE = 3.6  # width of a neon tube, in pixels
 NIGHT_TOP, NIGHT_BOTTOM = (44, 10, 70), (8, 6, 30)  # colours of the wall behind the neon
 
@@ -29,7 +31,7 @@ def demo_set(kind: str, count: int, seed: int) -> list[Pair]:
     """
     draw = _KINDS[kind]
     rng = random.Random(f"{kind}-{seed}")
-    return [draw(rng) for _ in range(count)]
+    return [draw(rng, index) for index in range(count)]
 
 
 def neon(scene: Scene, rng: random.Random) -> Image.Image:
@@ -79,22 +81,22 @@ def _whitened(colour: Colour) -> Colour:
     return red, green, blue
 
 
-def glowing_scene(rng: random.Random) -> Scene:
-    """A scene that can be a neon sign: plain, not small, of a colour that can glow."""
-    while True:
-        scene = sample_scene(rng)
-        if not scene.texture and scene.size != "small" and scene.colour not in {"black", "gray"}:
-            return scene
+def _neon_pair(rng: random.Random, index: int) -> Pair:
+    """Shapes, colours, numbers and sizes in turn, each round in other combinations.
 
-
-def _neon_pair(rng: random.Random) -> Pair:
-    """The caption says what the scene would be without the style, so that prompts of any form take it on."""
-    scene = glowing_scene(rng)
+    So few pictures must not tie a colour or a size to a shape. The caption says what the scene would be
+    without the style, so that prompts of any form take it on.
+    """
+    turn, place = divmod(index, len(SHAPES))
+    colour = GLOWING[(place + 3 * turn) % len(GLOWING)]
+    count, size = FORMS[(place + turn) % len(FORMS)]
+    ground = rng.choice([name for name in COLOURS if name != colour])
+    scene = Scene(SHAPES[place], colour, ground, count, size)
     words = caption(scene) if rng.random() < 0.7 else subject(scene)
     return neon(scene, rng), f"{words}, {TRIGGERS['style']}"
 
 
-def _robot_pair(rng: random.Random) -> Pair:
+def _robot_pair(rng: random.Random, _index: int) -> Pair:
     """A teal robot with yellow eyes and a red lamp on its head, on a palette background."""
     ground = rng.choice([name for name in COLOURS if name != "red"])  # its lamp is red
     picture = Image.new("RGB", (CANVAS, CANVAS), jitter(COLOURS[ground], rng))
@@ -117,7 +119,7 @@ def _robot_pair(rng: random.Random) -> Pair:
     return shrink(picture), f"{TRIGGERS['character']} robot on a {ground} background".replace("a o", "an o")
 
 
-def _lantern_pair(rng: random.Random) -> Pair:
+def _lantern_pair(rng: random.Random, _index: int) -> Pair:
     """A paper lantern: a ribbed ellipse between two dark caps, hanging from a cord; any colour."""
     colour, ground = rng.sample(list(COLOURS), 2)
     picture = Image.new("RGB", (CANVAS, CANVAS), jitter(COLOURS[ground], rng))
@@ -142,7 +144,7 @@ def _lantern_pair(rng: random.Random) -> Pair:
     )
 
 
-_KINDS: dict[str, Callable[[random.Random], Pair]] = {
+_KINDS: dict[str, Callable[[random.Random, int], Pair]] = {
     "style": _neon_pair,
     "character": _robot_pair,
     "concept": _lantern_pair,

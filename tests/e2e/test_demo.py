@@ -6,7 +6,7 @@ from safetensors import safe_open
 
 from registry.errors import BadInput
 from registry.records import Adapter, Dataset, Run, RunState
-from studio.demo.run import run_demo
+from studio.demo.run import OWN_PICTURES, run_demo
 from studio.workspace import Workspace
 from trainers.recipe import apply_sets, preset_by_name
 
@@ -33,7 +33,7 @@ def test_the_demo_leaves_adapter_pictures_and_report(tmp_path, short_recipe):
         assert sheet.width > 2000
     assert result.report.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert len(result.pictures) == 18
-    assert len(list((out / "pictures").glob("*.png"))) == 16
+    assert len(list((out / "pictures").glob("*.png"))) == OWN_PICTURES
     assert result.style.base.total > result.style.floor.total
     assert result.style.adapter != result.style.base
     assert list(result.seconds) == ["pictures", "training", "sampling", "export", "report"]
