@@ -123,7 +123,7 @@ def make_probe(
     batch = batch.to(device)
 
     def probe() -> float:
-        with torch.no_grad(), learning.ema.applied():
+        with torch.no_grad(), learning.ema.applied(), learning.trainables.evaluating():
             return float(loss(batch))
 
     return probe
