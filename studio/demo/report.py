@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trainers.recipe import Recipe
 
 CELL = 192  # pixels in the report
-SHOWN = 16  # training pictures
+SHOWN = 24  # training pictures
 STYLE = Path(__file__).with_name("report.css")
 
 
@@ -171,7 +171,7 @@ def _files(facts: DemoFacts) -> str:
 """
         for layout, report in facts.exports.items()
     )
-    name, trigger = escape(facts.adapter.name), escape(facts.dataset.trigger)
+    name, prompt = escape(facts.adapter.name), escape(facts.prompts[0])
     return f"""<section>
 <h2>The files to hand on</h2>
 <p>Each was read back and compared with the trained weights, module by module.</p>
@@ -180,7 +180,7 @@ def _files(facts: DemoFacts) -> str:
 <tbody>
 {rows}</tbody>
 </table></div>
-<pre>studio sample --adapter {name} --prompt "a red star, {trigger}" --cfg 3 --count 4 --out pictures
+<pre>studio sample --adapter {name} --prompt "{prompt}" --cfg 2 --count 4 --out pictures
 studio adapters show {name}</pre>
 </section>
 """
