@@ -64,6 +64,9 @@ class _Progress:
         """Whether the run has ended; says what is new on the way."""
         run = self._ws.catalog.get(Run, self._run_id)
         if run.state in PAUSES:
+            if self._say is not None and not self._told:  # also a run that was over before the first look
+                self._told = True
+                self._say(f"{run.name}: {run.state} at step {run.step} of {run.steps}")
             return True
         if self._say is not None and time.monotonic() - self._said_at > self.EVERY:
             line = self._describe(run)
