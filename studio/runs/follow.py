@@ -57,15 +57,16 @@ class _Progress:
 
     def __init__(self, ws: "Workspace", run_id: str, say: Callable[[str], None] | None) -> None:
         self._ws, self._run_id, self._say = ws, run_id, say
-        self._line: str = ""
+        self._line = ""
         self._said_at = 0.0
+        self._told_end = False
 
     def ended(self) -> bool:
         """Whether the run has ended; says what is new on the way."""
         run = self._ws.catalog.get(Run, self._run_id)
         if run.state in PAUSES:
-            if self._say is not None and not self._told:  # also a run that was over before the first look
-                self._told = True
+            if self._say is not None and not self._told_end:  # also a run that was over before the first look
+                self._told_end = True
                 self._say(f"{run.name}: {run.state} at step {run.step} of {run.steps}")
             return True
         if self._say is not None and time.monotonic() - self._said_at > self.EVERY:
