@@ -55,18 +55,18 @@ def train(session: "Session") -> None:
 def batch_loss(family: Family, objective: Objective, batch: Batch, generator: torch.Generator) -> Tensor:
     """Weighted error of the denoiser on a batch at drawn noise and timesteps; a scalar with a graph."""
     noise = objective.sample_noise(batch.latents.shape, generator)
-    t = objective.sample_t(len(batch.latents), generator)
+    t = objective.sample_t(batch.latents.shape, generator)
     return error(family, objective, batch, noise, t)
 
 
 def error(family: Family, objective: Objective, batch: Batch, noise: Tensor, t: Tensor) -> Tensor:
-    """Mean over the batch of weight(t) * sample weight * mean squared error, in fp32."""
+    """Mean over the batch of weight(t) * sample weight * mean penalty, in fp32."""
     x0 = batch.latents
     noise, t = noise.to(x0, non_blocking=True), t.to(x0.device, non_blocking=True)
     cond = family.conditioning(batch.cond)
-    prediction = family.predict(objective.corrupt(x0, noise, t), t, cond, batch.geometry)
-    squared = (prediction.float() - objective.target(x0, noise, t)).square()
-    return (squared.flatten(1).mean(1) * objective.weight(t) * batch.weight).mean()
+    prediction = family.predict(objective.corrupt(x0, noise, t), t, cond, batch.geometry).float()
+    penalty = objective.penalty(prediction, objective.target(x0, noise, t), t)
+    return (penalty.flatten(1).mean(1) * objective.weight(t) * batch.weight).mean()
 
 
 def step_generator(seed: int, step: int, micro: int, rank: int) -> torch.Generator:

@@ -19,8 +19,8 @@ Prediction = Literal["epsilon", "v_prediction"]
 class Objective(Protocol):
     """A way to noise clean latents and to score the denoiser's answer."""
 
-    def sample_t(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """(B,) timesteps on the CPU."""
+    def sample_t(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """(B,) timesteps on the CPU for latents of `shape` (B, C, h, w): the law may depend on their size."""
         ...
 
     def sample_noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -39,8 +39,12 @@ class Objective(Protocol):
         """(B,) fp32 loss weights."""
         ...
 
-    def probe_t(self, count: int) -> Tensor:
-        """(count,) timesteps spread evenly over the range that is trained; for the probe loss."""
+    def penalty(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """(B, C, h, w) fp32 error of every latent value, before weights and means."""
+        ...
+
+    def probe_t(self, shape: torch.Size) -> Tensor:
+        """(B,) timesteps spread evenly over the range that is trained; for the probe loss."""
         ...
 
 
@@ -72,9 +76,9 @@ class DDPM:
         low, high = self.timesteps
         assert 0 <= low < high <= len(self.alphas_cumprod), self.timesteps
 
-    def sample_t(self, batch_size: int, generator: torch.Generator) -> Tensor:
+    def sample_t(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """(B,) int64, uniform over `timesteps`."""
-        return torch.randint(*self.timesteps, (batch_size,), generator=generator)
+        return torch.randint(*self.timesteps, (shape[0],), generator=generator)
 
     def sample_noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Standard normal noise, plus the offset."""
@@ -105,10 +109,15 @@ class DDPM:
             return snr.clamp(max=self.snr_gamma) / (snr + 1)
         return (self.snr_gamma / snr).clamp(max=1)
 
-    def probe_t(self, count: int) -> Tensor:
-        """Midpoints of `count` equal parts of `timesteps`."""
+    def penalty(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """Squared error."""
+        del t
+        return (prediction - target).square()
+
+    def probe_t(self, shape: torch.Size) -> Tensor:
+        """(B,) int64: midpoints of B equal parts of `timesteps`."""
         low, high = self.timesteps
-        return (low + (torch.arange(count) + 0.5) * (high - low) / count).long()
+        return (low + (torch.arange(shape[0]) + 0.5) * (high - low) / shape[0]).long()
 
     def _alpha_bar(self, like: Tensor, t: Tensor) -> Tensor:
         return self.alphas_cumprod.to(like.device)[t].view(-1, 1, 1, 1)

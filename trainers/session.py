@@ -209,7 +209,7 @@ def _probe(setting: Setting, objective: Objective, learning: Learning, source: B
     batch = still.load([Slot(position, 0) for position in positions], 0, 0)
     generator = torch.Generator().manual_seed(draw_seed(seed, "probe"))
     noise = objective.sample_noise(batch.latents.shape, generator)
-    t = objective.probe_t(len(positions))
+    t = objective.probe_t(batch.latents.shape)
 
     def loss(batch: Batch) -> torch.Tensor:
         with setting.accelerator.autocast():

@@ -72,10 +72,10 @@ def test_velocity_rotates_signal_into_noise():
 def test_timesteps_stay_in_their_range(low: int, width: int, seed: int):
     high = min(1000, low + width)
     objective = ddpm(CONFIG, timesteps=(low, high))
-    t = objective.sample_t(256, generator(seed))
+    t = objective.sample_t(torch.Size((256, 4, 8, 8)), generator(seed))
     assert low <= int(t.min()) <= int(t.max()) < high
-    assert torch.equal(t, objective.sample_t(256, generator(seed)))
-    probe = objective.probe_t(8)
+    assert torch.equal(t, objective.sample_t(torch.Size((256, 4, 8, 8)), generator(seed)))
+    probe = objective.probe_t(torch.Size((8, 4, 8, 8)))
     assert low <= int(probe.min()) <= int(probe.max()) < high
 
 
