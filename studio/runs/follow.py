@@ -57,7 +57,7 @@ class _Progress:
 
     def __init__(self, ws: "Workspace", run_id: str, say: Callable[[str], None] | None) -> None:
         self._ws, self._run_id, self._say = ws, run_id, say
-        self._line = ""
+        self._line: str = ""
         self._said_at = 0.0
         self._told_end = False
 
