@@ -19,6 +19,10 @@ def through_autoencoder(
         pictures: Of any size and mode; covered and cropped to `size`.
         size: (width, height) in pixels, as the base draws.
     """
+    import sys
+
+    # diffusers imports it on sight, for a second and a warning; an autoencoder needs no 8-bit optimizer.
+    sys.modules.setdefault("bitsandbytes", None)  # pyright: ignore[reportArgumentType]
     import numpy as np
     import torch
     from diffusers import AutoencoderKL

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from registry.errors import WorkspaceBusy
 from registry.records import JobKind, Run, RunState
+from studio.runs.supervise import ending
 from studio.runs.worker import ALL_KINDS, Worker
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def follow(ws: "Workspace", run: Run, say: Callable[[str], None] | None = None) 
         KeyboardInterrupt: as `attend`.
     """
     progress = _Progress(ws, run.id, say)
-    attend(ws, progress.ended, say)
+    attend(ws, progress.ended, progress.say)
     return ws.catalog.get(Run, run.id)
 
 
@@ -56,24 +57,24 @@ class _Progress:
     EVERY = 5.0
 
     def __init__(self, ws: "Workspace", run_id: str, say: Callable[[str], None] | None) -> None:
-        self._ws, self._run_id, self._say = ws, run_id, say
+        self._ws, self._run_id, self._out = ws, run_id, say
         self._line: str = ""
         self._said_at = 0.0
-        self._told_end = False
+
+    def say(self, line: str) -> None:
+        """A line of ours or of our own worker's; what was just said is not said again."""
+        if self._out is not None and line != self._line:
+            self._out(line)
+            self._line, self._said_at = line, time.monotonic()
 
     def ended(self) -> bool:
         """Whether the run has ended; says what is new on the way."""
         run = self._ws.catalog.get(Run, self._run_id)
         if run.state in PAUSES:
-            if self._say is not None and not self._told_end:  # also a run that was over before the first look
-                self._told_end = True
-                self._say(f"{run.name}: {run.state} at step {run.step} of {run.steps}")
+            self.say(ending(run))
             return True
-        if self._say is not None and time.monotonic() - self._said_at > self.EVERY:
-            line = self._describe(run)
-            if line != self._line:
-                self._say(line)
-                self._line, self._said_at = line, time.monotonic()
+        if time.monotonic() - self._said_at > self.EVERY:
+            self.say(self._describe(run))
         return False
 
     def _describe(self, run: Run) -> str:

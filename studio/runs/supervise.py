@@ -273,7 +273,7 @@ class Supervision:
             ended_at=now(),
         )
         self._finish_job(run)
-        self._say(f"{run.name}: {run.state}" + (f" ({run.reason})" if run.reason else ""))
+        self._say(ending(run))
         if self._last is not None:
             speed.remember(self._ws, run, self._last)
 
@@ -314,3 +314,9 @@ class Supervision:
         state = JobState.FAILED if failed else JobState.DONE
         result = {"state": str(run.state), "step": run.step}
         self._ws.catalog.finish_job(self.job.id, state, error=run.reason if failed else "", result=result)
+
+
+def ending(run: Run) -> str:
+    """The line that says how a run ended, and why if it did not finish."""
+    why = f" ({run.reason})" if run.reason else ""
+    return f"{run.name}: {run.state} at step {run.step} of {run.steps}{why}"
