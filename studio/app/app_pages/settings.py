@@ -79,9 +79,7 @@ def findings(examination: "Future[list[Check]]") -> None:
     order = list(MARKS)[::-1]
     for check in sorted(examination.result(), key=lambda check: order.index(check.status)):
         fix = f"  \n:gray[{md(check.fix)}]" if check.fix else ""
-        with st.container(horizontal=True, gap="small"):
-            st.markdown(MARKS[check.status], width="content")
-            st.markdown(f"**{md(check.name)}** {md(check.value)}{fix}", width="stretch")
+        st.markdown(f"{MARKS[check.status]} **{md(check.name)}** {md(check.value)}{fix}")
 
 
 def places(workspace: Workspace) -> None:
