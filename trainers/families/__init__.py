@@ -20,10 +20,17 @@ class FamilyInfo:
     module: str  # "trainers.families.sd:StableDiffusion15"
     pipeline: str  # diffusers class that a folder's model_index.json names
     default_base: str  # hub id
-    cross_attention_dim: int  # of the real base: tells families apart
+    cross_attention_dim: int  # width of the text the real denoiser reads; with `denoiser` it tells families apart
     resolution: int  # native side in pixels
     bucket_multiple: int  # pixels
     text_encoders: tuple[str, ...]  # pipeline attributes
+    denoiser: str = "unet"  # pipeline attribute
+    denoiser_class: str = "UNet2DConditionModel"  # as its config.json says
+    latent_channels: int = 4  # of the VAE
+    tokenizers: tuple[str, ...] = ("tokenizer",)  # pipeline attributes, one for each text encoder
+    optional: tuple[str, ...] = ()  # components that a base may lack
+    flow: bool = False  # trained by flow matching, on times 0 to 1; else diffusion over 1000 steps
+    guidance_input: bool = False  # some bases take the guidance scale as an input and need no second call
 
     def load_class(self) -> "type[Family]":
         """Import and return the family's class (torch, diffusers)."""
@@ -55,6 +62,52 @@ FAMILIES: dict[str, FamilyInfo] = {
             resolution=768,
             bucket_multiple=64,
             text_encoders=("text_encoder",),
+        ),
+        FamilyInfo(
+            name="sdxl",
+            label="Stable Diffusion XL",
+            module="trainers.families.sdxl:StableDiffusionXL",
+            pipeline="StableDiffusionXLPipeline",
+            default_base="stabilityai/stable-diffusion-xl-base-1.0",
+            cross_attention_dim=2048,
+            resolution=1024,
+            bucket_multiple=64,
+            text_encoders=("text_encoder", "text_encoder_2"),
+            tokenizers=("tokenizer", "tokenizer_2"),
+        ),
+        FamilyInfo(
+            name="sd35",
+            label="Stable Diffusion 3.5",
+            module="trainers.families.sd35:StableDiffusion35",
+            pipeline="StableDiffusion3Pipeline",
+            default_base="stabilityai/stable-diffusion-3.5-medium",
+            cross_attention_dim=4096,
+            resolution=1024,
+            bucket_multiple=64,
+            text_encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+            denoiser="transformer",
+            denoiser_class="SD3Transformer2DModel",
+            latent_channels=16,
+            tokenizers=("tokenizer", "tokenizer_2", "tokenizer_3"),
+            optional=("text_encoder_3", "tokenizer_3"),
+            flow=True,
+        ),
+        FamilyInfo(
+            name="flux1",
+            label="FLUX.1",
+            module="trainers.families.flux1:Flux1",
+            pipeline="FluxPipeline",
+            default_base="black-forest-labs/FLUX.1-dev",
+            cross_attention_dim=4096,
+            resolution=1024,
+            bucket_multiple=64,
+            text_encoders=("text_encoder", "text_encoder_2"),
+            denoiser="transformer",
+            denoiser_class="FluxTransformer2DModel",
+            latent_channels=16,
+            tokenizers=("tokenizer", "tokenizer_2"),
+            flow=True,
+            guidance_input=True,
         ),
     )
 }

@@ -5,7 +5,7 @@ the optimizer, the accelerator or the step; the objective samples timesteps and 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,7 +20,7 @@ from trainers.objectives import Objective
 
 if TYPE_CHECKING:
     from trainers.plan import Geometry
-    from trainers.recipe import ObjectiveSection
+    from trainers.recipe import AdapterSection, ObjectiveSection
 
 Conditioning = dict[str, Tensor]  # every value has batch as axis 0, so it can be cached and collated
 
@@ -65,6 +65,19 @@ class BaseFiles:
 
 
 @dataclass(frozen=True)
+class Use:
+    """How a base is used: what a recipe may say that is decided before anything is loaded.
+
+    Args:
+        text_length: Tokens that T5 reads, at most 512; 0 = as many as the family's pipeline.
+        guidance: Value of the guidance input where the base has one and the conditioning brings none.
+    """
+
+    text_length: int = 0
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
 class Part:
     """A component of a pipeline: the class is imported when the part is loaded, not before."""
 
@@ -86,20 +99,28 @@ class Family(ABC):
         dtype: Compute dtype of denoiser and text encoders; the VAE always computes in fp32, because fp16
             overflows in it and it works only once per picture.
         device: Where parts are put.
+        use: Choices of the recipe.
     """
 
     name: ClassVar[str]
     denoiser_name: ClassVar[str]  # "unet" or "transformer"
-    text_encoder_names: ClassVar[tuple[str, ...]]
+    text_encoder_names: tuple[str, ...]  # of this base: some may lack one
+    clip_encoders: ClassVar[tuple[str, ...]]  # text encoders that adapter.train_text_encoder trains
+    t5_encoder: ClassVar[str] = ""  # text encoder that adapter.train_t5 trains
     bucket_multiple: ClassVar[int]  # pixels
-    lora_targets: ClassVar[tuple[str, ...]]  # short names of linear layers (and 1x1 convolutions)
-    conv_targets: ClassVar[tuple[str, ...]]  # short names of 3x3 convolutions
-    text_targets: ClassVar[tuple[str, ...]]
+    patch: ClassVar[int] = 1  # latent cells per token along one side
+    # Short names of linear layers (and 1x1 convolutions), or an expression that whole paths match
+    lora_targets: ClassVar[tuple[str, ...] | str]
+    conv_targets: ClassVar[tuple[str, ...]] = ()  # short names of 3x3 convolutions
+    text_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+    t5_targets: ClassVar[tuple[str, ...]] = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
     parts: ClassVar[Mapping[str, Part]]
 
-    def __init__(self, base: BaseFiles, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, base: BaseFiles, *, dtype: torch.dtype, device: torch.device, use: Use | None = None
+    ) -> None:
         base.check()
-        self.base, self.dtype, self.device = base, dtype, device
+        self.base, self.dtype, self.device, self.use = base, dtype, device, use or Use()
         self._loaded: dict[str, Any] = {}
 
     @property
@@ -111,6 +132,46 @@ class Family(ABC):
     def text_encoders(self) -> dict[str, nn.Module]:
         """Text encoders by their name in the pipeline."""
         return {name: self.part(name) for name in self.text_encoder_names}
+
+    @property
+    def guidance_input(self) -> bool:
+        """Whether the guidance scale is an input of the denoiser, which then needs no second call."""
+        return False
+
+    @property
+    def side_multiple(self) -> int:
+        """Pixels that both sides of a picture are multiples of."""
+        return self.latent_factor * self.patch
+
+    def trained_encoders(self, section: "AdapterSection") -> tuple[str, ...]:
+        """Text encoders that learn along.
+
+        Raises:
+            BadInput: this base has none of the wanted kind.
+        """
+        wanted = self.clip_encoders if section.train_text_encoder else ()
+        if section.train_t5:
+            if self.t5_encoder not in self.text_encoder_names:
+                raise BadInput("adapter.train_t5", "is on, but this base has no T5", "set it to false")
+            wanted = (*wanted, self.t5_encoder)
+        return wanted
+
+    def targets_of(self, text_encoder: str) -> tuple[str, ...]:
+        """Short names of a text encoder's layers that can be adapted."""
+        return self.t5_targets if text_encoder == self.t5_encoder else self.text_targets
+
+    def cache_facts(self) -> list[Any]:
+        """What a caption's conditioning depends on beside the weights."""
+        return []
+
+    def sampler_time(self, timestep: Tensor) -> Tensor:
+        """A sampler's timestep (0 to 1000) as `predict` takes it."""
+        return timestep
+
+    def sampler_options(self, steps: int, shape: tuple[int, ...]) -> dict[str, Any]:
+        """Arguments of the base's own sampler beside the count of steps, for latents of `shape` (B, C, h, w)."""
+        del steps, shape
+        return {}
 
     def part(self, name: str) -> Any:
         """A component, loaded at first use: frozen, in eval mode, on the device."""
@@ -159,7 +220,7 @@ class Family(ABC):
 
     @abstractmethod
     def tokenize(self, captions: list[str]) -> Conditioning:
-        """Token ids, batch first, for a text encoder that is being trained; see `conditioning`."""
+        """Token ids for every text encoder, batch first; see `conditioning`."""
 
     @abstractmethod
     def tokens_cut(self, caption: str) -> int:
@@ -167,7 +228,7 @@ class Family(ABC):
 
     @abstractmethod
     def conditioning(self, cond: Conditioning) -> Conditioning:
-        """Token ids -> what the denoiser reads; what was encoded before passes through."""
+        """Token ids or outputs of single encoders -> what the denoiser reads; that itself passes through."""
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, geometry: "list[Geometry]") -> Tensor:
@@ -178,11 +239,15 @@ class Family(ABC):
     def tiny(cls, seed: int = 0) -> dict[str, Any]:
         """All components, of the real classes at toy size with seeded random weights; for tests."""
 
-    @torch.no_grad()
-    def encode_text(self, captions: list[str]) -> Conditioning:
-        """Captions -> what the denoiser reads, (B, ...), on the device."""
-        tokens = self.tokenize(captions)
-        return self.conditioning({key: value.to(self.device) for key, value in tokens.items()})
+    @abstractmethod
+    def encode_text(self, captions: list[str], live: Collection[str] = ()) -> Conditioning:
+        """Captions -> what the denoiser reads, (B, ...), on the device.
+
+        Args:
+            captions: B texts.
+            live: Text encoders that are being trained: their token ids stay, beside the outputs of the
+                others, for `conditioning` to finish.
+        """
 
     def _load(self, name: str) -> Any:
         cls = self.parts[name].load_class()
