@@ -98,15 +98,13 @@ def attach(family: Family, section: AdapterSection, seed: int) -> Trainables:
         BadInput: adapter.targets matches no layer.
     """
     configs = {family.denoiser_name: _denoiser_config(family, section)}
-    if section.train_text_encoder:
-        rank, alpha = section.text_encoder_rank, section.scale_text_alpha
-        text = LoraConfig(
-            r=rank,
-            lora_alpha=_tidy(alpha),
+    for name in family.trained_encoders(section):
+        configs[name] = LoraConfig(
+            r=section.text_encoder_rank,
+            lora_alpha=_tidy(section.scale_text_alpha),
             lora_dropout=section.dropout,
-            target_modules=list(family.text_targets),
+            target_modules=list(family.targets_of(name)),
         )
-        configs |= dict.fromkeys(family.text_encoder_names, text)
     components: dict[str, nn.Module] = {}
     named: dict[str, dict[str, nn.Parameter]] = {}
     for name, config in configs.items():
@@ -133,7 +131,7 @@ def file_key(component: str, module: nn.Module, name: str) -> str:
     nothing.
     """
     key = name.replace(f".{PEFT_NAME}.", ".")
-    if component.startswith("text_encoder") and not hasattr(module, "text_model"):
+    if getattr(module.config, "model_type", "") == "clip_text_model" and not hasattr(module, "text_model"):
         key = f"text_model.{key}"
     return f"{component}.{key}"
 
@@ -161,17 +159,21 @@ def load_tensors(trainables: Trainables, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _denoiser_config(family: Family, section: AdapterSection) -> LoraConfig:
-    targets: list[str] = list(family.lora_targets)
+    listed, pattern = family.lora_targets, section.targets
+    if isinstance(listed, str):
+        listed, pattern = (), pattern or listed
+    targets: list[str] = list(listed)
     ranks: dict[str, int] = {}
     alphas: dict[str, Any] = {}
+    if section.conv_rank and not family.conv_targets:
+        raise BadInput("adapter.conv_rank", "is set, but this base has no convolutions", "set it to 0")
     if section.conv_rank:
         targets += family.conv_targets
         ranks = dict.fromkeys(family.conv_targets, section.conv_rank)
         alphas = dict.fromkeys(family.conv_targets, _tidy(section.scale_conv_alpha))
-    if section.targets:
-        pattern = re.compile(section.targets)
+    if pattern:
         layers = (name for name, m in family.denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
-        targets = [name for name in layers if pattern.fullmatch(name)]
+        targets = [name for name in layers if re.fullmatch(pattern, name)]
         if not targets:
             example = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
             raise BadInput(

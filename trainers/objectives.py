@@ -1,17 +1,21 @@
 """What the denoiser is asked to predict: noising, regression target, timestep law, loss weight.
 
 Shapes: x0, noise and x_t are (B, C, h, w) latents, already scaled; t is (B,), integer train timesteps
-for `DDPM`. Random numbers come from a CPU generator that the loop derives from (seed, step, micro-batch,
+for `DDPM`, fp32 from 0 to 1 for `flow_matching`. Random numbers come from a CPU generator that the loop derives from (seed, step, micro-batch,
 process), so that a resumed run draws what the uninterrupted one would have drawn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from registry.errors import BadInput
+
+if TYPE_CHECKING:
+    from trainers.recipe_fields import ObjectiveSection
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -162,3 +166,22 @@ def ddpm(
     total = len(alphas_cumprod)
     low, high = (bound * total // 1000 for bound in timesteps)
     return DDPM(alphas_cumprod, kind, snr_gamma, noise_offset, (low, max(high, low + 1)))
+
+
+FLOW_ONLY = (
+    "timestep_law", "logit_mean", "logit_std", "sigmoid_scale", "mode_scale", "shift", "shift_factor",
+    "flow_weighting", "guidance",
+)  # fmt: skip
+
+
+def refuse_fields(section: "ObjectiveSection", names: Sequence[str], why: str) -> None:
+    """Refuse fields of the objective that have another value than their default.
+
+    Raises:
+        BadInput: names the first of them.
+    """
+    for name in names:
+        default = type(section).model_fields[name].default
+        if getattr(section, name) != default:
+            usual = "none" if default is None else default
+            raise BadInput(f"objective.{name}", why, f"set it to {usual}, or leave it out")

@@ -21,6 +21,7 @@ from registry.files import append_line, atomic_path
 from trainers.checkpoints import Learning
 from trainers.families.base import Conditioning, Family
 from trainers.metrics import Reporter
+from trainers.plan import Geometry
 from trainers.recipe_fields import PreviewSection
 from trainers.rundir import PREVIEW_INDEX, PREVIEWS, RunDir
 
@@ -91,7 +92,7 @@ class Previewer:
 
     def _picture(self, index: int) -> Tensor:
         height, width = (side // self.family.latent_factor for side in self.size)
-        channels = int(self.family.config(self.family.denoiser_name)["in_channels"])
+        channels = int(self.family.config("vae")["latent_channels"])
         generator = torch.Generator().manual_seed(self.section.seed + index)
         noise = torch.randn(1, channels, height, width, generator=generator)
         cond, negative = self.encode([self.prompts[index]]), self.encode([self.negative])
@@ -115,19 +116,29 @@ def sample(
     noise: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): noise (1, C, h, w) -> latents (1, C, h, w), scaled."""
+    """Classifier-free guidance (Ho and Salimans 2022): noise (1, C, h, w) -> latents (1, C, h, w), scaled.
+
+    A base with a guidance input gets section.cfg there and the negative prompt not at all.
+    """
     scheduler = make_sampler(family, section.scheduler)
-    scheduler.set_timesteps(section.steps, device=family.device)
-    guided = section.cfg != 1
+    options = family.sampler_options(section.steps, tuple(noise.shape))
+    scheduler.set_timesteps(section.steps, device=family.device, **options)
+    guided = section.cfg != 1 and not family.guidance_input
     both = {key: torch.cat([negative[key], cond[key]]) for key in cond} if guided else cond
+    if family.guidance_input:
+        both = both | {"guidance": torch.full((1,), section.cfg, device=family.device)}
+    size = noise.shape[-2] * family.latent_factor, noise.shape[-1] * family.latent_factor
+    geometry = [Geometry(size, (0, 0), size)] * (2 if guided else 1)
     options: dict[str, Any] = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = generator
-    x = noise.to(family.device) * scheduler.init_noise_sigma
+    flow = is_flow(scheduler)  # its samplers scale neither the noise nor what the denoiser is given
+    x = noise.to(family.device) * (1 if flow else scheduler.init_noise_sigma)
     for t in scheduler.timesteps:
-        x_t = scheduler.scale_model_input(x, t)
+        x_t = x if flow else scheduler.scale_model_input(x, t)
         x_t = torch.cat([x_t, x_t]) if guided else x_t
-        prediction = family.predict(x_t, t.expand(len(x_t)), both, []).float()
+        time = family.sampler_time(t.expand(len(x_t)))
+        prediction = family.predict(x_t, time, both, geometry).float()
         if guided:
             without, with_prompt = prediction.chunk(2)
             prediction = without + section.cfg * (with_prompt - without)
@@ -136,10 +147,19 @@ def sample(
 
 
 def make_sampler(family: Family, name: str) -> Any:
-    """The base's own sampler, or one of `SAMPLERS` with the base's noise schedule."""
+    """The base's own sampler, or one of `SAMPLERS` with the base's noise schedule.
+
+    Flow matching has its own samplers: such a base keeps the one it brings.
+    """
     config = family.scheduler_config()
-    class_name, overrides = SAMPLERS.get(name, (config["_class_name"], {}))
+    own: tuple[str, dict[str, Any]] = (config["_class_name"], {})
+    class_name, overrides = own if is_flow(own[0]) else SAMPLERS.get(name, own)
     return getattr(import_module("diffusers"), class_name).from_config(config, **overrides)
+
+
+def is_flow(sampler: Any) -> bool:
+    """Whether a sampler, or the class that it is named after, is one of flow matching."""
+    return (sampler if isinstance(sampler, str) else type(sampler).__name__).startswith("FlowMatch")
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -53,7 +53,9 @@ class AdapterSection(Section):
     targets: Annotated[str, Field(max_length=2000)] = ""
     """Regular expression that a module's whole path in the denoiser must match; empty = the family's list."""
     train_text_encoder: bool = False
-    """Also train an adapter on the text encoder."""
+    """Also train an adapter on the text encoder (on all CLIP encoders of a base that has several)."""
+    train_t5: bool = False
+    """Also train an adapter on T5, where the base has it: slow, large, and read by few other programs."""
     text_rank: Rank | None = None
     """Rank on the text encoder; none = rank."""
     text_alpha: Alpha | None = None
@@ -143,6 +145,24 @@ class ObjectiveSection(Section):
     """Lowest training timestep, of 1000."""
     timestep_max: Annotated[int, Field(ge=1, le=1000)] = 1000
     """Training timesteps stay below this, of 1000."""
+    timestep_law: Literal["auto", "uniform", "logit_normal", "sigmoid", "mode"] = "auto"
+    """Flow matching: how times are drawn (Esser et al. 2024, sec. 3.1); auto = logit_normal."""
+    logit_mean: Annotated[float, Field(ge=-5, le=5)] = 0.0
+    """Flow matching, logit_normal: mean before the sigmoid; above 0 = more noise, so layout over detail."""
+    logit_std: Annotated[float, Field(gt=0, le=5)] = 1.0
+    """Flow matching, logit_normal: spread before the sigmoid; smaller = the middle of the way only."""
+    sigmoid_scale: Annotated[float, Field(gt=0, le=5)] = 1.0
+    """Flow matching, sigmoid: factor of the normal number before the sigmoid; 1 = logit_normal(0, 1)."""
+    mode_scale: Annotated[float, Field(ge=-1, le=1.75)] = 1.29
+    """Flow matching, mode: above 0 favours the middle of the way, below 0 its ends."""
+    shift: Literal["auto", "static", "dynamic", "off"] = "auto"
+    """Flow matching: moves times towards noise. dynamic = more for larger pictures; auto = as the base says."""
+    shift_factor: Annotated[float | None, Field(gt=0, le=100)] = None
+    """Flow matching: factor of a static shift, 1 = no shift; none = the base's own (SD3.5: 3)."""
+    flow_weighting: Literal["none", "sigma_sqrt", "cosmap"] = "none"
+    """Flow matching: loss weight by time; sigma_sqrt = t^-2, cosmap = 2 / (pi (1 - 2 t + 2 t^2))."""
+    guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Guidance input while training, for bases that have one (FLUX.1-dev); 1 keeps the distilled look."""
 
     @field_validator("timestep_max")
     @classmethod
@@ -175,6 +195,8 @@ class DataSection(Section):
     """Which part stays when a picture does not fit its bucket exactly; top keeps heads."""
     require_captions: bool = False
     """Refuse to start when a picture has no caption."""
+    text_length: Annotated[int, Field(ge=0, le=512)] = 0
+    """Tokens of a caption that T5 reads; 0 = as the base's pipeline (SD3.5, FLUX.1-schnell 256, dev 512)."""
 
 
 class TrainSection(Section):

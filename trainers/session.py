@@ -195,7 +195,7 @@ def _previewer(setting: Setting, learning: Learning, prompts: list[str], encode:
         encode,
         prompts,
         recipe.preview.negative,
-        preview_size(recipe.preview, recipe.train.resolution, family.latent_factor),
+        preview_size(recipe.preview, recipe.train.resolution, family.side_multiple),
         lambda: setting.accelerator.autocast(),
         setting.reporter,
     )

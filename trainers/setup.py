@@ -22,7 +22,8 @@ from trainers.checkpoints import Learning, Store, read_numbers, restore, same_op
 from trainers.data import assign_buckets, check_captions, load_items, read_pixels
 from trainers.ema import Ema
 from trainers.families import FAMILIES
-from trainers.families.base import BaseFiles, Conditioning, Family
+from trainers.families.base import BaseFiles, Conditioning, Family, Use
+from trainers.families.common import tokenizer_of
 from trainers.flat import Flat
 from trainers.methods import attach
 from trainers.metrics import Reporter
@@ -144,7 +145,8 @@ def make_family(recipe: Recipe, env: RunEnv, rundir: RunDir, device: torch.devic
     base = BaseFiles(location, cast(Any, env.base_kind), config, env.base_revision)
     cuda = device.type == "cuda"
     dtype = DTYPES[choose_precision(recipe.train.precision, cuda=cuda)]
-    return FAMILIES[recipe.family].load_class()(base, dtype=dtype, device=device)
+    use = Use(text_length=recipe.data.text_length, guidance=recipe.objective.guidance)
+    return FAMILIES[recipe.family].load_class()(base, dtype=dtype, device=device, use=use)
 
 
 def load_data(setting: Setting) -> list[Item]:
@@ -152,6 +154,9 @@ def load_data(setting: Setting) -> list[Item]:
     data, family = setting.recipe.data, setting.family
     sources = load_items(setting.rundir)
     step = data.bucket_step or family.bucket_multiple
+    if step % family.side_multiple:
+        need = f"sides of this base are multiples of {family.side_multiple} px"
+        raise BadInput("data.bucket_step", f"is {step}; {need}", "set it to 0 for the family's own")
     items, notes = assign_buckets(sources, resolution=setting.recipe.train.resolution, step=step, data=data)
     check_captions(items, data)
     for index, note in enumerate(notes):
@@ -179,20 +184,23 @@ def encode_texts(
     """How captions become conditioning: for batches, and for previews.
 
     A frozen text encoder is asked once per caption, ever, and then leaves the memory. A trained one gets
-    tokens.
+    tokens, at each step.
     """
     family, recipe = setting.family, setting.recipe
-    if recipe.adapter.train_text_encoder:
+    live = family.trained_encoders(recipe.adapter)
+    if set(live) == set(family.text_encoder_names):
         return family.tokenize, family.encode_text
-    names = ("tokenizer", *family.text_encoder_names)
-    encoder_hash = hash_json([family.component_hash(name, setting.memo) for name in names])
+    encoders = family.text_encoder_names
+    names = (*(tokenizer_of(name) for name in encoders), *encoders)
+    hashes = [family.component_hash(name, setting.memo) for name in names]
+    encoder_hash = hash_json([*hashes, *family.cache_facts(), *live])
     cache = TextCache(setting.cache, encoder_hash, dtype=family.dtype)
     captions = captions_needed(items, recipe.data.trigger)
     texts = list(dict.fromkeys([*captions, *prompts, recipe.preview.negative]))
     setting.reporter.phase("caching", len(texts))
     with setting.first_process_first():
-        cache.fill(texts, encode=family.encode_text, progress=setting.progress)
-    family.free(*family.text_encoder_names)
+        cache.fill(texts, encode=lambda texts: family.encode_text(texts, live), progress=setting.progress)
+    family.free(*(name for name in encoders if name not in live))
     told = captions[1:9]
     if len(told) > 1 and all(torch.equal(a, b) for a, b in _pairs(cache, told)):
         setting.reporter.warn(
@@ -200,7 +208,7 @@ def encode_texts(
         )
 
     def on_device(texts: list[str]) -> Conditioning:
-        return {key: value.to(family.device) for key, value in cache.get(texts).items()}
+        return family.conditioning({key: value.to(family.device) for key, value in cache.get(texts).items()})
 
     return cache.get, on_device
 
@@ -241,7 +249,7 @@ def make_learning(setting: Setting) -> Learning:
         denoiser.to(memory_format=torch.channels_last)  # convolutions of UNets run on it natively
     if recipe.train.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
-        for name in family.text_encoder_names if trainables.text else ():
+        for name in family.trained_encoders(recipe.adapter):
             family.part(name).gradient_checkpointing_enable({"use_reentrant": False})
             family.part(name).train()
     apply_weight_first(trainables, family.device)

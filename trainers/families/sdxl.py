@@ -1,0 +1,98 @@
+"""Stable Diffusion XL: two CLIP text encoders, a UNet that is told the picture's size and crop.
+
+Podell et al. 2023, "SDXL: Improving Latent Diffusion Models for High-Resolution Image Synthesis".
+
+The VAE runs in fp32 as in every family: in fp16 the published one overflows to NaN.
+
+The empty caption is encoded like any other. diffusers' pipeline puts zeros in its place, but only when it is
+called without a negative prompt; with an empty one, and in the other programs that people draw with, the encoded
+empty text is what guidance starts from, so that is what caption dropout trains.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trainers.families import toy
+from trainers.families.base import Conditioning, Part
+from trainers.families.common import penultimate
+from trainers.families.sd import StableDiffusion15
+
+if TYPE_CHECKING:
+    from trainers.plan import Geometry
+
+
+class StableDiffusionXL(StableDiffusion15):
+    """SDXL 1.0 and its fine-tunes; those that predict v (also with zero terminal SNR) by their scheduler."""
+
+    name: ClassVar[str] = "sdxl"
+    text_encoder_names: tuple[str, ...] = ("text_encoder", "text_encoder_2")
+    clip_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    parts: ClassVar[Mapping[str, Part]] = {
+        **StableDiffusion15.parts,
+        "text_encoder_2": Part("transformers.models.clip.modeling_clip", "CLIPTextModelWithProjection"),
+        "tokenizer_2": Part("transformers.models.clip.tokenization_clip", "CLIPTokenizer"),
+    }
+
+    def encode_ids(self, text_encoder: str, ids: Tensor) -> Conditioning:
+        """{"hidden": (B, 77, D)}: the layer before the last; of the second encoder also "pooled" (B, P)."""
+        hidden, pooled = penultimate(self.part(text_encoder), ids)
+        return {"hidden": hidden, "pooled": pooled} if text_encoder == "text_encoder_2" else {"hidden": hidden}
+
+    def combine(self, outputs: Conditioning) -> Conditioning:
+        """{"hidden": (B, 77, 2048), "pooled": (B, 1280)}."""
+        both = [outputs["text_encoder.hidden"], outputs["text_encoder_2.hidden"]]
+        return {"hidden": torch.cat(both, dim=-1), "pooled": outputs["text_encoder_2.pooled"]}
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, geometry: "list[Geometry]") -> Tensor:
+        """One UNet call; t in integer train timesteps."""
+        added = {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": time_ids(geometry).to(x_t.device)}
+        return self.denoiser(
+            x_t.to(self.dtype),
+            t,
+            cond["hidden"].to(self.dtype),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+
+    @classmethod
+    def pipeline_class(cls) -> Any:
+        """StableDiffusionXLPipeline."""
+        from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+            StableDiffusionXLPipeline,
+        )
+
+        return StableDiffusionXLPipeline
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> dict[str, Any]:
+        """Under 400k parameters; the second text encoder is wider than the first, as in the real base."""
+        first, second = toy.clip_tokenizer(), toy.clip_tokenizer(pad_token="!")
+        wide, pooled, step = 48, 24, 8
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            models = {
+                "unet": toy.unet(
+                    cross_attention_dim=toy.WIDTH + wide,
+                    attention_head_dim=(2, 4),
+                    use_linear_projection=True,
+                    addition_embed_type="text_time",
+                    addition_time_embed_dim=step,
+                    projection_class_embeddings_input_dim=pooled + 6 * step,
+                ),
+                "vae": toy.vae(scaling_factor=0.13025),
+                "text_encoder": toy.clip(first),
+                "text_encoder_2": toy.clip(second, width=wide, projection=pooled, hidden_act="gelu"),
+            }
+        scheduler = toy.diffusion_scheduler()
+        return {**models, "tokenizer": first, "tokenizer_2": second, "scheduler": scheduler}
+
+
+def time_ids(geometry: "list[Geometry]") -> Tensor:
+    """(B, 6): original (height, width), crop (top, left), target (height, width) in pixels (SDXL, sec. 2.2).
+
+    fp32: bf16 would round sizes above 256.
+    """
+    return torch.tensor([[*g.original, *g.crop_origin, *g.target] for g in geometry], dtype=torch.float32)
