@@ -23,15 +23,18 @@ Law = Literal["uniform", "logit_normal", "sigmoid", "mode"]
 Weighting = Literal["none", "sigma_sqrt", "cosmap"]
 
 SMALLEST = 1e-3  # noise level below which sigma_sqrt counts no further: one step of 1000
-DIFFUSION_ONLY = ("prediction", "snr_gamma", "noise_offset")
+DIFFUSION_ONLY = ("prediction", "snr_gamma", "noise_offset")  # fields of the objective
+OF_LAW: dict[Law, tuple[str, ...]] = {
+    "logit_normal": ("logit_mean", "logit_std"), "sigmoid": ("sigmoid_scale",), "mode": ("mode_scale",)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Shift:
     """Moves times towards noise: t' = f t / (1 + (f - 1) t) (SD3, eq. 23, where f is sqrt(m / n)).
 
-    A factor that grows with resolution makes up for large pictures being harder to drown in noise. FLUX.1 takes
-    f = exp(mu), mu linear in the number of image tokens.
+    A factor that grows with resolution makes up for large pictures being harder to drown in noise. FLUX.1
+    takes f = exp(mu), mu linear in the number of image tokens.
 
     Args:
         factor: f when it does not depend on the size; 1 = no shift.
@@ -69,8 +72,9 @@ class FlowMatching:
     bounds: t = low + (high - low) t'.
 
     Args:
-        law: uniform; logit_normal: sigmoid(mean + std n), n standard normal (SD3, eq. 19; the published models
-            have 0, 1); sigmoid: sigmoid(scale n); mode: 1 - u - s (cos^2(pi u / 2) - 1 + u) (SD3, eq. 20).
+        law: uniform; logit_normal: sigmoid(mean + std n), n standard normal (SD3, eq. 19; the published
+            models have 0, 1); sigmoid: sigmoid(scale n); mode: 1 - u - s (cos^2(pi u / 2) - 1 + u) (SD3,
+            eq. 20).
         mean: Of logit_normal; above 0 means more noise.
         std: Of logit_normal.
         sigmoid_scale: Of sigmoid; 1 is logit_normal(0, 1).
@@ -128,7 +132,7 @@ class FlowMatching:
         return (prediction - target).square()
 
     def probe_t(self, shape: torch.Size) -> Tensor:
-        """(B,) fp32: the law at the midpoints of B equal parts, so that the probe weighs times as training."""
+        """(B,) fp32: the law's quantiles at midpoints of B equal parts: the probe is spread as training is."""
         return self._placed((torch.arange(shape[0]) + 0.5) / shape[0], shape)
 
     def quantile(self, u: Tensor) -> Tensor:
@@ -158,8 +162,13 @@ def flow_matching(config: Mapping[str, Any], section: "ObjectiveSection", *, pat
         BadInput: the recipe asks for what only diffusion has.
     """
     refuse_fields(section, DIFFUSION_ONLY, "means nothing to a base that is trained by flow matching")
+    law: Law = "logit_normal" if section.timestep_law == "auto" else section.timestep_law
+    others = [field for name, fields in OF_LAW.items() if name != law for field in fields]
+    refuse_fields(section, others, f"means nothing where objective.timestep_law is {law}")
+    if section.shift in ("dynamic", "off"):
+        refuse_fields(section, ("shift_factor",), f"means nothing where objective.shift is {section.shift}")
     return FlowMatching(
-        law="logit_normal" if section.timestep_law == "auto" else section.timestep_law,
+        law=law,
         mean=section.logit_mean,
         std=section.logit_std,
         sigmoid_scale=section.sigmoid_scale,

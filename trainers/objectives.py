@@ -1,8 +1,9 @@
 """What the denoiser is asked to predict: noising, regression target, timestep law, loss weight.
 
 Shapes: x0, noise and x_t are (B, C, h, w) latents, already scaled; t is (B,), integer train timesteps
-for `DDPM`, fp32 from 0 to 1 for `flow_matching`. Random numbers come from a CPU generator that the loop derives from (seed, step, micro-batch,
-process), so that a resumed run draws what the uninterrupted one would have drawn.
+for `DDPM`, fp32 from 0 to 1 for `flow_matching`. Random numbers come from a CPU generator that the loop
+derives from (seed, step, micro-batch, process), so that a resumed run draws what the uninterrupted one would
+have drawn.
 """
 
 from collections.abc import Sequence

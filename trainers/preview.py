@@ -121,8 +121,8 @@ def sample(
     A base with a guidance input gets section.cfg there and the negative prompt not at all.
     """
     scheduler = make_sampler(family, section.scheduler)
-    options = family.sampler_options(section.steps, tuple(noise.shape))
-    scheduler.set_timesteps(section.steps, device=family.device, **options)
+    timing = family.sampler_options(section.steps, tuple(noise.shape))
+    scheduler.set_timesteps(section.steps, device=family.device, **timing)
     guided = section.cfg != 1 and not family.guidance_input
     both = {key: torch.cat([negative[key], cond[key]]) for key in cond} if guided else cond
     if family.guidance_input:

@@ -156,13 +156,13 @@ class ObjectiveSection(Section):
     mode_scale: Annotated[float, Field(ge=-1, le=1.75)] = 1.29
     """Flow matching, mode: above 0 favours the middle of the way, below 0 its ends."""
     shift: Literal["auto", "static", "dynamic", "off"] = "auto"
-    """Flow matching: moves times towards noise. dynamic = more for larger pictures; auto = as the base says."""
+    """Flow matching: moves times towards noise. dynamic = more for larger pictures; auto = the base's own."""
     shift_factor: Annotated[float | None, Field(gt=0, le=100)] = None
     """Flow matching: factor of a static shift, 1 = no shift; none = the base's own (SD3.5: 3)."""
     flow_weighting: Literal["none", "sigma_sqrt", "cosmap"] = "none"
     """Flow matching: loss weight by time; sigma_sqrt = t^-2, cosmap = 2 / (pi (1 - 2 t + 2 t^2))."""
     guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Guidance input while training, for bases that have one (FLUX.1-dev); 1 keeps the distilled look."""
+    """Guidance input while training, for bases that have one (FLUX.1-dev); 1 = no guidance in the target."""
 
     @field_validator("timestep_max")
     @classmethod

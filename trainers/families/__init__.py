@@ -20,7 +20,9 @@ class FamilyInfo:
     module: str  # "trainers.families.sd:StableDiffusion15"
     pipeline: str  # diffusers class that a folder's model_index.json names
     default_base: str  # hub id
-    cross_attention_dim: int  # width of the text the real denoiser reads; with `denoiser` it tells families apart
+    cross_attention_dim: (
+        int  # width of the text the real denoiser reads; with `denoiser` it tells families apart
+    )
     resolution: int  # native side in pixels
     bucket_multiple: int  # pixels
     text_encoders: tuple[str, ...]  # pipeline attributes

@@ -169,7 +169,7 @@ class Family(ABC):
         return timestep
 
     def sampler_options(self, steps: int, shape: tuple[int, ...]) -> dict[str, Any]:
-        """Arguments of the base's own sampler beside the count of steps, for latents of `shape` (B, C, h, w)."""
+        """Arguments of the base's own sampler beside the steps, for latents of `shape` (B, C, h, w)."""
         del steps, shape
         return {}
 

@@ -1,7 +1,7 @@
 """What every family of today shares: a KL autoencoder, and captions read by one or several text encoders.
 
-Each text encoder has a tokenizer of the same number: `tokenizer_2` for `text_encoder_2`. Conditioning comes in
-three stages, and `conditioning` takes it from either of the first two to the last:
+Each text encoder has a tokenizer of the same number: `tokenizer_2` for `text_encoder_2`. Conditioning comes
+in three stages, and `conditioning` takes it from either of the first two to the last:
 
 - token ids: `input_ids`, `input_ids_2`, ...
 - what single encoders say: `text_encoder.hidden`, `text_encoder_2.pooled`, ...
@@ -12,7 +12,7 @@ A caption can be half encoded: encoders that are being trained keep token ids, f
 
 from abc import abstractmethod
 from collections.abc import Collection
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,7 @@
 """FLUX.1 dev and schnell: pooled CLIP, T5, a transformer with double and single streams, flow matching.
 
-Black Forest Labs 2024; there is no paper, the reference is their code and diffusers' FluxPipeline. dev was distilled
-with guidance as an input; schnell, distilled to few steps, has none.
+Black Forest Labs 2024; there is no paper, the reference is their code and diffusers' FluxPipeline. dev was
+distilled with guidance as an input; schnell, distilled to few steps, has none.
 """
 
 from collections.abc import Mapping
@@ -97,7 +97,7 @@ class Flux1(FlowFamily):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> dict[str, Any]:
-        """dev, under 400k parameters."""
+        """dev, under 300k parameters."""
         from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
         first, second = toy.clip_tokenizer(), toy.t5_tokenizer()
@@ -115,8 +115,12 @@ class Flux1(FlowFamily):
                     guidance_embeds=True,
                     axes_dims_rope=(4, 6, 6),
                 ).eval(),
-                "vae": toy.vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
-                               use_post_quant_conv=False),
+                "vae": toy.vae(
+                    scaling_factor=0.3611,
+                    shift_factor=0.1159,
+                    use_quant_conv=False,
+                    use_post_quant_conv=False,
+                ),
                 "text_encoder": toy.clip(first),
                 "text_encoder_2": toy.t5(second, width=48),
             }

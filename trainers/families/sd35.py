@@ -30,7 +30,7 @@ class StableDiffusion35(FlowFamily):
     text_encoder_names: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     clip_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
     t5_encoder: ClassVar[str] = "text_encoder_3"
-    # Attention (attn2 in the blocks of Medium that have two) and both MLPs; not norms, embedders, final layer.
+    # Attention (attn2 where blocks of Medium have two) and both MLPs; not norms, embedders, final layer.
     lora_targets: ClassVar[tuple[str, ...] | str] = (
         r"transformer_blocks\.\d+\.(attn2?\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
         r"|ff(_context)?\.net\.(0\.proj|2))"
@@ -102,7 +102,7 @@ class StableDiffusion35(FlowFamily):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> dict[str, Any]:
-        """Under 400k parameters: two blocks, one of them with the second attention of Medium."""
+        """Under 500k parameters: two blocks, one of them with the second attention of Medium."""
         from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
         first, second, third = toy.clip_tokenizer(), toy.clip_tokenizer(pad_token="!"), toy.t5_tokenizer()
@@ -125,8 +125,12 @@ class StableDiffusion35(FlowFamily):
                     dual_attention_layers=(0,),
                     qk_norm="rms_norm",
                 ).eval(),
-                "vae": toy.vae(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
-                               use_post_quant_conv=False),
+                "vae": toy.vae(
+                    scaling_factor=1.5305,
+                    shift_factor=0.0609,
+                    use_quant_conv=False,
+                    use_post_quant_conv=False,
+                ),
                 "text_encoder": toy.clip(first, projection=toy.WIDTH),
                 "text_encoder_2": toy.clip(second, width=wide, projection=wide, hidden_act="gelu"),
                 "text_encoder_3": toy.t5(third, width=96),

@@ -5,8 +5,8 @@ Podell et al. 2023, "SDXL: Improving Latent Diffusion Models for High-Resolution
 The VAE runs in fp32 as in every family: in fp16 the published one overflows to NaN.
 
 The empty caption is encoded like any other. diffusers' pipeline puts zeros in its place, but only when it is
-called without a negative prompt; with an empty one, and in the other programs that people draw with, the encoded
-empty text is what guidance starts from, so that is what caption dropout trains.
+called without a negative prompt; with an empty one, and in the other programs that people draw with, the
+encoded empty text is what guidance starts from, so that is what caption dropout trains.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,9 @@ class StableDiffusionXL(StableDiffusion15):
     def encode_ids(self, text_encoder: str, ids: Tensor) -> Conditioning:
         """{"hidden": (B, 77, D)}: the layer before the last; of the second encoder also "pooled" (B, P)."""
         hidden, pooled = penultimate(self.part(text_encoder), ids)
-        return {"hidden": hidden, "pooled": pooled} if text_encoder == "text_encoder_2" else {"hidden": hidden}
+        return (
+            {"hidden": hidden, "pooled": pooled} if text_encoder == "text_encoder_2" else {"hidden": hidden}
+        )
 
     def combine(self, outputs: Conditioning) -> Conditioning:
         """{"hidden": (B, 77, 2048), "pooled": (B, 1280)}."""
@@ -68,7 +70,7 @@ class StableDiffusionXL(StableDiffusion15):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> dict[str, Any]:
-        """Under 400k parameters; the second text encoder is wider than the first, as in the real base."""
+        """A million parameters; the second text encoder is wider than the first, as in the real base."""
         first, second = toy.clip_tokenizer(), toy.clip_tokenizer(pad_token="!")
         wide, pooled, step = 48, 24, 8
         with torch.random.fork_rng(devices=[]):

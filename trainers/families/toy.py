@@ -116,7 +116,7 @@ def clip_tokenizer(**config: Any) -> Any:
 
 
 def t5_tokenizer() -> Any:
-    """A T5Tokenizer over single characters of Latin-1 and a few pieces; other characters are unknown to it."""
+    """A T5Tokenizer over single characters of Latin-1 and a few pieces; others are unknown to it."""
     from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
     pieces = ["▁", "re", "th", "▁a"]
