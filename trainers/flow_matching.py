@@ -132,7 +132,7 @@ class FlowMatching:
         return (prediction - target).square()
 
     def probe_t(self, shape: torch.Size) -> Tensor:
-        """(B,) fp32: the law's quantiles at midpoints of B equal parts: the probe is spread as training is."""
+        """(B,) fp32: the law's quantiles at the midpoints of B equal parts: as in training."""
         return self._placed((torch.arange(shape[0]) + 0.5) / shape[0], shape)
 
     def quantile(self, u: Tensor) -> Tensor:
