@@ -26,6 +26,24 @@ def tiny_sd21(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory) -> Path:
+    """A real SDXL pipeline at toy size, as a diffusers folder; do not change it."""
+    return save_base("sdxl", tmp_path_factory.mktemp("bases") / "tiny-sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd35(tmp_path_factory) -> Path:
+    """A real SD3.5 pipeline at toy size, T5 included, as a diffusers folder; do not change it."""
+    return save_base("sd35", tmp_path_factory.mktemp("bases") / "tiny-sd35")
+
+
+@pytest.fixture(scope="session")
+def tiny_flux1(tmp_path_factory) -> Path:
+    """A real FLUX.1-dev pipeline at toy size, as a diffusers folder; do not change it."""
+    return save_base("flux1", tmp_path_factory.mktemp("bases") / "tiny-flux1")
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory) -> list[ManifestItem]:
     """Five captioned pictures of 40x40 px."""
     return draw_pictures(tmp_path_factory.mktemp("pictures"))

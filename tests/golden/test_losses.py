@@ -28,6 +28,29 @@ CASES = {
         },
     ),
     "sd15 prodigy": ("sd15", {"optimizer.name": "prodigy", "optimizer.lr": 1.0}),
+    "sdxl": ("sdxl", {}),
+    "sdxl text encoders": ("sdxl", {"adapter.train_text_encoder": True, "adapter.conv_rank": 2}),
+    "sd35": ("sd35", {}),
+    "sd35 clips, mode law, weights": (
+        "sd35",
+        {
+            "adapter.train_text_encoder": True,
+            "data.text_length": 32,
+            "objective.timestep_law": "mode",
+            "objective.flow_weighting": "cosmap",
+        },
+    ),
+    "flux1": ("flux1", {}),
+    "flux1 t5, static shift, guidance": (
+        "flux1",
+        {
+            "adapter.train_t5": True,
+            "data.text_length": 32,
+            "objective.timestep_law": "sigmoid",
+            "objective.shift": "static",
+            "objective.guidance": 3.5,
+        },
+    ),
 }
 
 

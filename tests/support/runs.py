@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from trainers.families import FAMILIES
 from trainers.recipe import Recipe
 from trainers.rundir import KEY_VARIABLE, ManifestItem, RunDir, RunEnv
 
@@ -58,6 +59,8 @@ def recipe(changes: Mapping[str, object] | None = None, family: str = "sd15") ->
     """The toy recipe with dotted overrides."""
     table = {"family": family, "goal": "style", **{name: dict(section) for name, section in TOY.items()}}
     table.setdefault("schedule", {})
+    if FAMILIES[family].flow:
+        del table["objective"]["snr_gamma"]
     for key, value in (changes or {}).items():
         section, _, name = key.partition(".")
         table[section][name] = value
