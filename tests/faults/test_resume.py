@@ -30,12 +30,33 @@ CASES = {
         "train.ema_decay": 0.9,
     },
     "prodigy": {"optimizer.name": "prodigy", "optimizer.lr": 1.0, "train.ema_decay": 0.0},
+    "flow": {
+        "train.accumulate": 2,
+        "data.flip": True,
+        "data.caption_dropout": 0.5,
+        "data.text_length": 32,
+        "adapter.train_text_encoder": True,
+        "adapter.text_encoder_until": 0.5,
+        "adapter.dropout": 0.1,
+        "objective.timestep_law": "mode",
+        "preview.every": 10,
+        "train.ema_decay": 0.9,
+    },
 }
+CASES["flow, t5"] = CASES["flow"] | {"adapter.train_t5": True, "objective.guidance": 3.5}
 
 
 @pytest.mark.parametrize(
     ("case", "family"),
-    [("plain", "sd15"), ("everything", "sd15"), ("everything", "sd21"), ("prodigy", "sd15")],
+    [
+        ("plain", "sd15"),
+        ("everything", "sd15"),
+        ("everything", "sd21"),
+        ("everything", "sdxl"),
+        ("flow", "sd35"),
+        ("flow, t5", "flux1"),
+        ("prodigy", "sd15"),
+    ],
 )
 def test_killed_and_resumed_is_bit_identical(case, family, request, tmp_path, pictures):
     base = request.getfixturevalue(f"tiny_{family}")
