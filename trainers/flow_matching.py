@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trainers.recipe_fields import ObjectiveSection
 
 Law = Literal["uniform", "logit_normal", "sigmoid", "mode"]
-Weighting = Literal["none", "sigma_sqrt", "cosmap"]
+Weighting = Literal["off", "sigma_sqrt", "cosmap"]
 
 SMALLEST = 1e-3  # noise level below which sigma_sqrt counts no further: one step of 1000
 DIFFUSION_ONLY = ("prediction", "snr_gamma", "noise_offset")  # fields of the objective
@@ -80,7 +80,7 @@ class FlowMatching:
         sigmoid_scale: Of sigmoid; 1 is logit_normal(0, 1).
         mode_scale: s of mode, -1 to 2 / (pi - 2); 1.29 in the paper.
         shift: Applied to the drawn time.
-        weighting: none = 1; sigma_sqrt = t^-2; cosmap = 2 / (pi (1 - 2 t + 2 t^2)) (SD3, eq. 21). All as in
+        weighting: off = 1; sigma_sqrt = t^-2; cosmap = 2 / (pi (1 - 2 t + 2 t^2)) (SD3, eq. 21). All as in
             diffusers, whose name sigma_sqrt it is.
         bounds: Lowest and highest time that is trained, 0 to 1.
         patch: Latent cells per token along one side; the shift counts tokens.
@@ -92,7 +92,7 @@ class FlowMatching:
     sigmoid_scale: float = 1.0
     mode_scale: float = 1.29
     shift: Shift = Shift()
-    weighting: Weighting = "none"
+    weighting: Weighting = "off"
     bounds: tuple[float, float] = (0.0, 1.0)
     patch: int = 2
 

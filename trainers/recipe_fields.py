@@ -159,7 +159,7 @@ class ObjectiveSection(Section):
     """Flow matching: moves times towards noise. dynamic = more for larger pictures; auto = the base's own."""
     shift_factor: Annotated[float | None, Field(gt=0, le=100)] = None
     """Flow matching: factor of a static shift, 1 = no shift; none = the base's own (SD3.5: 3)."""
-    flow_weighting: Literal["none", "sigma_sqrt", "cosmap"] = "none"
+    flow_weighting: Literal["off", "sigma_sqrt", "cosmap"] = "off"
     """Flow matching: loss weight by time; sigma_sqrt = t^-2, cosmap = 2 / (pi (1 - 2 t + 2 t^2))."""
     guidance: Annotated[float, Field(ge=0, le=100)] = 1.0
     """Guidance input while training, for bases that have one (FLUX.1-dev); 1 = no guidance in the target."""

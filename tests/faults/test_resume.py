@@ -80,6 +80,7 @@ def test_killed_and_resumed_is_bit_identical(case, family, request, tmp_path, pi
     assert losses(broken) == losses(whole)
     assert not list(broken.file("checkpoints").glob("*.partial"))
     assert previews(broken) == previews(whole)
+    assert ("preview.every" in changes) == bool(previews(whole))
 
 
 def same(left: RunDir, right: RunDir) -> bool:

@@ -15,7 +15,8 @@ from tests.support.checkpoints import save_checkpoint
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Use
 from trainers.plan import Geometry
-from trainers.recipe import AdapterSection, ObjectiveSection
+from trainers.preview import sample
+from trainers.recipe import AdapterSection, ObjectiveSection, PreviewSection
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red star", "", "ein Haus"]
@@ -242,6 +243,29 @@ def test_zeros_stand_for_a_t5_that_is_not_there(tmp_path):
     assert family.tokens_cut("red " * 80) == 5
     with pytest.raises(BadInput, match="this base has no T5"):
         family.trained_encoders(AdapterSection(train_t5=True))
+
+
+def test_previews_are_the_pipelines_pictures(base, pipe):
+    """Eight calls of the denoiser, guidance, the family's sampler and its VAE."""
+    family, section = load(base), PreviewSection(steps=4, cfg=3.0)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    cond, negative = family.encode_text(["a red disc"]), family.encode_text(["blurred"])
+    with torch.no_grad():
+        latents = sample(family, section, cond, negative, noise, torch.Generator())
+        found = family.decode_image(latents).clamp(-1, 1)
+    pipe.set_progress_bar_config(disable=True)
+    flux = base[0] == "flux1"
+    expected = pipe(
+        "a red disc",
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        latents=pipe._pack_latents(noise, *noise.shape) if flux else noise,
+        output_type="pt",
+        height=32,
+        width=32,
+        **({} if flux else {"negative_prompt": "blurred"}),
+    ).images
+    torch.testing.assert_close(found, expected * 2 - 1, atol=1e-4, rtol=0)
 
 
 def test_samplers_get_the_pipelines_schedule(tmp_path):

@@ -157,7 +157,10 @@ def test_several_faults_come_in_one_line(toml):
         (b"#" * (2 << 20), "is larger than 1 MiB"),
         (b'preset = "sd15-stile"', "'sd15-stile' is not a shipped recipe. Did you mean sd15-style?"),
         (b"preset = 3", "preset is 3; must be text"),
-        (b'family = "sd9"\ngoal = "style"', "family is 'sd9'; must be one of sd15, sd21"),
+        (
+            b'family = "sd9"\ngoal = "style"',
+            "family is 'sd9'; must be one of sd15, sd21, sdxl, sd35, flux1",
+        ),
         (b'family = "sd15"\ngoal = "art"', "goal is 'art'; must be one of style, character, concept"),
     ],
 )
