@@ -27,7 +27,9 @@ UNKNOWN_PER_RANK = 2**20  # parameters per rank when no header can be read: more
 
 _LINEAR = re.compile(r"transformer_blocks|\.proj_(?:in|out)\.|\.(?:to_[qkv]|to_out\.0)\.")
 _CONV = re.compile(r"\.conv[12]?\.|in_layers|out_layers|\.op\.")
+_MODULATION = re.compile(r"\.norm[^.]*\.linear\.")  # of transformers; not adapted
 _TEXT = re.compile(r"_proj\.|\.fc[12]\.")
+_T5 = re.compile(r"SelfAttention\.[qkvo]\.|DenseReluDense\.w")
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,23 @@ def _rank(
     """The rank that a weight's module will get; 0 = none."""
     adapter = recipe.adapter
     if component == "text_encoder":
-        wanted = adapter.train_text_encoder and len(shape) == 2 and _TEXT.search(path)
-        return adapter.text_encoder_rank if wanted else 0
+        wanted = (adapter.train_text_encoder and _TEXT.search(path)) or (
+            adapter.train_t5 and _T5.search(path)
+        )
+        return adapter.text_encoder_rank if wanted and len(shape) == 2 else 0
     if chosen is not None:
         wanted = chosen.fullmatch(path.removesuffix(".weight"))
         return adapter.rank if wanted and len(shape) >= 2 else 0
     if len(shape) == 4 and shape[2] > 1:
         return adapter.conv_rank if _CONV.search(path) else 0
-    return adapter.rank if len(shape) >= 2 and _LINEAR.search(path) else 0
+    wanted = _LINEAR.search(path) and not _MODULATION.search(path)
+    return adapter.rank if len(shape) >= 2 and wanted else 0
 
 
 def _shapes(location: Path, kind: str) -> dict[str, tuple[int, ...]]:
     """`component:path` -> shape of every weight of denoiser and text encoder, from headers alone."""
-    folders = {"unet": "unet", "transformer": "unet", "text_encoder": "text_encoder"}
+    folders = {"unet": "unet", "transformer": "unet"}
+    folders |= dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3"), "text_encoder")
     files = (
         [(location, "unet")]
         if kind == "file"
@@ -126,7 +132,8 @@ def _shapes(location: Path, kind: str) -> dict[str, tuple[int, ...]]:
         for name, info in tensors.items():
             part = "text_encoder" if name.startswith(("cond_stage_model", "conditioner")) else component
             if name.endswith(".weight") and not name.startswith("first_stage_model"):
-                shapes[f"{part}:{name}"] = tuple(info.shape)
+                place = f"{file.parent.name}/" if part == "text_encoder" else ""  # several may have one name
+                shapes[f"{part}:{place}{name}"] = tuple(info.shape)
     return shapes
 
 

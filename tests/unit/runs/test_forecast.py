@@ -11,6 +11,7 @@ from registry.records import Base
 from studio.runs import launch, speed
 from studio.runs.forecast import FP32, adapter_parameters, forecast
 from studio.workspace import Workspace
+from tests.support.bases import save_base
 from tests.support.supervision import make_dataset
 from trainers.recipe import Recipe, apply_sets, preset
 
@@ -48,6 +49,28 @@ def test_the_adapter_has_as_many_parameters_as_was_said(ws: Workspace, sets: tup
     trained = attach(family, wanted.adapter, 0)
     assert said == sum(parameter.numel() for parameter in trained.named.values())
     assert "weight files" in source
+
+
+@pytest.mark.parametrize("sets", [(), ("adapter.train_text_encoder=true", "adapter.text_rank=3")], ids=str)
+@pytest.mark.parametrize("name", ["sdxl", "sd35", "flux1"])
+def test_layers_of_other_families_are_counted(
+    ws: Workspace, tmp_path: Path, name: str, sets: tuple[str, ...]
+):
+    import torch
+
+    from trainers.families import FAMILIES
+    from trainers.families.base import BaseFiles
+    from trainers.methods import attach
+
+    folder = save_base(name, tmp_path / "base")
+    more = ("adapter.train_t5=true",) if sets and FAMILIES[name].flow else ()
+    wanted = apply_sets(preset(name, "style"), ["adapter.rank=4", *sets, *more])
+    base = Base(name="b", family=name, location=str(folder), kind="folder")
+    cls = FAMILIES[name].load_class()
+    family = cls(BaseFiles(str(folder)), dtype=torch.float32, device=torch.device("cpu"))
+    trained = attach(family, wanted.adapter, 0)
+    count = sum(parameter.numel() for parameter in trained.named.values())
+    assert adapter_parameters(ws, wanted, base)[0] == count
 
 
 def test_time_and_memory_are_only_known_from_a_run_like_it(ws: Workspace):
