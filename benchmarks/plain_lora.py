@@ -124,7 +124,7 @@ def main(folder: str) -> None:
     optimizer = torch.optim.AdamW(
         parameters,
         lr=rates.lr,
-        betas=(rates.beta1, rates.beta2),
+        betas=(rates.beta1, 0.999 if rates.beta2 is None else rates.beta2),
         weight_decay=rates.weight_decay,
         eps=rates.eps,
     )

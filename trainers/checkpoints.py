@@ -29,6 +29,7 @@ from registry.files import atomic_folder, atomic_path, read_json, remove_tree, r
 from trainers.ema import Ema
 from trainers.flat import Flat
 from trainers.methods import Trainables, load_tensors
+from trainers.optim import page_state
 from trainers.rundir import (
     ADAPTER,
     CHECKPOINTS,
@@ -183,6 +184,7 @@ def restore(folder: Path, learning: Learning, *, optimizer: bool = True) -> dict
             "param_groups": _unpack(structure["groups"], tensors),
         }
         learning.optimizer.load_state_dict(state)
+        page_state(learning.optimizer)
     return numbers
 
 
@@ -247,5 +249,10 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def same_optimizer(numbers: Mapping[str, Any], optimizer: Optimizer) -> bool:
     """Whether a checkpoint's optimizer state fits: same class, same number of groups."""
     groups = _unpack(numbers["learning"]["groups"], {})
-    same_class = numbers.get("optimizer_class") == type(optimizer).__name__
+    same_class = numbers.get("optimizer_class") == optimizer_class(optimizer)
     return same_class and len(groups) == len(optimizer.param_groups)
+
+
+def optimizer_class(optimizer: Optimizer) -> str:
+    """Name of its class; of the one inside where bf16 weights are rounded."""
+    return type(getattr(optimizer, "inner", optimizer)).__name__

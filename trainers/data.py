@@ -4,9 +4,9 @@ Shapes: B batch; C latent channels; h, w latent height and width. All batches of
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -66,6 +66,18 @@ class Batch:
 
         cond = {key: move(value) for key, value in self.cond.items()}
         return replace(self, latents=move(self.latents), cond=cond, weight=move(self.weight))
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some of its pictures; views, no copies."""
+        if rows == slice(0, len(self.names)):
+            return self
+
+        def cut(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: part[rows] for key, part in cast(Conditioning, value).items()}
+            return value[rows] if isinstance(value, Tensor | list) else value
+
+        return replace(self, **{field.name: cut(getattr(self, field.name)) for field in fields(self)})
 
 
 class LatentSource(Protocol):

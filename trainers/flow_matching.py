@@ -8,25 +8,26 @@ Shapes as in `trainers.objectives`; t is (B,) fp32 from 0 (the picture) to 1 (pu
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from trainers.objectives import refuse_fields
+from trainers.noise import NoiseLaw, make_noise
+from trainers.penalties import Penalty, make_penalty
+from trainers.timestep_laws import Law, TimestepLaw, make_law, refuse_fields
 
 if TYPE_CHECKING:
     from trainers.recipe_fields import ObjectiveSection
 
-Law = Literal["uniform", "logit_normal", "sigmoid", "mode"]
 Weighting = Literal["off", "sigma_sqrt", "cosmap"]
 
 SMALLEST = 1e-3  # noise level below which sigma_sqrt counts no further: one step of 1000
-DIFFUSION_ONLY = ("prediction", "snr_gamma", "noise_offset")  # fields of the objective
-OF_LAW: dict[Law, tuple[str, ...]] = {
-    "logit_normal": ("logit_mean", "logit_std"), "sigmoid": ("sigmoid_scale",), "mode": ("mode_scale",)
-}  # fmt: skip
+DIFFUSION_ONLY = (  # fields of the objective
+    "prediction", "zero_terminal_snr", "snr_gamma", "weighting", "noise_offset", "noise_offset_varies",
+    "pyramid_discount", "pyramid_levels",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,18 @@ class FlowMatching:
     bounds: t = low + (high - low) t'.
 
     Args:
-        law: uniform; logit_normal: sigmoid(mean + std n), n standard normal (SD3, eq. 19; the published
-            models have 0, 1); sigmoid: sigmoid(scale n); mode: 1 - u - s (cos^2(pi u / 2) - 1 + u) (SD3,
-            eq. 20).
-        mean: Of logit_normal; above 0 means more noise.
-        std: Of logit_normal.
-        sigmoid_scale: Of sigmoid; 1 is logit_normal(0, 1).
-        mode_scale: s of mode, -1 to 2 / (pi - 2); 1.29 in the paper.
+        law: How times are drawn; see `TimestepLaw`.
+        mean: Of the law.
+        std: Of the law.
+        sigmoid_scale: Of the law.
+        mode_scale: Of the law.
         shift: Applied to the drawn time.
         weighting: off = 1; sigma_sqrt = t^-2; cosmap = 2 / (pi (1 - 2 t + 2 t^2)) (SD3, eq. 21). All as in
             diffusers, whose name sigma_sqrt it is.
         bounds: Lowest and highest time that is trained, 0 to 1.
         patch: Latent cells per token along one side; the shift counts tokens.
+        noise: Law of the noise; of its variants only the perturbed input is of use here.
+        error: Elementwise penalty.
     """
 
     law: Law = "logit_normal"
@@ -95,6 +96,8 @@ class FlowMatching:
     weighting: Weighting = "off"
     bounds: tuple[float, float] = (0.0, 1.0)
     patch: int = 2
+    noise: NoiseLaw = field(default_factory=NoiseLaw)
+    error: Penalty = field(default_factory=Penalty)
 
     def __post_init__(self) -> None:
         low, high = self.bounds
@@ -106,7 +109,11 @@ class FlowMatching:
 
     def sample_noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Standard normal noise."""
-        return torch.randn(shape, generator=generator)
+        return self.noise.sample(shape, generator)
+
+    def perturb(self, noise: Tensor, generator: torch.Generator) -> Tensor:
+        """See `NoiseLaw.perturb`."""
+        return self.noise.perturb(noise, generator)
 
     def corrupt(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """(1 - t) x0 + t noise."""
@@ -127,9 +134,8 @@ class FlowMatching:
         return torch.ones(t.shape, dtype=torch.float32, device=t.device)
 
     def penalty(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
-        """Squared error."""
-        del t
-        return (prediction - target).square()
+        """Squared error, or what the recipe says; see `Penalty`."""
+        return self.error(prediction, target, t)
 
     def probe_t(self, shape: torch.Size) -> Tensor:
         """(B,) fp32: the law's quantiles at the midpoints of B equal parts: as in training."""
@@ -137,12 +143,8 @@ class FlowMatching:
 
     def quantile(self, u: Tensor) -> Tensor:
         """The law's quantile function: uniform numbers in [0, 1] -> times before the shift."""
-        if self.law == "uniform":
-            return u
-        if self.law == "mode":
-            return 1 - u - self.mode_scale * (torch.cos(math.pi / 2 * u).square() - 1 + u)
-        mean, std = (self.mean, self.std) if self.law == "logit_normal" else (0.0, self.sigmoid_scale)
-        return torch.sigmoid(mean + std * torch.special.ndtri(u))
+        law = TimestepLaw(self.law, self.mean, self.std, self.sigmoid_scale, self.mode_scale)
+        return law.quantile(u)
 
     def _placed(self, u: Tensor, shape: torch.Size) -> Tensor:
         tokens = shape[-2] * shape[-1] // self.patch**2
@@ -162,13 +164,11 @@ def flow_matching(config: Mapping[str, Any], section: "ObjectiveSection", *, pat
         BadInput: the recipe asks for what only diffusion has.
     """
     refuse_fields(section, DIFFUSION_ONLY, "means nothing to a base that is trained by flow matching")
-    law: Law = "logit_normal" if section.timestep_law == "auto" else section.timestep_law
-    others = [field for name, fields in OF_LAW.items() if name != law for field in fields]
-    refuse_fields(section, others, f"means nothing where objective.timestep_law is {law}")
+    law = make_law(section, "logit_normal")
     if section.shift in ("dynamic", "off"):
         refuse_fields(section, ("shift_factor",), f"means nothing where objective.shift is {section.shift}")
     return FlowMatching(
-        law=law,
+        law=law.name,
         mean=section.logit_mean,
         std=section.logit_std,
         sigmoid_scale=section.sigmoid_scale,
@@ -177,6 +177,8 @@ def flow_matching(config: Mapping[str, Any], section: "ObjectiveSection", *, pat
         weighting=section.flow_weighting,
         bounds=(section.timestep_min / 1000, section.timestep_max / 1000),
         patch=patch,
+        noise=make_noise(section),
+        error=make_penalty(section),
     )
 
 

@@ -6,8 +6,11 @@ Also: from an exception to the kind of failure, its exit code and the line that 
 
 import errno
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from registry.errors import BadInput, StudioError
 from trainers.families.base import Family
@@ -50,7 +53,7 @@ def classify(error: BaseException) -> Failure:
     reason = _one_line(error)
     if isinstance(error, NotFinite):
         return Failure("nan", 3, reason)
-    if any(_is_memory(link) for link in chain):
+    if any(is_memory(link) for link in chain):
         return Failure("oom", 4, _memory_reason(chain))
     if any(isinstance(link, OSError) and link.errno in _FULL for link in chain) or "MiB free" in reason:
         return Failure("disk", 5, reason)
@@ -82,6 +85,30 @@ def check_captions_differ(items: Sequence[Item], trigger: str) -> list[str]:
     return []
 
 
+def is_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the device or in the machine."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error)))
+    )
+
+
+def dead_conditioning(rows: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """Names of the values that are the same for all of several captions.
+
+    Args:
+        rows: Conditioning of one caption each, (1, ...). Values that are no floats, such as tokens and masks,
+            do not count: captions of one length share their mask.
+    """
+    if len(rows) < 2:
+        return []
+    first, *others = rows
+    return [
+        name
+        for name, value in first.items()
+        if value.is_floating_point() and all(torch.equal(value, other[name]) for other in others)
+    ]
+
+
 def listed(names: Sequence[str]) -> str:
     """The first few names, and how many more."""
     names = list(dict.fromkeys(names))
@@ -89,14 +116,8 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error)))
-    )
-
-
 def _memory_reason(chain: Sequence[BaseException]) -> str:
-    said = [str(link).splitlines()[0] for link in chain if _is_memory(link) and str(link)]
+    said = [str(link).splitlines()[0] for link in chain if is_memory(link) and str(link)]
     first = said[0] if said else "no details"
     return _one_line(
         StudioError(

@@ -6,6 +6,7 @@ Shapes: B pictures of a batch; latents (B, C, h, w); t and weights (B,).
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from trainers.data import Batch
@@ -35,10 +36,10 @@ def train(session: "Session") -> None:
         for micro in range(s.accumulate):
             batch = next(batches).to(accelerator.device)
             with accelerator.accumulate(s.family.denoiser):
-                with accelerator.autocast():
-                    part = batch_loss(s.family, s.objective, batch, s.generator(step, micro))
-                accelerator.backward(part)
-            loss += part.detach() / s.accumulate
+                part = backward(
+                    accelerator, s.family, s.objective, batch, s.generator(step, micro), s.rungs.pieces
+                )
+            loss += part / s.accumulate
             names += batch.names
         loss, stop = share_gradients(session, loss)
         norm = accelerator.clip_grad_norm_(s.learning.parameters, s.max_grad_norm)
@@ -52,19 +53,60 @@ def train(session: "Session") -> None:
     s.milestones.end()
 
 
-def batch_loss(family: Family, objective: Objective, batch: Batch, generator: torch.Generator) -> Tensor:
-    """Weighted error of the denoiser on a batch at drawn noise and timesteps; a scalar with a graph."""
+def backward(
+    accelerator: Accelerator,
+    family: Family,
+    objective: Objective,
+    batch: Batch,
+    generator: torch.Generator,
+    pieces: int = 1,
+) -> Tensor:
+    """Add the gradients of a batch at drawn noise and timesteps; returns its loss, a scalar without a graph.
+
+    In several pieces it is the same mean over the same draws, with less in memory at a time.
+    """
     noise = objective.sample_noise(batch.latents.shape, generator)
     t = objective.sample_t(batch.latents.shape, generator)
-    return error(family, objective, batch, noise, t)
+    shown = objective.perturb(noise, generator)
+    count, total = len(batch.latents), torch.zeros((), device=batch.latents.device)
+    for rows in cuts(count, pieces):
+        with accelerator.autocast():
+            part = error(family, objective, batch.rows(rows), noise[rows], t[rows], shown[rows])
+        part = part * (len(range(*rows.indices(count))) / count)
+        accelerator.backward(part)
+        total += part.detach()
+    return total
 
 
-def error(family: Family, objective: Objective, batch: Batch, noise: Tensor, t: Tensor) -> Tensor:
-    """Mean over the batch of weight(t) * sample weight * mean penalty, in fp32."""
+def cuts(count: int, pieces: int) -> list[slice]:
+    """At most `pieces` runs of nearly equal length that cover 0 .. count - 1."""
+    pieces = min(pieces, count)
+    return [slice(count * n // pieces, count * (n + 1) // pieces) for n in range(pieces)]
+
+
+def error(
+    family: Family,
+    objective: Objective,
+    batch: Batch,
+    noise: Tensor,
+    t: Tensor,
+    shown: Tensor | None = None,
+) -> Tensor:
+    """Mean over the batch of weight(t) * sample weight * mean penalty, in fp32.
+
+    Args:
+        family: With the adapter attached.
+        objective: What is asked.
+        batch: On the family's device.
+        noise: (B, C, h, w), what the target is made from.
+        t: (B,) timesteps.
+        shown: (B, C, h, w) noise that x_t is made with, where it is another.
+    """
     x0 = batch.latents
     noise, t = noise.to(x0, non_blocking=True), t.to(x0.device, non_blocking=True)
+    shown = noise if shown is None else shown.to(x0, non_blocking=True)
     cond = family.conditioning(batch.cond)
-    prediction = family.predict(objective.corrupt(x0, noise, t), t, cond, batch.geometry).float()
+    prediction = family.predict(objective.corrupt(x0, shown, t), t, cond, batch.geometry).float()
     penalty = objective.penalty(prediction, objective.target(x0, noise, t), t)
     return (penalty.flatten(1).mean(1) * objective.weight(t) * batch.weight).mean()
 

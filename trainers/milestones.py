@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from trainers.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
+FIRST_EFFECT = 20  # steps at least before the output must differ: half precision does not show the first ones
+
 
 class Milestones:
     """Looks after each step whether something is due. All processes drain; only the first one writes.
@@ -28,7 +31,7 @@ class Milestones:
         readback: Figures still on their way.
         reporter: Takes the news.
         previewer: None = no previews, or not the first process.
-        probe: Loss at fixed pictures, noise and timesteps; None = not asked for, or not the first process.
+        probe: Loss at fixed pictures, noise and timesteps; None = not the first process.
         numbers: More for state.json.
         metadata: Of the adapter file at a step.
         writes: Whether this is the first process.
@@ -43,7 +46,7 @@ class Milestones:
         reporter: Reporter,
         *,
         previewer: Previewer | None,
-        probe: Callable[[], float] | None,
+        probe: "Probe | None",
         numbers: Callable[[], dict[str, Any]],
         metadata: Callable[[int], dict[str, str]],
         writes: bool,
@@ -56,6 +59,7 @@ class Milestones:
         self.step = 0
         self.saved: int | None = None  # step of the newest checkpoint
         self._dead_check = math.ceil(DEAD_AFTER * recipe.train.max_steps)
+        self._effect_check = min(max(self._dead_check, FIRST_EFFECT), recipe.train.max_steps)
 
     def begin(self, start: int) -> None:
         """Before the first step of this attempt; `start` steps are done."""
@@ -72,6 +76,11 @@ class Milestones:
         if step == self._dead_check and self.learning.trainables.movement() == 0:
             self.reporter.warn(
                 f"the adapter has not moved in {step} steps: raise optimizer.lr, check adapter.targets"
+            )
+        elif step == self._effect_check and self.probe and not self.probe.has_effect():
+            self.reporter.warn(
+                f"after {step} steps the base answers with the adapter as without it: check adapter.targets, "
+                "optimizer.lr and train.precision"
             )
         last = step == self.recipe.train.max_steps
         due = step % self.recipe.checkpoints.every == 0 or last
@@ -93,7 +102,7 @@ class Milestones:
         if not all(p.detach().isfinite().all() for p in self.learning.parameters):
             self.readback.drain()  # names the batch when the loss says it too
             raise NotFinite("adapter", self.step, [])
-        probe_loss = self.probe() if self.probe else None
+        probe_loss = self.probe() if self.probe and self.recipe.checkpoints.keep_best else None
         self.readback.drain({"probe_loss": probe_loss} if probe_loss is not None else None)
         self.saved = self.step
         if not self.writes:
@@ -113,17 +122,29 @@ class Milestones:
         return True
 
 
-def make_probe(
-    learning: Learning, batch: Batch, loss: Callable[[Batch], torch.Tensor], device: torch.device
-) -> Callable[[], float]:
+@dataclass(frozen=True)
+class Probe:
     """A loss that differs between checkpoints only by their weights: fixed pictures, noise and timesteps.
 
     Single-step losses vary tenfold with the drawn timestep; this one can rank checkpoints.
+
+    Args:
+        learning: Its running mean is what is judged.
+        batch: On the device.
+        loss: Batch -> scalar; the same for the same weights.
     """
-    batch = batch.to(device)
 
-    def probe() -> float:
-        with torch.no_grad(), learning.ema.applied(), learning.trainables.evaluating():
-            return float(loss(batch))
+    learning: Learning
+    batch: Batch
+    loss: Callable[[Batch], torch.Tensor]
 
-    return probe
+    def __call__(self) -> float:
+        """The loss now. Waits for the device."""
+        with torch.no_grad(), self.learning.ema.applied(), self.learning.trainables.evaluating():
+            return float(self.loss(self.batch))
+
+    def has_effect(self) -> bool:
+        """Whether it makes any difference that the adapter is there."""
+        with self.learning.trainables.disabled():
+            without = self()
+        return self() != without

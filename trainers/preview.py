@@ -6,7 +6,7 @@ A preview never breaks a run and never touches its random numbers.
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -51,6 +51,7 @@ class Previewer:
         size: (height, width) in pixels, multiples of the latent factor.
         autocast: Precision of the run.
         reporter: Learns of failures.
+        schedule: Scheduler config of the noise that is trained on.
     """
 
     rundir: RunDir
@@ -63,6 +64,7 @@ class Previewer:
     size: tuple[int, int]
     autocast: Callable[[], AbstractContextManager[None]]
     reporter: Reporter
+    schedule: Mapping[str, Any]
 
     def due(self, step: int, last: int) -> bool:
         """Every `preview.every` steps, before the first and after the last."""
@@ -97,7 +99,9 @@ class Previewer:
         noise = torch.randn(1, channels, height, width, generator=generator)
         cond, negative = self.encode([self.prompts[index]]), self.encode([self.negative])
         with self.autocast():
-            latents = sample(self.family, self.section, cond, negative, noise, generator)
+            latents = sample(
+                self.family, self.section, cond, negative, noise, generator, schedule=self.schedule
+            )
         return self.family.decode_image(latents)[0]
 
     def _keep(self, pixels: Tensor, name: str, step: int, prompt: str, *, base: bool) -> None:
@@ -115,12 +119,14 @@ def sample(
     negative: Conditioning,
     noise: Tensor,
     generator: torch.Generator,
+    *,
+    schedule: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Classifier-free guidance (Ho and Salimans 2022): noise (1, C, h, w) -> latents (1, C, h, w), scaled.
 
     A base with a guidance input gets section.cfg there and the negative prompt not at all.
     """
-    scheduler = make_sampler(family, section.scheduler)
+    scheduler = make_sampler(family, section.scheduler, schedule)
     timing = family.sampler_options(section.steps, tuple(noise.shape))
     scheduler.set_timesteps(section.steps, device=family.device, **timing)
     guided = section.cfg != 1 and not family.guidance_input
@@ -146,12 +152,12 @@ def sample(
     return x
 
 
-def make_sampler(family: Family, name: str) -> Any:
-    """The base's own sampler, or one of `SAMPLERS` with the base's noise schedule.
+def make_sampler(family: Family, name: str, schedule: Mapping[str, Any] | None = None) -> Any:
+    """The base's own sampler, or one of `SAMPLERS`, with the base's noise schedule or the given one.
 
     Flow matching has its own samplers: such a base keeps the one it brings.
     """
-    config = family.scheduler_config()
+    config = family.scheduler_config() if schedule is None else dict(schedule)
     own: tuple[str, dict[str, Any]] = (config["_class_name"], {})
     class_name, overrides = own if is_flow(own[0]) else SAMPLERS.get(name, own)
     return getattr(import_module("diffusers"), class_name).from_config(config, **overrides)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainers.guards import NotFinite
+from trainers.ladder import SlowWatch
 from trainers.metrics import Reporter
 
 LAG = 4  # steps between computing a figure and reading it; a NaN is seen at most that late
@@ -48,6 +49,7 @@ class ReadBack:
     ) -> None:
         self.reporter, self.device, self.track, self.scaled = reporter, device, track, scaled
         self.stop = False
+        self._slow = SlowWatch()
         self._waiting: deque[_Figures] = deque()
         self._clock = time.perf_counter()
 
@@ -102,6 +104,8 @@ class ReadBack:
             **(extra or {}),
         }
         self.reporter.step(line)
+        if warning := self._slow.see(figures.seconds):
+            self.reporter.warn(warning)
         if figures.step % TRACK_EVERY == 0 or figures.step == 1:
             self.track(line)
 

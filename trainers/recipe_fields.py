@@ -96,8 +96,14 @@ class AdapterSection(Section):
 class OptimizerSection(Section):
     """How weights follow gradients."""
 
-    name: Literal["auto", "adamw", "adamw8bit", "prodigy"] = "auto"
-    """auto = adamw8bit on a GPU, else adamw. prodigy finds its own rate: set lr to 1."""
+    name: Literal[
+        "auto", "adamw", "adamw8bit", "paged_adamw8bit", "lion", "lion8bit", "adafactor", "prodigy",
+        "schedulefree",
+    ] = "auto"  # fmt: skip
+    """auto = adamw8bit on a GPU, else adamw. paged: its state moves to system memory when the GPU's is short.
+    lion wants a third to a tenth of AdamW's rate. adafactor needs least memory. prodigy finds its own rate:
+    set lr to 1. schedulefree (AdamW) averages by itself: schedule.name and train.ema_decay mean nothing to
+    it."""
     lr: LearningRate = 1e-4
     """Peak learning rate of the denoiser's adapter."""
     text_lr: LearningRate | None = None
@@ -106,8 +112,8 @@ class OptimizerSection(Section):
     """Decoupled weight decay."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of the gradient's running mean."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the gradient's running square."""
+    beta2: Annotated[float | None, Field(ge=0, lt=1)] = None
+    """Decay of the gradient's running square (lion: of its second mean); none = 0.999, lion 0.99."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """Added to the denominator."""
 
@@ -120,8 +126,10 @@ class OptimizerSection(Section):
 class ScheduleSection(Section):
     """How the learning rate moves over the run."""
 
-    name: Literal["constant", "cosine", "linear", "polynomial", "cosine_with_restarts"] = "cosine"
-    """Shape after the warmup."""
+    name: Literal[
+        "constant", "cosine", "linear", "polynomial", "cosine_with_restarts", "rex", "warmup_stable_decay"
+    ] = "cosine"
+    """Shape after the warmup. rex: slow at first, steep at the end (Chen et al. 2022)."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Fraction of the steps over which the rate rises from 0 to its peak."""
     min_lr: Fraction = 0.0
@@ -130,6 +138,8 @@ class ScheduleSection(Section):
     """How many descents; cosine_with_restarts only."""
     power: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Exponent; polynomial only."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Fraction of the steps after the warmup over which the rate falls; warmup_stable_decay only."""
 
 
 class ObjectiveSection(Section):
@@ -137,24 +147,48 @@ class ObjectiveSection(Section):
 
     prediction: Literal["auto", "epsilon", "v_prediction"] = "auto"
     """auto = what the base's scheduler says."""
+    zero_terminal_snr: Literal["auto", "on", "off"] = "auto"
+    """Rescale the noise schedule so that its last step is pure noise (Lin et al. 2023); needs v_prediction.
+    auto = what the base's scheduler says."""
     snr_gamma: Annotated[float | None, Field(gt=0, le=100)] = None
-    """Min-SNR loss weighting (Hang et al. 2023, sec. 3.4); usual value 5; none = off."""
+    """Gamma of the min-SNR weights (Hang et al. 2023, sec. 3.4); usual value 5; none = off."""
+    weighting: Literal["auto", "off", "min_snr", "soft_min_snr", "debiased", "p2", "epsilon"] = "auto"
+    """Loss weight by timestep. auto = min_snr when snr_gamma is set, else off. soft_min_snr: without
+    min_snr's kink. debiased: 1 / sqrt(SNR) (Yu et al. 2023). p2: 1 / (1 + SNR) (Choi et al. 2022). epsilon:
+    v-predictions weigh as predictions of the noise would."""
+    loss: Literal["l2", "l1", "huber", "smooth_l1"] = "l2"
+    """Error of a single value: square, absolute, or pseudo-Huber, which forgives odd pictures."""
+    huber_c: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Error at which huber and smooth_l1 turn from square to straight, in standard deviations."""
+    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
+    """How that point moves with the timestep: constant, or from 1 where there is little noise to huber_c
+    (Khrapov et al. 2024)."""
     noise_offset: Fraction = 0.0
     """Spread of an extra offset per channel of the noise; for very dark or bright pictures; 0 = off."""
+    noise_offset_varies: bool = False
+    """Draw the spread of the offset from 0 to noise_offset for each picture."""
+    pyramid_discount: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Multi-resolution noise (Whitaker 2023): weight of each coarser level against the finer one; usual
+    values 0.3 to 0.8; 0 = off."""
+    pyramid_levels: Annotated[int, Field(ge=1, le=16)] = 6
+    """Levels of the multi-resolution noise at most."""
+    input_perturbation: Fraction = 0.0
+    """Extra noise in the input that the target does not have (Ning et al. 2023); usual value 0.1; 0 = off."""
     timestep_min: Annotated[int, Field(ge=0, le=999)] = 0
     """Lowest training timestep, of 1000."""
     timestep_max: Annotated[int, Field(ge=1, le=1000)] = 1000
     """Training timesteps stay below this, of 1000."""
     timestep_law: Literal["auto", "uniform", "logit_normal", "sigmoid", "mode"] = "auto"
-    """Flow matching: how times are drawn (Esser et al. 2024, sec. 3.1); auto = logit_normal."""
+    """How times are drawn (Esser et al. 2024, sec. 3.1); auto = logit_normal for flow matching, uniform for
+    diffusion."""
     logit_mean: Annotated[float, Field(ge=-5, le=5)] = 0.0
-    """Flow matching, logit_normal: mean before the sigmoid; above 0 = more noise, so layout over detail."""
+    """logit_normal: mean before the sigmoid; above 0 = more noise, so layout over detail."""
     logit_std: Annotated[float, Field(gt=0, le=5)] = 1.0
-    """Flow matching, logit_normal: spread before the sigmoid; smaller = the middle of the way only."""
+    """logit_normal: spread before the sigmoid; smaller = the middle of the way only."""
     sigmoid_scale: Annotated[float, Field(gt=0, le=5)] = 1.0
-    """Flow matching, sigmoid: factor of the normal number before the sigmoid; 1 = logit_normal(0, 1)."""
+    """sigmoid: factor of the normal number before the sigmoid; 1 = logit_normal(0, 1)."""
     mode_scale: Annotated[float, Field(ge=-1, le=1.75)] = 1.29
-    """Flow matching, mode: above 0 favours the middle of the way, below 0 its ends."""
+    """mode: above 0 favours the middle of the way, below 0 its ends."""
     shift: Literal["auto", "static", "dynamic", "off"] = "auto"
     """Flow matching: moves times towards noise. dynamic = more for larger pictures; auto = the base's own."""
     shift_factor: Annotated[float | None, Field(gt=0, le=100)] = None
@@ -169,6 +203,16 @@ class ObjectiveSection(Section):
     def _some_timesteps(cls, value: int, info: Any) -> int:
         if value <= info.data.get("timestep_min", 0):
             raise ValueError("above objective.timestep_min")
+        return value
+
+    @field_validator("weighting")
+    @classmethod
+    def _one_weight(cls, value: str, info: Any) -> str:
+        gamma = info.data.get("snr_gamma")
+        if gamma is not None and value not in ("auto", "min_snr", "soft_min_snr"):
+            raise ValueError(f"auto, min_snr or soft_min_snr while objective.snr_gamma is {gamma:g}")
+        if gamma is None and value in ("min_snr", "soft_min_snr"):
+            raise ValueError("another one while objective.snr_gamma is none")
         return value
 
 
@@ -220,6 +264,14 @@ class TrainSection(Section):
     """Gradients are scaled down to this norm; 0 = off."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Decay of the running mean of the adapter's weights, which is what is saved; 0 = off."""
+    ema_device: Literal["auto", "cpu"] = "auto"
+    """Where the running mean lies. auto = where the weights are; cpu = in system memory, which spares a GPU
+    4 bytes per trained weight and costs a transfer at each update."""
+    ema_every: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Steps between updates of the running mean; its decay is per step all the same."""
+    dry_run: Literal["auto", "on", "off"] = "auto"
+    """Try the largest batch before the first step, and save memory if it does not fit: gradient
+    checkpointing, then an 8-bit optimizer, then batches in pieces. auto = on a GPU."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes (one per GPU); the batch grows with them."""
     num_threads: Annotated[int, Field(ge=0, le=256)] = 0

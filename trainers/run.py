@@ -53,12 +53,17 @@ def main(arguments: list[str] | None = None) -> int:
 def run(reporter: Reporter, stop: StopFlag) -> int:
     """Set up and train; everything heavy is imported here, after the first heartbeat."""
     spare_bitsandbytes(load_frozen(reporter.rundir.file(RECIPE)))
+    from trainers.guards import is_memory
     from trainers.loop import train
     from trainers.session import open_session
 
     session = open_session(reporter.rundir, reporter, stop)
     try:
         train(session)
+    except (RuntimeError, MemoryError) as error:
+        if is_memory(error):
+            session.memory_ran_out()
+        raise
     finally:
         session.close()
     done = session.milestones.step == session.max_steps
@@ -72,9 +77,10 @@ def spare_bitsandbytes(recipe: Recipe) -> None:
     s."""
     import torch
 
-    wanted = recipe.optimizer.name == "adamw8bit" or (
-        recipe.optimizer.name == "auto" and torch.cuda.is_available()
-    )
+    from trainers.optim import optimizer_kind
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = optimizer_kind(recipe.optimizer, device).bitsandbytes
     if not wanted and "bitsandbytes" not in sys.modules:
         sys.modules["bitsandbytes"] = None  # type: ignore[assignment] # Python's own mark for "do not import"
 

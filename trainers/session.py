@@ -8,19 +8,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from trainers.checkpoints import Learning, Store
+from trainers.checkpoints import Learning, Store, optimizer_class
 from trainers.data import Batch, BatchSource
 from trainers.families.base import Family
+from trainers.ladder import Rungs, after_failure, climb, read_rungs
 from trainers.loop import error, step_generator
 from trainers.metrics import Reporter
-from trainers.milestones import Milestones, make_probe
-from trainers.objectives import Objective
-from trainers.optim import lr_factor, set_rates
+from trainers.milestones import Milestones, Probe
+from trainers.objectives import Objective, noise_schedule
+from trainers.optim import schedule_in_force, set_rates
 from trainers.plan import Slot, draw_seed
 from trainers.preview import SAMPLERS, Previewer, preview_size, rewind_previews
 from trainers.readback import ReadBack
 from trainers.recipe import load_frozen, recipe_hash
+from trainers.recipe_fields import ScheduleSection
 from trainers.rundir import RECIPE, RunDir, workspace_key
+from trainers.schedules import lr_factor
 from trainers.setup import (
     Setting,
     encode_pictures,
@@ -48,6 +51,8 @@ class Session:
     source: BatchSource
     readback: ReadBack
     milestones: Milestones
+    rungs: Rungs  # savings of memory in force
+    schedule: ScheduleSection  # in force
     start: int  # steps that were done before this attempt
     trackers: list[Any]
 
@@ -87,7 +92,7 @@ class Session:
     def prepare_step(self, step: int) -> None:
         """Learning rates of the step; the text encoders freeze when their time is over."""
         recipe = self.setting.recipe
-        set_rates(self.learning.optimizer, lr_factor(recipe.schedule, step, self.max_steps))
+        set_rates(self.learning.optimizer, lr_factor(self.schedule, step, self.max_steps))
         if step > recipe.adapter.text_encoder_until * self.max_steps:
             for flat in self.learning.flats[1:]:
                 flat.freeze()
@@ -108,6 +113,12 @@ class Session:
     def must_stop(self) -> bool:
         """Whether the processes agreed to stop; they do at the same step."""
         return self.wants_stop() if self.accelerator.num_processes == 1 else self.readback.stop
+
+    def memory_ran_out(self) -> None:
+        """After the error: what the next attempt will do about it."""
+        setting, step = self.setting, self.milestones.step
+        if setting.writes and (said := after_failure(setting.rundir, setting, self.rungs, step)):
+            setting.reporter.warn(said)
 
     def close(self) -> None:
         """Flush the trackers and leave the process group."""
@@ -143,11 +154,19 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     )
     stop.check()
     reporter.phase("loading")
-    learning = make_learning(setting)
+    rungs = read_rungs(rundir)
+    learning = make_learning(setting, rungs)
     store = Store(rundir, workspace_key(), recipe.checkpoints.keep)
+    start, numbers = restore_newest(setting, store, learning)
+    learning, rungs = climb(setting, objective, source, learning, rungs, start=start)
     # Accelerate's wrapper is for the scaler; without one it only costs (it looks for a package at each step).
     optimizer = accelerator.prepare(learning.optimizer) if accelerator.scaler else learning.optimizer
-    start, numbers = restore_newest(setting, store, learning)
+    schedule = schedule_in_force(recipe.optimizer, recipe.schedule, family.device)
+    if schedule != recipe.schedule:
+        reporter.warn(
+            f"{recipe.optimizer.name} takes no schedule: after the warmup its rate stays constant, "
+            f"schedule.name={recipe.schedule.name} means nothing"
+        )
     trackers: list[Any] = []
     previewer = probe = None
     if setting.writes:
@@ -157,8 +176,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         trackers = open_trackers(recipe, env, reporter, start)
         if recipe.preview.every:
             previewer = _previewer(setting, learning, prompts, prompt_conditioning)
-        if recipe.checkpoints.keep_best:
-            probe = _probe(setting, objective, learning, source)
+        probe = _probe(setting, objective, learning, source)
     readback = ReadBack(
         reporter, accelerator.device, track_into(trackers), scaled=accelerator.scaler is not None
     )
@@ -177,7 +195,19 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     if numbers.get("best"):
         milestones.best = (int(numbers["best"][0]), float(numbers["best"][1]))
         reporter.best(milestones.best[0])
-    return Session(setting, objective, learning, optimizer, source, readback, milestones, start, trackers)
+    return Session(
+        setting,
+        objective,
+        learning,
+        optimizer,
+        source,
+        readback,
+        milestones,
+        rungs,
+        schedule,
+        start,
+        trackers,
+    )
 
 
 def _previewer(setting: Setting, learning: Learning, prompts: list[str], encode: Any) -> Previewer:
@@ -198,10 +228,11 @@ def _previewer(setting: Setting, learning: Learning, prompts: list[str], encode:
         preview_size(recipe.preview, recipe.train.resolution, family.side_multiple),
         lambda: setting.accelerator.autocast(),
         setting.reporter,
+        noise_schedule(family.scheduler_config(), recipe.objective),
     )
 
 
-def _probe(setting: Setting, objective: Objective, learning: Learning, source: BatchSource) -> Any:
+def _probe(setting: Setting, objective: Objective, learning: Learning, source: BatchSource) -> Probe:
     recipe, family = setting.recipe, setting.family
     seed = recipe.train.seed
     still = replace(source, data=recipe.data.model_copy(update={"caption_dropout": 0.0, "flip": False}))
@@ -215,13 +246,13 @@ def _probe(setting: Setting, objective: Objective, learning: Learning, source: B
         with setting.accelerator.autocast():
             return error(family, objective, batch, noise, t)
 
-    return make_probe(learning, batch, loss, family.device)
+    return Probe(learning, batch.to(family.device), loss)
 
 
 def _numbers(setting: Setting, learning: Learning) -> dict[str, Any]:
     scaler = setting.accelerator.scaler
     return {
-        "optimizer_class": type(learning.optimizer).__name__,
+        "optimizer_class": optimizer_class(learning.optimizer),
         "recipe_hash": recipe_hash(setting.recipe),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }

@@ -1,12 +1,11 @@
 """The parts of `session.open_session`: precision, base, data, caches, restoring."""
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,16 +19,17 @@ from trainers import guards
 from trainers.cache import LatentCache, TextCache
 from trainers.checkpoints import Learning, Store, read_numbers, restore, same_optimizer
 from trainers.data import assign_buckets, check_captions, load_items, read_pixels
-from trainers.ema import Ema
+from trainers.ema import Ema, ScheduleFreeMean
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Conditioning, Family, Use
 from trainers.families.common import tokenizer_of
 from trainers.flat import Flat
+from trainers.ladder import Rungs, enable_checkpointing
 from trainers.methods import attach
 from trainers.metrics import Reporter
-from trainers.optim import make_optimizer
+from trainers.optim import make_optimizer, optimizer_kind
 from trainers.plan import Item, captions_needed, draw_seed, final_caption, replace_trigger
-from trainers.recipe import Recipe, TrainSection
+from trainers.recipe import OptimizerSection, Recipe, TrainSection
 from trainers.rundir import RunDir, RunEnv, checkpoint_step, verify_checkpoint
 from trainers.signals import StopFlag
 from trainers.weight_first import apply_weight_first
@@ -189,6 +189,7 @@ def encode_texts(
     family, recipe = setting.family, setting.recipe
     live = family.trained_encoders(recipe.adapter)
     if set(live) == set(family.text_encoder_names):
+        check_encoder(setting, captions_needed(items, recipe.data.trigger), family.encode_text)
         return family.tokenize, family.encode_text
     encoders = family.text_encoder_names
     names = (*(tokenizer_of(name) for name in encoders), *encoders)
@@ -201,22 +202,24 @@ def encode_texts(
     with setting.first_process_first():
         cache.fill(texts, encode=lambda texts: family.encode_text(texts, live), progress=setting.progress)
     family.free(*(name for name in encoders if name not in live))
-    told = captions[1:9]
-    if len(told) > 1 and all(torch.equal(a, b) for a, b in _pairs(cache, told)):
-        setting.reporter.warn(
-            "the text encoder makes no difference between captions: check the base's tokenizer"
-        )
 
     def on_device(texts: list[str]) -> Conditioning:
         return family.conditioning({key: value.to(family.device) for key, value in cache.get(texts).items()})
 
+    check_encoder(setting, captions, on_device)
     return cache.get, on_device
 
 
-def _pairs(cache: TextCache, captions: list[str]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for left, right in pairwise(captions):
-        a, b = cache.get([left]), cache.get([right])
-        yield from ((a[key], b[key]) for key in a)
+def check_encoder(setting: Setting, captions: list[str], encode: Callable[[list[str]], Conditioning]) -> None:
+    """Say so when captions come out of the text encoder, or of one of several, all the same."""
+    told = [caption for caption in captions if caption][:8]
+    with torch.no_grad():
+        encoded = [encode([caption]) for caption in told]
+    if dead := guards.dead_conditioning(encoded):
+        setting.reporter.warn(
+            f"the text encoder makes no difference between captions ({', '.join(dead)}): check the base's "
+            "tokenizer"
+        )
 
 
 def encode_pictures(setting: Setting, items: list[Item]) -> LatentCache:
@@ -240,23 +243,36 @@ def encode_pictures(setting: Setting, items: list[Item]) -> LatentCache:
     return cache
 
 
-def make_learning(setting: Setting) -> Learning:
-    """Denoiser with adapter, optimizer, running mean."""
+def make_learning(setting: Setting, rungs: Rungs) -> Learning:
+    """Denoiser with adapter, optimizer, running mean.
+
+    Args:
+        setting: The run.
+        rungs: Savings of memory that earlier attempts needed.
+    """
     recipe, family = setting.recipe, setting.family
     denoiser: Any = family.denoiser
     trainables = attach(family, recipe.adapter, recipe.train.seed)
     if family.device.type == "cuda":
         denoiser.to(memory_format=torch.channels_last)  # convolutions of UNets run on it natively
-    if recipe.train.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
-        for name in family.trained_encoders(recipe.adapter):
-            family.part(name).gradient_checkpointing_enable({"use_reentrant": False})
-            family.part(name).train()
+    if recipe.train.gradient_checkpointing or rungs.checkpointing:
+        enable_checkpointing(family, trainables)
     apply_weight_first(trainables, family.device)
     flats = [Flat(named) for named in (trainables.denoiser, trainables.text) if named]
-    optimizer = make_optimizer(recipe.optimizer, flats, family.device)
-    ema = Ema([flat.parameter for flat in flats], recipe.train.ema_decay)
-    return Learning(trainables, flats, optimizer, ema)
+    section = rungs.section(recipe.optimizer)
+    optimizer = make_optimizer(section, flats, family.device, recipe.train.seed)
+    return Learning(trainables, flats, optimizer, make_mean(recipe, section, flats, optimizer, family.device))
+
+
+def make_mean(
+    recipe: Recipe, section: OptimizerSection, flats: list[Flat], optimizer: Any, device: torch.device
+) -> Ema:
+    """The running mean, or the optimizer's own."""
+    parameters, train = [flat.parameter for flat in flats], recipe.train
+    if optimizer_kind(section, device).own_mean:
+        return ScheduleFreeMean(parameters, optimizer)
+    where = torch.device("cpu") if train.ema_device == "cpu" else None
+    return Ema(parameters, train.ema_decay, device=where, every=train.ema_every)
 
 
 def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[int, dict[str, Any]]:
@@ -287,12 +303,11 @@ def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[
     fits = same_optimizer(read_numbers(folder), learning.optimizer)
     if not fits:
         setting.reporter.warn("the parent used another optimizer: this run begins with a fresh one")
+    # What this recipe says counts, also where the checkpoint's said otherwise.
     peaks = [dict(group) for group in learning.optimizer.param_groups]
     numbers = restore(folder, learning, optimizer=fits)
     for group, peak in zip(learning.optimizer.param_groups, peaks, strict=True):
-        group.update(
-            {key: peak[key] for key in ("peak_lr", "betas", "eps", "weight_decay")}
-        )  # of this recipe
+        group.update({key: peak[key] for key in ("peak_lr", "betas", "eps", "weight_decay") if key in peak})
     if setting.accelerator.scaler is not None and numbers.get("scaler"):
         setting.accelerator.scaler.load_state_dict(numbers["scaler"])
     return start, ({} if branch else numbers)

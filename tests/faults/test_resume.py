@@ -30,6 +30,14 @@ CASES = {
         "train.ema_decay": 0.9,
     },
     "prodigy": {"optimizer.name": "prodigy", "optimizer.lr": 1.0, "train.ema_decay": 0.0},
+    "schedulefree": {
+        "optimizer.name": "schedulefree",
+        "preview.every": 3,
+        "objective.input_perturbation": 0.1,
+        "objective.pyramid_discount": 0.5,
+        "objective.loss": "huber",
+    },
+    "adamw8bit": {"optimizer.name": "adamw8bit", "train.ema_every": 3, "train.dry_run": "on"},
     "flow": {
         "train.accumulate": 2,
         "data.flip": True,
@@ -56,6 +64,8 @@ CASES["flow, t5"] = CASES["flow"] | {"adapter.train_t5": True, "objective.guidan
         ("flow", "sd35"),
         ("flow, t5", "flux1"),
         ("prodigy", "sd15"),
+        ("schedulefree", "sd21"),
+        ("adamw8bit", "sd15"),
     ],
 )
 def test_killed_and_resumed_is_bit_identical(case, family, request, tmp_path, pictures):

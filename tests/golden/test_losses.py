@@ -27,6 +27,18 @@ CASES = {
             "objective.noise_offset": 0.05,
         },
     ),
+    "sd21 objective": (
+        "sd21",
+        {
+            "objective.snr_gamma": None,
+            "objective.weighting": "debiased",
+            "objective.zero_terminal_snr": "on",
+            "objective.loss": "huber",
+            "objective.pyramid_discount": 0.4,
+            "objective.input_perturbation": 0.1,
+            "optimizer.name": "schedulefree",
+        },
+    ),
     "sd15 prodigy": ("sd15", {"optimizer.name": "prodigy", "optimizer.lr": 1.0}),
     "sdxl": ("sdxl", {}),
     "sdxl text encoders": ("sdxl", {"adapter.train_text_encoder": True, "adapter.conv_rank": 2}),

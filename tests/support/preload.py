@@ -5,10 +5,11 @@ import diffusers.models.unets.unet_2d_condition
 import diffusers.schedulers.scheduling_ddim
 import diffusers.schedulers.scheduling_ddpm
 import prodigyopt
+import schedulefree
 import transformers.models.clip.modeling_clip
 import transformers.models.clip.tokenization_clip
 
 import trainers.run
 import trainers.session
 
-__all__ = ["diffusers", "prodigyopt", "trainers", "transformers"]
+__all__ = ["diffusers", "prodigyopt", "schedulefree", "trainers", "transformers"]

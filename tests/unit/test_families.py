@@ -187,7 +187,7 @@ def test_objective_follows_the_scheduler(base):
 
 
 FOREIGN = {
-    False: {"timestep_law": "uniform", "shift": "static", "flow_weighting": "cosmap", "guidance": 2.0},
+    False: {"shift": "static", "flow_weighting": "cosmap", "guidance": 2.0},
     True: {"snr_gamma": 5.0, "noise_offset": 0.1, "prediction": "epsilon"},
 }
 

@@ -9,7 +9,7 @@ from registry.errors import BadInput, StudioError
 from registry.files import storage_error
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles
-from trainers.guards import NotFinite, check_captions_differ, check_tokens, classify
+from trainers.guards import NotFinite, check_captions_differ, check_tokens, classify, dead_conditioning
 from trainers.plan import assign_buckets
 from trainers.recipe import DataSection
 from trainers.rundir import ManifestItem
@@ -77,3 +77,11 @@ def test_captions_beyond_the_encoder_are_named(tiny_sd15):
     assert "1 captions are longer" in warning
     assert "1.png (15 tokens)" in warning
     assert check_tokens(family, items("red " * 75), "zork")  # the trigger counts too
+
+
+def test_conditioning_that_is_the_same_for_all_captions():
+    """Of several encoders one may be dead; masks may well be equal."""
+    ones, mask = torch.ones(1, 3, 4), torch.ones(1, 3, dtype=torch.int64)
+    rows = [{"hidden": ones * n, "pooled": ones[0], "mask": mask} for n in range(3)]
+    assert dead_conditioning(rows) == ["pooled"]
+    assert dead_conditioning(rows[:1]) == []

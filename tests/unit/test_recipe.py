@@ -92,7 +92,7 @@ def test_recipe_on_top_of_a_preset_changes_only_what_it_says(toml):
         ("[log]\nwandb = 1", "log.wandb is 1; must be true or false"),
         (
             '[optimizer]\nname = "sgd"',
-            "optimizer.name is 'sgd'; must be one of auto, adamw, adamw8bit, prodigy",
+            "optimizer.name is 'sgd'; must be one of auto, adamw, adamw8bit, paged_adamw8bit, lion,",
         ),
         (
             "[train]\nresolution = 500",
@@ -289,7 +289,8 @@ def _values(facts):
 FREE = {
     key: facts
     for key, facts in recipe_fields().items()
-    if key not in ("name", "family", "adapter.targets", "preview.size") and "timestep" not in key
+    if key not in ("name", "family", "adapter.targets", "preview.size", "objective.weighting")
+    and "timestep" not in key
 }
 
 

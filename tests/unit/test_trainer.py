@@ -223,6 +223,46 @@ def test_dead_adapter_is_reported(tmp_path, tiny_sd15, pictures):
     assert any("the adapter has not moved in 1 steps" in warning for warning in rundir.read_status().warnings)
 
 
+def test_an_adapter_that_changes_nothing_is_reported(tmp_path, tiny_sd15, pictures):
+    """It moved, but by less than fp32 can tell in the output."""
+    changes = {"optimizer.lr": 1e-14, "optimizer.weight_decay": 0.0, "train.max_steps": 3}
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures, changes)
+    assert train(rundir) == 0, log(rundir)
+    (warning,) = rundir.read_status().warnings
+    assert warning.startswith("after 3 steps the base answers with the adapter as without it")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_captions_that_all_read_the_same_are_reported(trained, tmp_path, tiny_sd15, pictures):
+    base = shutil.copytree(tiny_sd15, tmp_path / "base")
+    (weights,) = (base / "text_encoder").glob("*.safetensors")
+    tensors = load_file(weights)
+    (key,) = [key for key in tensors if "token_embedding" in key]
+    save_file(tensors | {key: torch.zeros_like(tensors[key])}, weights, {"format": "pt"})
+    changes = {"train.max_steps": 1, "adapter.train_text_encoder": trained}
+    rundir = write_run(tmp_path / "run", base, pictures, changes)
+    assert train(rundir) == 0, log(rundir)
+    assert any(
+        "makes no difference between captions (hidden)" in warning
+        for warning in rundir.read_status().warnings
+    )
+
+
+def test_schedule_free_says_that_it_takes_no_schedule(tmp_path, tiny_sd15, pictures):
+    changes = {"optimizer.name": "schedulefree", "schedule.name": "linear", "train.max_steps": 4}
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures, changes)
+    assert train(rundir) == 0, log(rundir)
+    assert rundir.read_status().warnings == [
+        "schedulefree takes no schedule: after the warmup its rate stays constant, schedule.name=linear "
+        "means nothing"
+    ]
+    rates = [line["lr"] for line in rundir.read_metrics()]
+    assert rates == [1e-3] * 4
+    last = rundir.checkpoints()[-1]
+    weights, result = load_file(last / "state.safetensors"), load_file(rundir.adapter)
+    assert any(not torch.equal(weights[f"weights.{key}"], value) for key, value in result.items())  # x, not y
+
+
 def test_full_disk_is_told_apart_and_old_checkpoints_stay(tmp_path, tiny_sd15):
     items = draw_pictures(tmp_path / "pictures")
     rundir = write_run(tmp_path / "run", tiny_sd15, items, {"train.max_steps": 50, "checkpoints.every": 1})

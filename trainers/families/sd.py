@@ -12,7 +12,7 @@ from torch import Tensor
 from trainers.families import toy
 from trainers.families.base import Conditioning, Part
 from trainers.families.common import TextToImage
-from trainers.objectives import DDPM, FLOW_ONLY, Prediction, ddpm, refuse_fields
+from trainers.objectives import DDPM, Prediction, ddpm
 
 if TYPE_CHECKING:
     from trainers.plan import Geometry
@@ -40,14 +40,7 @@ class StableDiffusion15(TextToImage):
 
     def make_objective(self, section: "ObjectiveSection") -> DDPM:
         """The base's own scheduler config says epsilon (1.5, 2.1-base) or v_prediction (2.1 at 768 px)."""
-        refuse_fields(section, FLOW_ONLY, "means nothing to a base that is trained by diffusion")
-        return ddpm(
-            self.scheduler_config(),
-            prediction=section.prediction,
-            snr_gamma=section.snr_gamma,
-            noise_offset=section.noise_offset,
-            timesteps=(section.timestep_min, section.timestep_max),
-        )
+        return ddpm(self.scheduler_config(), section)
 
     def encode_ids(self, text_encoder: str, ids: Tensor) -> Conditioning:
         """{"hidden": (B, 77, D)}: the last layer's output after its norm."""

@@ -1,0 +1,243 @@
+"""Memory that is short: the dry run leaves no trace, the ladder is climbed, said and remembered."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.runs import resume, write_run
+from trainers.data import Batch
+from trainers.families.sd import StableDiffusion15
+from trainers.ladder import SETTLED, SLOW_STEPS, TYPICAL, SlowWatch, largest_batch
+from trainers.loop import cuts
+from trainers.metrics import Reporter
+from trainers.plan import Geometry
+from trainers.run import run
+from trainers.signals import StopFlag
+
+TRAIN = {"train.max_steps": 4, "train.batch_size": 4, "checkpoints.every": 2, "optimizer.lr": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("trainers.run.spare_bitsandbytes", lambda _: None)
+
+
+def train_here(rundir) -> Reporter:
+    """In this process, where a test may change the family."""
+    reporter = Reporter(rundir)
+    assert run(reporter, StopFlag()) == 0
+    return reporter
+
+
+class ShortMemory:
+    """A device on which each picture of a forward pass takes `1`, or a half with checkpointing.
+
+    Args:
+        room: What fits.
+        after: Calls that all fit, whatever they take.
+    """
+
+    def __init__(self, monkeypatch, room: float, after: int = 0):
+        self.room, self.after, self.calls, self.refused = room, after, 0, 0
+        real = StableDiffusion15.predict
+
+        def predict(family, x_t, t, cond, geometry):
+            self.calls += 1
+            each = 0.5 if family.denoiser.is_gradient_checkpointing else 1.0
+            if torch.is_grad_enabled() and len(x_t) * each > self.room and self.calls > self.after:
+                self.refused += 1
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return real(family, x_t, t, cond, geometry)
+
+        monkeypatch.setattr(StableDiffusion15, "predict", predict)
+
+
+def tensors(rundir) -> dict[str, torch.Tensor]:
+    return load_file(rundir.adapter)
+
+
+def losses(rundir) -> list[float]:
+    return [line["loss"] for line in rundir.read_metrics()]
+
+
+def rungs(rundir) -> dict:
+    return json.loads(rundir.file("memory.json").read_text())
+
+
+def equal(left, right) -> bool:
+    return all(torch.equal(tensors(left)[key], value) for key, value in tensors(right).items())
+
+
+def test_a_dry_run_leaves_no_trace(tmp_path, tiny_sd15, pictures):
+    changes = TRAIN | {"adapter.dropout": 0.2}
+    runs = [
+        write_run(tmp_path / wanted, tiny_sd15, pictures, changes | {"train.dry_run": wanted})
+        for wanted in ("on", "off")
+    ]
+    for rundir in runs:
+        assert train_here(rundir).status.warnings == []
+    assert losses(runs[0]) == losses(runs[1])
+    assert equal(*runs)
+    assert not runs[0].file("memory.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("room", "found"),
+    [
+        (2.0, {"checkpointing": True, "optimizer": "", "pieces": 1}),
+        (1.0, {"checkpointing": True, "optimizer": "adamw8bit", "pieces": 2}),
+        (0.5, {"checkpointing": True, "optimizer": "adamw8bit", "pieces": 4}),
+    ],
+)
+def test_the_ladder_is_climbed_said_and_remembered(room, found, tmp_path, monkeypatch, tiny_sd15, pictures):
+    changes = TRAIN | {"train.dry_run": "on"}
+    plain = write_run(tmp_path / "plain", tiny_sd15, pictures, changes)
+    train_here(plain)
+    memory = ShortMemory(monkeypatch, room)
+    rundir = write_run(tmp_path / "short", tiny_sd15, pictures, changes)
+    warnings = train_here(rundir).status.warnings
+    assert rungs(rundir) == found
+    assert memory.refused == len(warnings)
+    said = [warning.partition("memory: ")[2] for warning in warnings]
+    assert said[0] == "gradient checkpointing is on (steps take longer)"
+    assert said[1:] == ["the optimizer is adamw8bit"][: len(said) - 1] + [
+        f"batches are computed in {pieces} pieces" for pieces in (2, 4) if pieces <= found["pieces"]
+    ]
+    assert warnings[0].startswith("the largest batch (4 x 32x32) does not fit")
+    assert losses(rundir) == pytest.approx(losses(plain), rel=1e-3)  # the same pictures, noise and mean
+
+
+def test_a_resumed_run_takes_the_same_rungs(tmp_path, monkeypatch, tiny_sd15, pictures):
+    changes = TRAIN | {"train.dry_run": "on"}
+    memory = ShortMemory(monkeypatch, 1.0)
+    whole = write_run(tmp_path / "whole", tiny_sd15, pictures, changes)
+    train_here(whole)
+    broken = write_run(tmp_path / "broken", tiny_sd15, pictures, changes | {"train.max_steps": 4})
+
+    class Asked(StopFlag):
+        """Asks for a stop after the second step."""
+
+        def __bool__(self):
+            return len(broken.read_metrics()) >= 1
+
+    assert run(Reporter(broken), Asked()) == 0
+    assert 0 < len(broken.read_metrics()) < 4
+    resume(broken)
+    refused = memory.refused
+    assert train_here(broken).status.warnings == []
+    assert memory.refused == refused
+    assert losses(broken) == losses(whole)
+    assert equal(broken, whole)
+
+
+def test_below_the_last_rung_the_run_fails(tmp_path, monkeypatch, tiny_sd15, pictures):
+    ShortMemory(monkeypatch, 0.1)
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures, TRAIN | {"train.dry_run": "on"})
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        run(Reporter(rundir), StopFlag())
+
+
+def test_memory_that_ends_on_the_way_takes_a_rung_when_resumed(tmp_path, monkeypatch, tiny_sd15, pictures):
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures, TRAIN)
+    ShortMemory(monkeypatch, 2.0, after=4)  # two steps, and two looks at the probe
+    reporter = Reporter(rundir)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(reporter, StopFlag())
+    assert reporter.status.warnings == ["when resumed, gradient checkpointing is on (steps take longer)"]
+    assert rungs(rundir)["checkpointing"]
+    resume(rundir)
+    train_here(rundir)
+    assert rundir.adapter.exists()
+
+
+def test_a_run_on_its_way_keeps_its_optimizer(tmp_path, monkeypatch, tiny_sd15, pictures):
+    """After a resume on a smaller device: the state of AdamW is worth more than a rung."""
+    changes = TRAIN | {"train.dry_run": "on", "train.gradient_checkpointing": True}
+    first = write_run(tmp_path / "run", tiny_sd15, pictures, changes | {"train.max_steps": 2})
+    train_here(first)
+    first.adapter.unlink()
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures, changes, resume=True)
+    ShortMemory(monkeypatch, 1.0)
+    warnings = train_here(rundir).status.warnings
+    assert len(warnings) == 1
+    assert rungs(rundir) == {"checkpointing": False, "optimizer": "", "pieces": 2}
+
+
+def test_other_errors_are_no_lack_of_memory(tmp_path, monkeypatch, tiny_sd15, pictures):
+    def predict(*_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(StableDiffusion15, "predict", predict)
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures, TRAIN | {"train.dry_run": "on"})
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run(Reporter(rundir), StopFlag())
+
+
+def test_pieces_cover_the_batch():
+    for count in range(1, 9):
+        for pieces in range(1, 10):
+            rows = [index for part in cuts(count, pieces) for index in range(count)[part]]
+            assert rows == list(range(count))
+            assert len(cuts(count, pieces)) == min(count, pieces)
+
+
+def batch(count: int) -> Batch:
+    return Batch(
+        latents=torch.randn(count, 4, 2, 2),
+        cond={"hidden": torch.randn(count, 3, 5)},
+        geometry=[Geometry((n, n), (0, 0), (8, 8)) for n in range(count)],
+        weight=torch.rand(count),
+        names=[str(n) for n in range(count)],
+        captions=[""] * count,
+        epoch=3,
+        index=5,
+    )
+
+
+def test_rows_of_a_batch():
+    whole = batch(5)
+    part = whole.rows(slice(2, 4))
+    assert (part.names, len(part.captions), part.epoch, part.index) == (["2", "3"], 2, 3, 5)
+    assert torch.equal(part.latents, whole.latents[2:4])
+    assert torch.equal(part.cond["hidden"], whole.cond["hidden"][2:4])
+    assert torch.equal(part.weight, whole.weight[2:4])
+    assert [g.original for g in part.geometry] == [(2, 2), (3, 3)]
+    assert whole.rows(slice(0, 5)) is whole
+
+
+def test_the_largest_batch_has_the_most_pixels():
+    class Item:
+        def __init__(self, side):
+            self.geometry = Geometry((side, side), (0, 0), (side, side))
+
+    class Slot:
+        def __init__(self, item):
+            self.item = item
+
+    class Source:
+        items = (Item(8), Item(16), Item(64))
+
+        def plan(self, epoch):
+            return [(Slot(0),) * 4, (Slot(1),) * 20, (Slot(2),)]
+
+        def load(self, slots, epoch, index):
+            return index
+
+    assert largest_batch(Source()) == 1
+
+
+def watched(*seconds: float) -> list[str]:
+    watch = SlowWatch()
+    return [said for each in seconds if (said := watch.see(each))]
+
+
+def test_steps_that_become_three_times_as_slow_are_told_once():
+    start = [5.0] * SETTLED + [0.1] * TYPICAL
+    assert watched(*start, *[0.11] * 50) == []
+    assert watched(*start, *[0.9, 0.9, 0.1] * 20) == []  # buckets of other sizes
+    (said,) = watched(*start, *[0.4] * (SLOW_STEPS + 30))
+    assert said.startswith("steps take 0.4 s, 4.0 times as long as at the start (0.1 s)")
+    assert watched(*start, *[0.4] * (SLOW_STEPS - 1)) == []

@@ -1,0 +1,257 @@
+"""When memory is short: a dry run of the largest batch before the first step, and a ladder of savings.
+
+    1  gradient checkpointing     activations are computed again: slower, far less memory
+    2  8-bit optimizer            its state takes a quarter
+    3  batches in pieces          2, 4, ... forward passes instead of one; same pictures, noise and mean
+
+Each rung is said in the log and the status, and kept in memory.json, so that a resumed run is the same run.
+None of them changes what is learned, up to rounding. Below the last rung the run fails with advice.
+"""
+
+import gc
+import logging
+from collections import deque
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from registry.files import read_json, write_json
+from trainers.data import Batch, BatchSource
+from trainers.guards import is_memory
+from trainers.loop import backward
+from trainers.optim import make_optimizer, optimizer_kind
+from trainers.plan import Item
+from trainers.recipe_fields import OptimizerSection
+from trainers.rundir import RunDir
+
+if TYPE_CHECKING:
+    from trainers.checkpoints import Learning
+    from trainers.families.base import Family
+    from trainers.methods import Trainables
+    from trainers.objectives import Objective
+    from trainers.setup import Setting
+
+log = logging.getLogger(__name__)
+
+MEMORY = "memory.json"  # in the run directory: the rungs taken
+SETTLED = 5  # steps that do not count: kernels are chosen, and a GPU's queue fills
+TYPICAL = 10  # steps after these, whose median is what a step should take
+SLOW_FACTOR, SLOW_STEPS = 3.0, 10  # so many times as long, for so many steps in a row
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """Savings in force beyond the recipe's own.
+
+    Args:
+        checkpointing: Gradient checkpointing.
+        optimizer: Name of the optimizer in place of the recipe's; "" = the recipe's.
+        pieces: Forward passes that a batch is cut into.
+    """
+
+    checkpointing: bool = False
+    optimizer: str = ""
+    pieces: int = 1
+
+    def section(self, section: OptimizerSection) -> OptimizerSection:
+        """The optimizer section with the optimizer in force."""
+        return section.model_copy(update={"name": self.optimizer}) if self.optimizer else section
+
+
+def read_rungs(rundir: RunDir) -> Rungs:
+    """Those of earlier attempts."""
+    path = rundir.file(MEMORY)
+    return Rungs(**read_json(path)) if path.exists() else Rungs()
+
+
+def keep_rungs(rundir: RunDir, rungs: Rungs) -> None:
+    """For later attempts."""
+    write_json(rundir.file(MEMORY), asdict(rungs))
+
+
+def next_rung(rungs: Rungs, setting: "Setting", *, fresh: bool) -> tuple[Rungs, str] | None:
+    """One step up and what to say about it; None at the top.
+
+    Args:
+        rungs: In force now.
+        setting: The run.
+        fresh: No step is done yet; later the optimizer's state would be lost with it.
+    """
+    recipe = setting.recipe
+    if not (recipe.train.gradient_checkpointing or rungs.checkpointing):
+        return replace(rungs, checkpointing=True), "gradient checkpointing is on (steps take longer)"
+    smaller = optimizer_kind(rungs.section(recipe.optimizer), setting.family.device).smaller
+    if fresh and smaller:
+        return replace(rungs, optimizer=smaller), f"the optimizer is {smaller}"
+    if rungs.pieces < recipe.train.batch_size:
+        pieces = min(2 * rungs.pieces, recipe.train.batch_size)
+        return replace(rungs, pieces=pieces), f"batches are computed in {pieces} pieces"
+    return None
+
+
+def wants_dry_run(setting: "Setting") -> bool:
+    """On a GPU, whose memory ends suddenly; on a CPU only when the recipe asks for it."""
+    wanted = setting.recipe.train.dry_run
+    return wanted == "on" or (wanted == "auto" and setting.family.device.type == "cuda")
+
+
+def climb(
+    setting: "Setting",
+    objective: "Objective",
+    source: BatchSource,
+    learning: "Learning",
+    rungs: Rungs,
+    *,
+    start: int,
+) -> tuple["Learning", Rungs]:
+    """Try the largest batch; while it does not fit, take a rung. Nothing of the run's state changes.
+
+    Args:
+        setting: The run.
+        objective: What is asked.
+        source: Batches.
+        learning: Restored already.
+        rungs: Of earlier attempts, in force in `learning`.
+        start: Steps done.
+
+    Returns:
+        `learning`, with another optimizer after the second rung, and the rungs in force.
+
+    Raises:
+        Exception: what the last rung ran into.
+    """
+    if not wants_dry_run(setting):
+        return learning, rungs
+    setting.reporter.phase("loading")
+    while True:
+        batch = largest_batch(source)
+        error = _attempt(setting, objective, batch, learning, rungs)
+        if not _any_process(setting, error is not None):
+            return learning, rungs
+        step = next_rung(rungs, setting, fresh=start == 0)
+        if step is None:
+            raise error or MemoryError("another process of the run is out of memory")
+        before, (rungs, said) = rungs, step
+        height, width = batch.geometry[0].target
+        setting.reporter.warn(
+            f"the largest batch ({len(batch.names)} x {width}x{height}) does not fit into memory: {said}"
+        )
+        if rungs.checkpointing and not before.checkpointing:
+            enable_checkpointing(setting.family, learning.trainables)
+        if rungs.optimizer != before.optimizer:
+            section, seed = rungs.section(setting.recipe.optimizer), setting.recipe.train.seed
+            fresh = make_optimizer(section, learning.flats, setting.family.device, seed)
+            learning = replace(learning, optimizer=fresh)
+        if setting.writes:
+            keep_rungs(setting.rundir, rungs)
+
+
+def enable_checkpointing(family: "Family", trainables: "Trainables") -> None:
+    """Compute activations again in the backward pass instead of keeping them."""
+    denoiser: Any = family.denoiser
+    denoiser.enable_gradient_checkpointing()
+    for name in trainables.components:
+        if name != family.denoiser_name:
+            family.part(name).gradient_checkpointing_enable({"use_reentrant": False})
+            family.part(name).train()
+
+
+def largest_batch(source: BatchSource) -> Batch:
+    """The batch of an epoch with the most pixels; epochs differ in their order only."""
+    plan = source.plan(0)
+
+    def pixels(position: int) -> int:
+        items: list[Item] = [source.items[slot.item] for slot in plan[position]]
+        return sum(item.geometry.target[0] * item.geometry.target[1] for item in items)
+
+    position = max(range(len(plan)), key=pixels)
+    return source.load(plan[position], 0, position)
+
+
+def _attempt(
+    setting: "Setting", objective: "Objective", batch: Batch, learning: "Learning", rungs: Rungs
+) -> BaseException | None:
+    """Forward and backward pass beside what the optimizer will need; the error if memory did not suffice.
+
+    Gradients are zero again afterwards. Draws come from a generator of their own, and the global ones
+    (dropout) are put back, though each step seeds them anew.
+    """
+    family, error = setting.family, None
+    kind = optimizer_kind(rungs.section(setting.recipe.optimizer), family.device)
+    missing = 0 if learning.optimizer.state else kind.state_bytes
+    held: Any = None
+    devices = [family.device] if family.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            values = sum(flat.parameter.numel() for flat in learning.flats)
+            held = torch.empty(missing * values, dtype=torch.uint8, device=family.device)
+            backward(
+                setting.accelerator, family, objective, batch.to(family.device), _generator(), rungs.pieces
+            )
+    except (RuntimeError, MemoryError) as caught:
+        if not is_memory(caught):
+            raise
+        error = caught.with_traceback(None)  # its frames hold the tensors
+    del held
+    learning.optimizer.zero_grad(set_to_none=False)
+    gc.collect()
+    if family.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(family.device)
+    return error
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _any_process(setting: "Setting", failed: bool) -> bool:
+    """Whether any process of the run says so: all of them have to take the same rung."""
+    accelerator = setting.accelerator
+    if accelerator.num_processes == 1:
+        return failed
+    votes: Any = accelerator.reduce(torch.tensor(float(failed), device=accelerator.device), "sum")
+    return bool(votes > 0)
+
+
+def after_failure(rundir: RunDir, setting: "Setting", rungs: Rungs, step: int) -> str:
+    """Memory ran out at `step` all the same: keep the next rung for the next attempt, and say so."""
+    step_up = next_rung(rungs, setting, fresh=step == 0)
+    if step_up is None:
+        return ""
+    keep_rungs(rundir, step_up[0])
+    return f"when resumed, {step_up[1]}"
+
+
+class SlowWatch:
+    """Notices steps that take three times as long as the first ones, and says so once.
+
+    Drivers that move GPU memory into system memory instead of failing (Windows, above all) make training
+    crawl without an error.
+    """
+
+    def __init__(self) -> None:
+        self._seen, self._said = 0, False
+        self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=SLOW_STEPS)
+
+    def see(self, seconds: float) -> str:
+        """Take the seconds of a step; a warning, or ""."""
+        self._seen += 1
+        if self._seen <= SETTLED or self._said:
+            return ""
+        if len(self._first) < TYPICAL:
+            self._first.append(seconds)
+            return ""
+        self._last.append(seconds)
+        typical, now = median(self._first), median(self._last)
+        if len(self._last) < SLOW_STEPS or min(self._last) < SLOW_FACTOR * typical:
+            return ""
+        self._said = True
+        return (
+            f"steps take {now:.2g} s, {now / typical:.1f} times as long as at the start ({typical:.2g} s): "
+            "GPU memory may have moved to system memory, or another program is busy; close it, or start "
+            "again with train.gradient_checkpointing=true or a smaller train.batch_size"
+        )
