@@ -29,11 +29,11 @@ from tests.support.bases import save_base  # noqa: E402 - a script: the path com
 from tests.support.runs import draw_pictures, write_run  # noqa: E402
 from trainers import setup  # noqa: E402
 from trainers.families import FAMILIES  # noqa: E402
-from trainers.families.base import BaseFiles, Family  # noqa: E402
-from trainers.recipe import apply_sets, preset  # noqa: E402
-from trainers.rundir import RunDir  # noqa: E402
-from trainers.run import run as train_run  # noqa: E402
+from trainers.families.base import Family  # noqa: E402
 from trainers.metrics import Reporter  # noqa: E402
+from trainers.recipe import apply_sets, preset  # noqa: E402
+from trainers.run import run as train_run  # noqa: E402
+from trainers.rundir import RunDir  # noqa: E402
 from trainers.signals import StopFlag  # noqa: E402
 
 CONFIGS = ROOT / "studio" / "configs"
@@ -166,7 +166,9 @@ def main() -> int:
             print(json.dumps(measure(case, options.steps, options.sets, toy=options.toy)), flush=True)
         except Exception as error:
             failed += 1
-            print(json.dumps({"case": case, "error": f"{type(error).__name__}: {str(error)[:300]}"}), flush=True)
+            print(
+                json.dumps({"case": case, "error": f"{type(error).__name__}: {str(error)[:300]}"}), flush=True
+            )
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
