@@ -63,6 +63,7 @@ def random_weights(cls: type[Family], configs: Path) -> type[Family]:
             return model.to(dtype).requires_grad_(False).eval()
 
         def component_hash(self, name: str, memo: Any = None) -> str:
+            del memo  # there are no files to hash
             return f"random {configs} {name}"
 
     return RandomWeights
