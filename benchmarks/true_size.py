@@ -165,11 +165,10 @@ def main() -> int:
     for case in options.cases:
         try:
             print(json.dumps(measure(case, options.steps, options.sets, toy=options.toy)), flush=True)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - one case that fails must not end the others
             failed += 1
-            print(
-                json.dumps({"case": case, "error": f"{type(error).__name__}: {str(error)[:300]}"}), flush=True
-            )
+            said = f"{type(error).__name__}: {str(error)[:300]}"
+            print(json.dumps({"case": case, "error": said}), flush=True)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
