@@ -136,9 +136,16 @@ def exchange_images(session: Session, row: DatasetRow, images: Sequence[Image]) 
 
 
 def _with_content(dataset: Dataset, images: Sequence[Image]) -> Dataset:
-    """The data set with count and hash of its pictures: over (pixel_hash, caption, mask) in order."""
-    content = hash_json([[image.pixel_hash, image.caption, image.mask] for image in images])
+    """The data set with count and hash of its pictures, in order."""
+    content = hash_json([_identity(image) for image in images])
     return replace(dataset, content_hash=content, image_count=len(images))
+
+
+def _identity(image: Image) -> list[str | int | float]:
+    """What makes a picture of a set another one; usual values are left out, so that older hashes stay."""
+    identity: list[str | int | float] = [image.pixel_hash, image.caption, image.mask]
+    usual = image.repeats == 1 and image.weight == 1.0
+    return identity if usual else [*identity, image.repeats, image.weight]
 
 
 def _image_rows(dataset_id: str, images: Sequence[Image]) -> list[ImageRow]:

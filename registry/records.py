@@ -93,6 +93,8 @@ class Image:
     mask: str = ""  # blob
     tags: tuple[str, ...] = ()
     note: str = ""  # what was converted on the way in
+    repeats: int = 1  # showings an epoch
+    weight: float = 1.0  # of its loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ class Dataset:
     name: str
     trigger: str = ""
     source: str = ""  # folder, zip, upload, hub id it came from, as text
-    content_hash: str = ""  # over (pixel_hash, caption, mask) in order
+    content_hash: str = ""  # over pixel_hash, caption, mask (repeats, weight) in order
     image_count: int = 0
 
 

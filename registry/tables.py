@@ -188,6 +188,8 @@ class ImageRow(Row):
     mask: Mapped[str]
     tags: Mapped[tuple[str, ...]]
     note: Mapped[str]
+    repeats: Mapped[int] = mapped_column(Integer)
+    weight: Mapped[float]
 
 
 class RunRow(Row):

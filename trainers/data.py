@@ -14,19 +14,20 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from registry.errors import BadInput
+from trainers.captions import captions_needed, shown_caption
+from trainers.masks import MaskCache
+from trainers.placing import shown_view
 from trainers.plan import (
     Geometry,
     Item,
     Slot,
     assign_buckets,
     batch_plan,
-    captions_needed,
     check_captions,
     draw_seed,
     final_caption,
     load_items,
     replace_trigger,
-    shown_caption,
     shown_flipped,
 )
 from trainers.recipe_fields import DataSection
@@ -53,6 +54,7 @@ class Batch:
     captions: list[str]  # B captions as shown, "" where dropped
     epoch: int
     index: int  # of this batch in its epoch; resume with BatchSource.batches(epoch, index + 1)
+    mask: Tensor | None = None  # (B, 1, h, w) fp32 weight of each latent cell, mean 1 a sample; None = all 1
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; copies to a GPU are from pinned memory and do not wait."""
@@ -65,7 +67,8 @@ class Batch:
             return tensor.to(device, non_blocking=True)
 
         cond = {key: move(value) for key, value in self.cond.items()}
-        return replace(self, latents=move(self.latents), cond=cond, weight=move(self.weight))
+        mask = None if self.mask is None else move(self.mask)
+        return replace(self, latents=move(self.latents), cond=cond, weight=move(self.weight), mask=mask)
 
     def rows(self, rows: slice) -> "Batch":
         """Some of its pictures; views, no copies."""
@@ -102,6 +105,7 @@ class BatchSource:
         batch_size: Pictures per process.
         rank: This process, 0 .. world - 1.
         world: How many processes.
+        masks: Filled for all items; None = masks do not count.
     """
 
     items: Sequence[Item]
@@ -112,6 +116,7 @@ class BatchSource:
     batch_size: int
     rank: int = 0
     world: int = 1
+    masks: MaskCache | None = None
 
     def plan(self, epoch: int) -> list[tuple[Slot, ...]]:
         """This process's batches of an epoch."""
@@ -136,23 +141,25 @@ class BatchSource:
         latents: list[Tensor] = []
         geometry: list[Geometry] = []
         captions: list[str] = []
+        shown: list[tuple[Item, bool]] = []
         for slot in slots:
-            item = self.items[slot.item]
+            item = shown_view(self.items[slot.item], slot.copy, seed=self.seed, epoch=epoch)
             flip = shown_flipped(item, slot.copy, data=self.data, seed=self.seed, epoch=epoch)
             mean, std = self.latents.get(item, flip=flip)
             latents.append(mean.float() + std.float() * torch.randn(mean.shape, generator=generator))
             geometry.append(item.geometry.mirrored() if flip else item.geometry)
             captions.append(shown_caption(item, slot.copy, data=self.data, seed=self.seed, epoch=epoch))
-        shown = [self.items[slot.item] for slot in slots]
+            shown.append((item, flip))
         return Batch(
             latents=torch.stack(latents),
             cond=self.conditioning(captions),
             geometry=geometry,
-            weight=torch.tensor([item.source.weight for item in shown], dtype=torch.float32),
-            names=[item.label for item in shown],
+            weight=torch.tensor([item.source.weight for item, _ in shown], dtype=torch.float32),
+            names=[item.label for item, _ in shown],
             captions=captions,
             epoch=epoch,
             index=index,
+            mask=self.masks.batch(shown) if self.masks else None,
         )
 
 
@@ -206,8 +213,5 @@ def _flattened(picture: Image.Image) -> Image.Image:
 
 def _fitted(picture: Image.Image, geometry: Geometry) -> Image.Image:
     """Resize and crop at once: the crop's box is given in original pixels."""
-    (height, width), (top, left), scale = geometry.target, geometry.crop_origin, geometry.scale
-    right, bottom = min((left + width) / scale, picture.width), min((top + height) / scale, picture.height)
-    return picture.resize(
-        (width, height), Image.Resampling.LANCZOS, box=(left / scale, top / scale, right, bottom)
-    )
+    height, width = geometry.target
+    return picture.resize((width, height), Image.Resampling.LANCZOS, box=geometry.box)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from registry.errors import BadInput, StudioError
+from trainers.captions import wording
 from trainers.families.base import Family
-from trainers.plan import Item, final_caption
+from trainers.plan import Item
+from trainers.recipe_fields import DataSection
 
 DEAD_AFTER = 0.05  # share of the steps after which an adapter must have moved
 SHOWN = 3  # names in a message
@@ -62,25 +64,28 @@ def classify(error: BaseException) -> Failure:
     return Failure("error", 1, reason)
 
 
-def check_tokens(family: Family, items: Sequence[Item], trigger: str) -> list[str]:
-    """Captions whose end the text encoder will not see, by picture name."""
-    cut = [
-        f"{item.label} ({tokens} tokens)"
+def check_tokens(family: Family, items: Sequence[Item], data: DataSection, seed: int) -> list[str]:
+    """Captions of which the text encoder will not see the end, in their longest version, by picture name."""
+    cut = {
+        item.label: f"{item.label} ({tokens} tokens)"
         for item in items
-        if (tokens := family.tokens_cut(final_caption(item.source.caption, trigger)))
-    ]
-    return [f"{len(cut)} captions are longer than the text encoder reads; cut: {listed(cut)}"] if cut else []
+        if (tokens := max(map(family.tokens_cut, set(wording(item.source, data, seed).versions()))))
+    }
+    if not cut:
+        return []
+    return [f"{len(cut)} captions are longer than the text encoder reads; cut: {listed(list(cut.values()))}"]
 
 
-def check_captions_differ(items: Sequence[Item], trigger: str) -> list[str]:
+def check_captions_differ(items: Sequence[Item], data: DataSection, seed: int) -> list[str]:
     """Captions that cannot teach anything: all empty, or missing for some pictures."""
-    bare = [item.label for item in items if not item.source.caption.strip()]
-    captions = {final_caption(item.source.caption, trigger) for item in items}
+    pictures = {item.source.image: item for item in items}
+    bare = [item.label for item in pictures.values() if not item.source.caption.strip()]
+    captions = {version for item in items for version in wording(item.source, data, seed).versions()}
     if captions == {""}:
         return ["no picture has a caption and there is no trigger word: prompts will not call the adapter"]
     if bare:
-        return [f"{len(bare)} of {len(items)} pictures have no caption: {listed(bare)}"]
-    if len(captions) == 1 and len(items) > 1:
+        return [f"{len(bare)} of {len(pictures)} pictures have no caption: {listed(bare)}"]
+    if len(captions) == 1 and len(pictures) > 1:
         return ["all captions are the same: nothing but the trigger can be told apart"]
     return []
 

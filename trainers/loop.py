@@ -92,7 +92,7 @@ def error(
     t: Tensor,
     shown: Tensor | None = None,
 ) -> Tensor:
-    """Mean over the batch of weight(t) * sample weight * mean penalty, in fp32.
+    """Mean over the batch of weight(t) * sample weight * mean penalty, in fp32; masks weigh the mean.
 
     Args:
         family: With the adapter attached.
@@ -108,6 +108,7 @@ def error(
     cond = family.conditioning(batch.cond)
     prediction = family.predict(objective.corrupt(x0, shown, t), t, cond, batch.geometry).float()
     penalty = objective.penalty(prediction, objective.target(x0, noise, t), t)
+    penalty = penalty if batch.mask is None else penalty * batch.mask
     return (penalty.flatten(1).mean(1) * objective.weight(t) * batch.weight).mean()
 
 

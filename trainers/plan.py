@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -46,6 +46,13 @@ class Geometry:
         """Share of the picture's area that the crop keeps, 0 to 1."""
         return self.target[0] * self.target[1] / (self.resized[0] * self.resized[1])
 
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The crop (left, top, right, bottom) in pixels of the original."""
+        (height, width), (top, left), scale = self.target, self.crop_origin, self.scale
+        right, bottom = (left + width) / scale, (top + height) / scale
+        return left / scale, top / scale, min(right, self.original[1]), min(bottom, self.original[0])
+
     def mirrored(self) -> "Geometry":
         """The same crop seen in the mirror."""
         top, left = self.crop_origin
@@ -56,10 +63,11 @@ class Geometry:
 class Item:
     """A picture of the run with its place."""
 
-    index: int  # position in the manifest; names the item in every draw
+    index: int  # names it in every draw; position in the manifest, plus its length for each further size
     source: ManifestItem
     geometry: Geometry
     repeats: int = 1  # times per epoch
+    crops: tuple[Geometry, ...] = ()  # all that are shown, when there are several; the first is `geometry`
 
     @property
     def label(self) -> str:
@@ -237,44 +245,42 @@ def _share(slots: list[Slot], rank: int, world: int) -> tuple[Slot, ...]:
     return tuple(slots[len(slots) * rank // world : len(slots) * (rank + 1) // world])
 
 
-def replace_trigger(text: str, trigger: str) -> str:
+def replace_trigger(text: str, trigger: str, class_word: str = "") -> str:
     """`text` with [trigger] replaced; without a trigger word the mark goes, with the comma it leaves."""
     if TRIGGER_MARK not in text:
         return text
     if trigger:
-        return text.replace(TRIGGER_MARK, trigger)
+        return text.replace(TRIGGER_MARK, _called(text, trigger, class_word))
     parts = (" ".join(part.split()) for part in text.replace(TRIGGER_MARK, "").split(","))
     return ", ".join(part for part in parts if part)
 
 
-def final_caption(caption: str, trigger: str) -> str:
+def final_caption(caption: str, trigger: str, class_word: str = "") -> str:
     """The caption as the text encoder gets it, before dropout.
 
-    [trigger] is replaced; a caption that does not have the trigger as a word of its own gets it in front.
+    [trigger] is replaced; a caption that does not have the trigger as a word of its own gets it in front. The
+    class word goes where the trigger goes, unless the caption has it already.
     """
     caption = " ".join(caption.split())
     if TRIGGER_MARK in caption:
-        return replace_trigger(caption, trigger)
-    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+        return replace_trigger(caption, trigger, class_word)
+    if not trigger or _has_word(caption, trigger):
         return caption
-    return f"{trigger}, {caption}" if caption else trigger
+    called = _called(caption, trigger, class_word)
+    return f"{called}, {caption}" if caption else called
 
 
-def shown_caption(item: Item, copy: int, *, data: DataSection, seed: int, epoch: int) -> str:
-    """Caption of one showing: `final_caption`, or empty when its draw falls below data.caption_dropout."""
-    if draw(seed, "caption", epoch, item.index, copy) < data.caption_dropout:
-        return ""
-    return final_caption(item.source.caption, data.trigger)
+def _called(text: str, trigger: str, class_word: str) -> str:
+    return f"{trigger} {class_word}" if class_word and not _has_word(text, class_word) else trigger
+
+
+def _has_word(text: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def shown_flipped(item: Item, copy: int, *, data: DataSection, seed: int, epoch: int) -> bool:
     """Whether one showing is mirrored."""
     return data.flip and draw(seed, "flip", epoch, item.index, copy) < 0.5
-
-
-def captions_needed(items: Iterable[Item], trigger: str) -> list[str]:
-    """Every caption the run can meet, sorted; the empty one always, because dropout needs it."""
-    return sorted({"", *(final_caption(item.source.caption, trigger) for item in items)})
 
 
 def check_captions(items: Sequence[Item], data: DataSection) -> None:

@@ -16,6 +16,7 @@ Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Alpha = Annotated[float, Field(gt=0, le=4096)]
 LearningRate = Annotated[float, Field(gt=0, le=10)]
+Side = Annotated[int, Field(ge=32, le=2048, multiple_of=8)]
 Prompt = Annotated[str, Field(max_length=1000)]
 
 
@@ -235,8 +236,34 @@ class DataSection(Section):
     """Longest allowed ratio of a bucket's long side to its short one; narrower pictures are cropped."""
     upscale: bool = False
     """Enlarge small pictures to the full resolution. Off = they train at their own size."""
-    crop: Literal["center", "top"] = "center"
-    """Which part stays when a picture does not fit its bucket exactly; top keeps heads."""
+    crop: Literal["center", "top", "random", "focus"] = "center"
+    """Which part stays when a picture does not fit its bucket exactly. top keeps heads; random draws one of
+    crop_variants at each showing; focus = around the center of the mask, center for pictures without one."""
+    crop_variants: Annotated[int, Field(ge=1, le=16)] = 4
+    """Different crops of a picture that random draws from; each has latents of its own in the cache."""
+    masks: bool = True
+    """Weigh the loss by the pictures' masks: white counts, black counts mask_floor. A picture without a mask
+    counts whole."""
+    mask_floor: Fraction = 0.1
+    """Weight of what the mask leaves out, 0 to 1; above 0 keeps backgrounds from falling apart."""
+    class_word: Annotated[str, Field(max_length=100)] = ""
+    """What the subject is ("dog"): written behind the trigger word in captions that do not have it."""
+    variations: bool = True
+    """Lines of a caption are alternatives, and so is what stands in {one|another}: one is drawn at each
+    showing. Off = lines are joined and braces stay."""
+    shuffle_tags: bool = False
+    """Show a caption's tags in another order at each showing; for captions made of tags."""
+    tag_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of tags left out of a caption, 0 to below 1; kept ones are never left out."""
+    keep_tokens: Annotated[int, Field(ge=0, le=100)] = 0
+    """How many tags at the beginning stay where they are."""
+    keep_separator: Annotated[str, Field(max_length=30)] = "|||"
+    """Text in a caption before which all tags stay where they are (and behind a second one); "" = none."""
+    caption_separator: Annotated[str, Field(min_length=1, max_length=30)] = ","
+    """What stands between tags."""
+    caption_variants: Annotated[int, Field(ge=1, le=64)] = 8
+    """How many versions of each line are made when something in it is drawn (order, tags left out, braces);
+    each is encoded once."""
     require_captions: bool = False
     """Refuse to start when a picture has no caption."""
     text_length: Annotated[int, Field(ge=0, le=512)] = 0
@@ -254,8 +281,11 @@ class TrainSection(Section):
     """Forward passes per optimizer step."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Seed of everything random: order, noise, timesteps, dropout, initial weights."""
-    resolution: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] = 512
+    resolution: Side = 512
     """Side in pixels of the square whose area no bucket exceeds."""
+    resolutions: Annotated[tuple[Side, ...], Field(max_length=8, strict=False)] = ()
+    """Several of them (512, 768, 1024): each picture is shown once an epoch in every one that does not
+    enlarge it. Empty = train.resolution only; else train.resolution does not count."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Compute precision; adapter weights stay fp32. auto = bf16 on a GPU that has it, else fp16; CPU fp32."""
     gradient_checkpointing: bool = False
@@ -276,6 +306,20 @@ class TrainSection(Section):
     """Training processes (one per GPU); the batch grows with them."""
     num_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """CPU threads per process; 0 = automatic."""
+
+    @field_validator("resolutions", mode="before")
+    @classmethod
+    def _read_sides(cls, value: Any) -> Any:
+        """ "512, 768" and one number are lists, too: command lines and forms write them so."""
+        if isinstance(value, str):
+            value = value.replace(",", " ").split()
+        sides = list(value) if isinstance(value, list | tuple) else [value]
+        return [int(s) if isinstance(s, str) and s.strip().isdecimal() else s for s in sides]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Resolutions in force, ascending: `resolutions`, or the one `resolution`."""
+        return tuple(sorted(set(self.resolutions))) or (self.resolution,)
 
 
 class CheckpointsSection(Section):

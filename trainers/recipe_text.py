@@ -33,11 +33,12 @@ class FieldFacts:
     low_open: bool = False  # the bound itself is not allowed
     high_open: bool = False
     multiple_of: int | None = None
+    items: str = ""  # what a list holds, in words
 
     @property
     def allowed(self) -> str:
         """The allowed values in words: "a whole number from 1 to 1024"."""
-        words = {"text": "text", "switch": "true or false", "list": "a list of at most 16 texts"}
+        words = {"text": "text", "switch": "true or false", "list": f"a list of {self.items}"}
         if self.kind == "choice":
             words["choice"] = "one of " + ", ".join(self.choices)
         elif self.kind in ("whole", "number"):
@@ -96,7 +97,14 @@ def _facts(key: str, info: FieldInfo) -> FieldFacts:
         low_open="gt" in bounds,
         high_open="lt" in bounds,
         multiple_of=bounds.get("multiple_of"),
+        items="whole numbers" if _holds_numbers(annotation) else "at most 16 texts",
     )
+
+
+def _holds_numbers(annotation: Any) -> bool:
+    """Whether a field is a tuple of whole numbers: `tuple[Annotated[int, ...], ...]`."""
+    inner = get_args(annotation)[:1]
+    return get_origin(annotation) is tuple and bool(inner) and (get_args(inner[0]) or inner)[0] is int
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,6 +26,7 @@ from trainers.rundir import RECIPE, RunDir, workspace_key
 from trainers.schedules import lr_factor
 from trainers.setup import (
     Setting,
+    encode_masks,
     encode_pictures,
     encode_texts,
     load_data,
@@ -151,6 +152,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         recipe.train.batch_size,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        masks=encode_masks(setting, items),
     )
     stop.check()
     reporter.phase("loading")
@@ -225,7 +227,7 @@ def _previewer(setting: Setting, learning: Learning, prompts: list[str], encode:
         encode,
         prompts,
         recipe.preview.negative,
-        preview_size(recipe.preview, recipe.train.resolution, family.side_multiple),
+        preview_size(recipe.preview, recipe.train.sizes[-1], family.side_multiple),
         lambda: setting.accelerator.autocast(),
         setting.reporter,
         noise_schedule(family.scheduler_config(), recipe.objective),

@@ -17,18 +17,21 @@ from registry.errors import BadInput, Damaged
 from registry.hashing import HashMemo, hash_json
 from trainers import guards
 from trainers.cache import LatentCache, TextCache
+from trainers.captions import captions_needed, wording
 from trainers.checkpoints import Learning, Store, read_numbers, restore, same_optimizer
-from trainers.data import assign_buckets, check_captions, load_items, read_pixels
+from trainers.data import check_captions, load_items, read_pixels
 from trainers.ema import Ema, ScheduleFreeMean
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Conditioning, Family, Use
 from trainers.families.common import tokenizer_of
 from trainers.flat import Flat
 from trainers.ladder import Rungs, enable_checkpointing
+from trainers.masks import MaskCache, focus_of
 from trainers.methods import attach
 from trainers.metrics import Reporter
 from trainers.optim import make_optimizer, optimizer_kind
-from trainers.plan import Item, captions_needed, draw_seed, final_caption, replace_trigger
+from trainers.placing import place_items, views
+from trainers.plan import Item, draw_seed, replace_trigger
 from trainers.recipe import OptimizerSection, Recipe, TrainSection
 from trainers.rundir import RunDir, RunEnv, checkpoint_step, verify_checkpoint
 from trainers.signals import StopFlag
@@ -122,7 +125,7 @@ def cpu_threads(train: TrainSection) -> int:
     another program wants the same processors. A rule and no measurement, because another number of threads
     may round otherwise, and a resumed run has to be the same run.
     """
-    if train.batch_size * train.resolution**2 < SMALL_STEP:
+    if train.batch_size * train.sizes[-1] ** 2 < SMALL_STEP:
         return 1
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdigit() and int(said) > 0 else max(1, len(os.sched_getaffinity(0)))
@@ -151,20 +154,27 @@ def make_family(recipe: Recipe, env: RunEnv, rundir: RunDir, device: torch.devic
 
 def load_data(setting: Setting) -> list[Item]:
     """Pictures with their buckets; everything odd about them becomes a warning."""
-    data, family = setting.recipe.data, setting.family
+    data, train, family = setting.recipe.data, setting.recipe.train, setting.family
     sources = load_items(setting.rundir)
     step = data.bucket_step or family.bucket_multiple
     if step % family.side_multiple:
         need = f"sides of this base are multiples of {family.side_multiple} px"
         raise BadInput("data.bucket_step", f"is {step}; {need}", "set it to 0 for the family's own")
-    items, notes = assign_buckets(sources, resolution=setting.recipe.train.resolution, step=step, data=data)
+    items, notes = place_items(
+        sources,
+        sizes=train.sizes,
+        step=step,
+        data=data,
+        seed=train.seed,
+        focus=lambda source: focus_of(source, setting.rundir.resolve),
+    )
     check_captions(items, data)
     for index, note in enumerate(notes):
         if index:  # the first note is the tally of buckets
             setting.reporter.warn(note)
     for warning in (
-        *guards.check_captions_differ(items, data.trigger),
-        *guards.check_tokens(family, items, data.trigger),
+        *guards.check_captions_differ(items, data, train.seed),
+        *guards.check_tokens(family, items, data, train.seed),
     ):
         setting.reporter.warn(warning)
     return items
@@ -172,10 +182,10 @@ def load_data(setting: Setting) -> list[Item]:
 
 def preview_prompts(recipe: Recipe, items: list[Item]) -> list[str]:
     """The recipe's prompts, or the first two captions, with the trigger in place."""
-    trigger = recipe.data.trigger
-    captions = dict.fromkeys(final_caption(item.source.caption, trigger) for item in items)
+    data = recipe.data
+    captions = dict.fromkeys(wording(item.source, data, recipe.train.seed).version(0, 0) for item in items)
     prompts = recipe.preview.prompts or tuple(captions)[:2]
-    return list(dict.fromkeys(replace_trigger(prompt, trigger) for prompt in prompts))
+    return list(dict.fromkeys(replace_trigger(prompt, data.trigger, data.class_word) for prompt in prompts))
 
 
 def encode_texts(
@@ -189,14 +199,14 @@ def encode_texts(
     family, recipe = setting.family, setting.recipe
     live = family.trained_encoders(recipe.adapter)
     if set(live) == set(family.text_encoder_names):
-        check_encoder(setting, captions_needed(items, recipe.data.trigger), family.encode_text)
+        check_encoder(setting, captions_needed(items, recipe.data, recipe.train.seed), family.encode_text)
         return family.tokenize, family.encode_text
     encoders = family.text_encoder_names
     names = (*(tokenizer_of(name) for name in encoders), *encoders)
     hashes = [family.component_hash(name, setting.memo) for name in names]
     encoder_hash = hash_json([*hashes, *family.cache_facts(), *live])
     cache = TextCache(setting.cache, encoder_hash, dtype=family.dtype)
-    captions = captions_needed(items, recipe.data.trigger)
+    captions = captions_needed(items, recipe.data, recipe.train.seed)
     texts = list(dict.fromkeys([*captions, *prompts, recipe.preview.negative]))
     setting.reporter.phase("caching", len(texts))
     with setting.first_process_first():
@@ -226,12 +236,13 @@ def encode_pictures(setting: Setting, items: list[Item]) -> LatentCache:
     """Every picture's latents, made once; the VAE leaves the memory unless previews need it."""
     family, recipe, rundir = setting.family, setting.recipe, setting.rundir
     cache = LatentCache(setting.cache, family.component_hash("vae", setting.memo))
-    side = recipe.train.resolution
+    side = recipe.train.sizes[-1]
     flips = (False, True) if recipe.data.flip else (False,)
-    setting.reporter.phase("caching", len(items) * len(flips))
+    shown = [view for item in items for view in views(item)]
+    setting.reporter.phase("caching", len(shown) * len(flips))
     with setting.first_process_first():
         cache.fill(
-            items,
+            shown,
             flips=flips,
             read=lambda item, flip: read_pixels(rundir.resolve(item.source.image), item, flip=flip),
             encode=family.encode_image,
@@ -240,6 +251,18 @@ def encode_pictures(setting: Setting, items: list[Item]) -> LatentCache:
         )
     if not (setting.writes and recipe.preview.every):
         family.free("vae")
+    return cache
+
+
+def encode_masks(setting: Setting, items: list[Item]) -> MaskCache | None:
+    """Every mask at latent size; None when masks do not count or no picture has one."""
+    data = setting.recipe.data
+    if not data.masks or not any(item.source.mask for item in items):
+        return None
+    factor = setting.family.latent_factor
+    cache = MaskCache(setting.cache, setting.rundir.resolve, factor, data.mask_floor)
+    with setting.first_process_first():
+        cache.fill([view for item in items for view in views(item)])
     return cache
 
 

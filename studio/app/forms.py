@@ -70,7 +70,9 @@ def field(facts: FieldFacts, value: Any, *, key: str, reason: str = "") -> Any:
     if facts.kind in ("whole", "number"):
         return _number(facts, value, label=label, key=key, help_text=text)
     if facts.kind == "list":
-        lines = st.text_area(label, "\n".join(value or ()), key=key, help=text + "  \nOne a line.", height=68)
+        lines = st.text_area(
+            label, "\n".join(map(str, value or ())), key=key, help=text + "  \nOne a line.", height=68
+        )
         return tuple(line.strip() for line in (lines or "").splitlines() if line.strip())
     return st.text_input(label, value or "", key=key, help=text) or ""
 

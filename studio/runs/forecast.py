@@ -142,10 +142,14 @@ def _disk(recipe: Recipe, pictures: int, parameters: int) -> int:
     checkpoints = recipe.checkpoints.keep + int(recipe.checkpoints.keep_best) + 1  # one while it is written
     train, preview = recipe.train, recipe.preview
     drawn = (train.max_steps // preview.every + 1) * max(1, len(preview.prompts)) if preview.every else 0
+    data = recipe.data
+    crops = data.crop_variants if data.crop == "random" else 1
+    pixels = sum(size**2 for size in train.sizes) * crops * (1 + data.flip)
+    texts = data.caption_variants if data.shuffle_tags or data.tag_dropout else 1
     return int(
         2 * adapter  # in the run directory and among the adapters
         + checkpoints * STATE_COPIES * adapter
-        + pictures * (train.resolution**2 * LATENT_BYTES + TEXT_BYTES)
-        + drawn * train.resolution**2 * 3
+        + pictures * (pixels * LATENT_BYTES + texts * TEXT_BYTES)
+        + drawn * train.sizes[-1] ** 2 * 3
         + train.max_steps * LOG_BYTES
     )

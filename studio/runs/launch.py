@@ -219,11 +219,12 @@ def _check_fit(recipe: Recipe, base: Base) -> None:
             "recipe", f"is for {recipe.family}, base {base.name} is {base.family}", "choose one that fits"
         )
     step = recipe.data.bucket_step or FAMILIES[recipe.family].bucket_multiple
-    resolution = recipe.train.resolution
-    if resolution < step or resolution % step:
-        near = max(step, round(resolution / step) * step)
-        wrong = f"is {resolution}, sides are multiples of {step}"
-        raise BadInput("train.resolution", wrong, f"use {near}, or set data.bucket_step")
+    for size in recipe.train.sizes:
+        if size < step or size % step:
+            near = max(step, round(size / step) * step)
+            key = "train.resolutions" if recipe.train.resolutions else "train.resolution"
+            wrong = f"is {size}, sides are multiples of {step}"
+            raise BadInput(key, wrong, f"use {near}, or set data.bucket_step")
 
 
 def _check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset, images: list[Image]) -> None:
@@ -250,6 +251,8 @@ def _manifest_item(ws: "Workspace", folder: Path, image: Image) -> ManifestItem:
         caption=image.caption,
         name=image.name,
         mask=os.path.relpath(ws.blobs.path(image.mask), folder) if image.mask else "",
+        weight=image.weight,
+        repeats=image.repeats,
     )
 
 

@@ -22,6 +22,7 @@ def key(base_hash: str, recipe: JSON) -> str:
     """What makes two runs equally fast, as far as we distinguish."""
     train: dict[str, Any] = recipe.get("train", {})
     shape = [train.get(k) for k in ("resolution", "batch_size", "accumulate", "gradient_checkpointing")]
+    shape += train.get("resolutions") or []
     text = recipe.get("adapter", {}).get("train_text_encoder", False)
     return "-".join(str(part) for part in (base_hash[:16], *shape, "text" if text else "unet"))
 

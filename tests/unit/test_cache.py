@@ -12,9 +12,10 @@ from PIL import Image
 
 from registry.errors import BadInput, StudioError
 from trainers.cache import LatentCache, Shelf, TextCache
+from trainers.captions import captions_needed
 from trainers.data import BatchSource, read_pixels
 from trainers.families import FAMILIES
-from trainers.plan import assign_buckets, captions_needed
+from trainers.plan import assign_buckets
 from trainers.recipe_fields import DataSection
 from trainers.rundir import ManifestItem
 
@@ -254,7 +255,7 @@ def source(tmp_path, world):
     latents = LatentCache(tmp_path / "cache", "vae")
     fill(latents, items, read, encoder, flips=(False, True))
     text = TextCache(tmp_path / "cache", "clip", dtype=torch.float32)
-    text.fill(captions_needed(items, "sks"), encode=encoder.text)
+    text.fill(captions_needed(items, data, 5), encode=encoder.text)
 
     def make(**more):
         return BatchSource(items, latents, text.get, data, seed=5, batch_size=2, **more)

@@ -12,19 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.errors import BadInput
+from trainers.captions import captions_needed, shown_caption
 from trainers.plan import (
     Slot,
     assign_buckets,
     batch_plan,
     bucket_sizes,
-    captions_needed,
     check_captions,
     draw,
     draw_seed,
     final_caption,
     load_items,
     replace_trigger,
-    shown_caption,
     shown_flipped,
 )
 from trainers.recipe_fields import DataSection
@@ -254,7 +253,7 @@ def test_dropout_and_flips_depend_on_place_alone_and_come_as_often_as_asked():
 
 def test_needed_captions_hold_the_empty_one():
     items = items_of([(600, 600), (600, 600)])
-    assert captions_needed(items, "sks") == ["", "sks, a cat"]
+    assert captions_needed(items, DataSection(trigger="sks"), 0) == ["", "sks, a cat"]
 
 
 def test_missing_captions_are_refused_when_they_are_required():

@@ -269,6 +269,16 @@ def test_text_encoder_and_convolutions_fall_back_to_rank_and_rate():
     assert apply_sets(recipe, ["optimizer.text_lr=none"]).optimizer.text_encoder_lr == recipe.optimizer.lr
 
 
+@pytest.mark.parametrize("text", ["[512, 768]", "512, 768", "512 768", '["512", "768"]'])
+def test_resolutions_are_read_as_people_write_them(text):
+    train = apply_sets(preset("sd15", "style"), [f"train.resolutions={text}"]).train
+    assert train.resolutions == train.sizes == (512, 768)
+    assert apply_sets(preset("sd15", "style"), ["train.resolutions=768"]).train.sizes == (768,)
+    assert apply_sets(preset("sd15", "style"), ["train.resolution=640"]).train.sizes == (640,)
+    with pytest.raises(BadInput, match=r"train\.resolutions is 'big'; must be a list of whole numbers"):
+        apply_sets(preset("sd15", "style"), ["train.resolutions=[512, 'big']"])
+
+
 def _values(facts):
     if facts.kind == "choice":
         base = st.sampled_from(facts.choices)
@@ -279,6 +289,8 @@ def _values(facts):
         base = st.integers(math.ceil(facts.low / step), math.floor(facts.high / step)).map(lambda n: n * step)
     elif facts.kind == "number":
         base = st.floats(facts.low, facts.high, exclude_min=facts.low_open, exclude_max=facts.high_open)
+    elif facts.kind == "list" and facts.items == "whole numbers":
+        base = st.lists(st.sampled_from([64, 512, 768, 1024]), max_size=3)
     elif facts.kind == "list":
         base = st.lists(st.text(max_size=30), max_size=3)
     else:

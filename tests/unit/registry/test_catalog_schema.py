@@ -14,18 +14,18 @@ from registry import journal, schema
 from registry.catalog import Catalog
 from registry.errors import BadInput, Damaged, StudioError
 from registry.migrations import HEAD
-from registry.records import Adapter, Base
+from registry.records import Adapter, Base, Dataset, Image
 from registry.tables import Schema
 from tests.support import records
 from tests.support.records import open_catalog
 
-NEXT = '''"""A column more."""
+NEXT = f'''"""A column more."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9000"
+down_revision = "{HEAD}"
 
 
 def upgrade():
@@ -113,33 +113,46 @@ def test_a_migration_is_preceded_by_a_backup(tmp_path, monkeypatch):
     catalog.close()
     scripts = tmp_path / "migrations"
     shutil.copytree(schema._SCRIPTS, scripts)
-    (scripts / "versions" / "r0002_next.py").write_text(NEXT)
+    (scripts / "versions" / "r9000_next.py").write_text(NEXT)
     monkeypatch.setattr(schema, "_SCRIPTS", scripts)
-    monkeypatch.setattr(schema, "HEAD", "0002")
+    monkeypatch.setattr(schema, "HEAD", "9000")
 
     again = open_catalog(tmp_path)
     assert again.get(Base, "kept").name == "kept"
     assert again.get(type(run), run.id) == run, "references survive the rebuilding of a table"
     assert sql(tmp_path / "catalog.sqlite", "SELECT added FROM bases") == [("new",)]
     (backup,) = (tmp_path / "backups").iterdir()
-    assert backup.name.endswith("-before-0002.sqlite")
-    assert sql(backup, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert backup.name.endswith("-before-9000.sqlite")
+    assert sql(backup, "SELECT version_num FROM alembic_version") == [(HEAD,)]
     assert sql(backup, "SELECT name FROM bases") == [("kept",)]
     open_catalog(tmp_path)
     assert len(list((tmp_path / "backups").iterdir())) == 1, "only a migration makes one"
+
+
+def test_the_first_schema_comes_up_to_date_with_its_content(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "HEAD", "0001")
+        path = tmp_path / "catalog.sqlite"
+        schema.upgrade(journal.parse_url(f"sqlite:///{path}"), None)
+        sql(path, "INSERT INTO datasets VALUES ('d', '2026-01-01 00:00:00', 'cats', '', '', 'kept', 1)")
+        sql(path, "INSERT INTO images VALUES ('i', 'd', 0, 'b', 'p', '0.png', 64, 48, 'a cat', '', '[]', '')")
+    catalog = open_catalog(tmp_path)
+    (image,) = catalog.list(Image)
+    assert (image.caption, image.repeats, image.weight) == ("a cat", 1, 1.0)
+    assert catalog.get(Dataset, "cats").content_hash == "kept"
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):
     open_catalog(tmp_path).add(records.base(name="kept"))
     scripts = tmp_path / "migrations"
     shutil.copytree(schema._SCRIPTS, scripts)
-    (scripts / "versions" / "r0002_next.py").write_text(NEXT + "    op.execute('SELECT nonsense')\n")
+    (scripts / "versions" / "r9000_next.py").write_text(NEXT + "    op.execute('SELECT nonsense')\n")
     with monkeypatch.context() as patch:
         patch.setattr(schema, "_SCRIPTS", scripts)
-        patch.setattr(schema, "HEAD", "0002")
+        patch.setattr(schema, "HEAD", "9000")
         with pytest.raises(StudioError, match=r"no such column: nonsense"):
             open_catalog(tmp_path)
-    assert sql(tmp_path / "catalog.sqlite", "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert sql(tmp_path / "catalog.sqlite", "SELECT version_num FROM alembic_version") == [(HEAD,)]
     assert open_catalog(tmp_path).get(Base, "kept")
 
 
@@ -257,8 +270,8 @@ def test_backups_are_copies_that_pass_their_check(tmp_path):
 
 
 def test_old_backups_go_but_not_those_before_a_migration(tmp_path):
-    for name in ("catalog-1.sqlite", "catalog-2-before-0002.sqlite", "catalog-3.sqlite", "catalog-4.sqlite"):
+    for name in ("catalog-1.sqlite", "catalog-2-before-9000.sqlite", "catalog-3.sqlite", "catalog-4.sqlite"):
         (tmp_path / name).touch()
     schema.prune_backups(tmp_path, keep=2)
     left = sorted(p.name for p in tmp_path.iterdir())
-    assert left == ["catalog-2-before-0002.sqlite", "catalog-3.sqlite", "catalog-4.sqlite"]
+    assert left == ["catalog-2-before-9000.sqlite", "catalog-3.sqlite", "catalog-4.sqlite"]
