@@ -14,15 +14,30 @@ def add(
     name: str,
     sources: Annotated[list[str], typer.Argument(help="Folders, zips, pictures, or hf:owner/name.")],
     trigger: Annotated[str, typer.Option(help="Word that will call up what is learned.")] = "",
+    captions_from: Annotated[
+        str, typer.Option(help="file or folder: where nothing else says it, the name is the caption.")
+    ] = "",
+    folder_repeats: Annotated[
+        bool, typer.Option(help="Folders are named as for kohya: 10_dog comes 10 times an epoch.")
+    ] = False,
+    alpha_masks: Annotated[bool, typer.Option(help="Transparent parts do not count in the loss.")] = False,
 ) -> None:
     """Make a data set from pictures; captions come from .txt/.caption files or metadata.jsonl beside them.
 
+    The table may have the columns repeats (showings an epoch) and weight (of the loss). Masks are
+    001-masklabel.png, 001_mask.png, 001.mask.png or masks/001.png beside 001.jpg; white counts.
+
     Example: studio datasets add cat ~/pictures/cat --trigger sks
     """
+    from registry.errors import BadInput
     from studio.datasets.ingest import create_dataset
     from studio.datasets.listing import several
+    from studio.datasets.sources import Reading
 
-    report = create_dataset(open_workspace(), name, sources, trigger=trigger)
+    if captions_from not in ("", "file", "folder"):
+        raise BadInput("--captions-from", f"is {captions_from!r}", "use file or folder")
+    reading = Reading(captions_from=captions_from, folder_repeats=folder_repeats, alpha_masks=alpha_masks)
+    report = create_dataset(open_workspace(), name, sources, trigger=trigger, reading=reading)
     for item, problem in report.refused:
         note(f"left out {item}: {problem}")
     for line in report.notes:
@@ -73,8 +88,9 @@ def show(name: str) -> None:
     catalog = open_workspace().catalog
     dataset = catalog.get(Dataset, name)
     images = catalog.list(Image, dataset_id=dataset.id, order="position")
-    kept = ("id", "name", "width", "height", "caption", "note")
-    record = plain(dataset) | {"images": [{k: v for k, v in plain(i).items() if k in kept} for i in images]}
+    kept = ("id", "name", "width", "height", "caption", "note", "repeats", "weight")
+    shown = [{k: v for k, v in plain(i).items() if k in kept} | {"mask": bool(i.mask)} for i in images]
+    record = plain(dataset) | {"images": shown}
     show_record(record)
 
 

@@ -8,6 +8,7 @@ the file or of its folder.
 import csv
 import io
 import json
+import math
 import posixpath
 import re
 import unicodedata
@@ -21,6 +22,7 @@ from studio.datasets.listing import METADATA, SIDECARS, Entry, Listing, natural,
 CaptionsFrom = Literal["", "file", "folder"]
 
 COLUMNS = ("text", "caption", "captions", "prompt", "description", "label_text", "sentence", "sentences")
+MAX_REPEATS, MAX_WEIGHT = 1000, 100
 MAX_CAPTION = 10_000  # characters; the longest text encoder reads 512 tokens
 MAX_SIDECAR = 256 * 1024  # bytes
 MAX_METADATA = 256 * 2**20  # bytes
@@ -57,6 +59,37 @@ def as_caption(value: Any) -> str:
     return clean_caption(value) if isinstance(value, str) else ""
 
 
+def read_numbers(row: dict[str, Any]) -> tuple[int, float] | None:
+    """Repeats and weight of a row with one of those columns; None without them.
+
+    Raises:
+        ValueError: not a number, or out of range; what is wrong, in words.
+    """
+    found: list[float] = []
+    for column, highest in (("repeats", MAX_REPEATS), ("weight", MAX_WEIGHT)):
+        cell = row.get(column)
+        if cell is None or cell == "":
+            found.append(1.0)
+            continue
+        try:
+            value = math.nan if isinstance(cell, bool) else float(cell)
+        except (TypeError, ValueError):
+            value = math.nan
+        whole = column == "repeats"
+        if not (1 if whole else 0) <= value <= highest or (whole and value != int(value)):
+            kind = "a whole number from 1" if whole else "a number from 0"
+            raise ValueError(f"has {column} {str(cell)[:40]!r}, which is not {kind} to {highest}")
+        found.append(value)
+    given = any(row.get(column) not in (None, "") for column in ("repeats", "weight"))
+    return (int(found[0]), found[1]) if given else None
+
+
+def folder_repeats(name: str) -> int:
+    """Repeats that kohya's folder names hold: 10 for "10_sks dog/001.png"; 0 for another folder."""
+    matched = re.match(r"(\d{1,4})_.", PurePosixPath(name).parent.name)
+    return min(int(matched[1]), MAX_REPEATS) if matched else 0
+
+
 def from_name(name: str, source: CaptionsFrom) -> str:
     """A caption from the name of a file ("black_cat-02.png") or folder ("10_sks dog", kohya's repeats)."""
     path = PurePosixPath(name)
@@ -79,6 +112,7 @@ class Captions:
         self._used: set[str] = set()
         self._remarks: dict[str, list[str]] = {}
         self._table: dict[str, str] = {}
+        self._numbers: dict[str, tuple[int, float]] = {}
         for entry in listing.entries.values():
             if PurePosixPath(entry.name).name in METADATA:
                 self._read_metadata(entry)
@@ -95,10 +129,14 @@ class Captions:
                 return caption
         return listed or from_name(name, self._names)
 
+    def numbers(self, name: str) -> tuple[int, float]:
+        """Repeats and weight of the picture `name` as its row says; (1, 1) when it says nothing."""
+        return self._numbers.get(name, (1, 1.0))
+
     def finish(self) -> None:
         """Write the remarks into the listing's notes; call it when all pictures were asked for."""
         unused = [n for n in self._listing.entries if suffix(n) in SIDECARS and n not in self._used]
-        missing = [name for name in self._table if name not in self._used]
+        missing = [name for name in self._table | self._numbers if name not in self._used]
         for text, names in (
             ("caption files without a picture", unused),
             ("rows of the metadata table without a picture", missing),
@@ -144,10 +182,19 @@ class Captions:
         column = caption_column(row)
         if not isinstance(file_name, str) or not file_name:
             self._refuse(entry)(number, "has no file_name")
-        elif not column:
+            return
+        name = posixpath.normpath(posixpath.join(folder, file_name))
+        try:
+            numbers = read_numbers(row)
+        except ValueError as error:
+            self._refuse(entry)(number, str(error))
+            return
+        if numbers is not None:
+            self._numbers[name] = numbers
+        if column:
+            self._table[name] = as_caption(row[column])
+        elif numbers is None:
             self._remark(f"rows without a caption column ({', '.join(COLUMNS[:4])})", f"line {number}")
-        else:
-            self._table[posixpath.normpath(posixpath.join(folder, file_name))] = as_caption(row[column])
 
     def _refuse(self, entry: Entry) -> "_Refuse":
         return _Refuse(self._listing, entry.name)

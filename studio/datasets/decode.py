@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -29,6 +29,7 @@ from registry.errors import BadInput
 
 MAX_BYTES = 256 * 2**20  # of one picture file
 WALL_SECONDS = 90.0  # a child that says nothing for so long is ended
+MASK_RATIO = 0.02  # by how much a mask's shape may differ from its picture's: one of another crop is caught
 AHEAD = 2  # pictures read ahead for each child: keeps all busy, memory flat
 
 T = TypeVar("T")
@@ -45,6 +46,8 @@ class Decoded:
     width: int
     height: int
     note: str  # what was converted, "" for nothing
+    mask: bytes = b""  # grey PNG, white counts
+    mask_error: BadInput | None = None  # why the mask that came with it cannot be used
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,11 @@ class Source:
     name: str
     read: Callable[[], bytes]
     caption: str = ""
+    mask: Callable[[], bytes] | None = None
+    mask_name: str = ""
+    alpha: bool = False  # transparency becomes the mask where no mask came with it
+    repeats: int = 1  # showings an epoch
+    weight: float = 1.0  # of its loss
 
 
 class _Child:
@@ -72,15 +80,15 @@ class _Child:
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
 
-    def ask(self, data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
-        """Header and payload of the answer.
+    def ask(self, data: bytes, name: str, kind: str) -> tuple[dict[str, Any], bytes, bytes]:
+        """Header, payload and mask of the answer.
 
         Raises:
             EOFError: the child died. TimeoutError: it says nothing.
         """
         stdin, stdout = _pipes(self.process)
         try:
-            stdin.write(json.dumps({"name": name, "size": len(data)}).encode() + b"\n")
+            stdin.write(json.dumps({"name": name, "size": len(data), "as": kind}).encode() + b"\n")
             stdin.write(data)
             stdin.flush()
         except BrokenPipeError as error:
@@ -91,11 +99,11 @@ class _Child:
         if not line.endswith(b"\n"):
             raise EOFError
         head: dict[str, Any] = json.loads(line)
-        size = int(head.get("size", 0))
-        payload = stdout.read(size)
-        if len(payload) != size:
+        size, more = int(head.get("size", 0)), int(head.get("mask", 0))
+        payload = stdout.read(size + more)
+        if len(payload) != size + more:
             raise EOFError
-        return head, payload
+        return head, payload[:size], payload[size:]
 
     def close(self) -> int:
         """End the child; returns its exit status, negative for a signal."""
@@ -137,8 +145,13 @@ class Decoders:
             if child is not None:
                 child.close()
 
-    def decode(self, data: bytes, name: str) -> Decoded:
-        """Decode one picture; `name` is for messages.
+    def decode(self, data: bytes, name: str, kind: str = "picture") -> Decoded:
+        """Decode one picture.
+
+        Args:
+            data: The file.
+            name: For messages.
+            kind: "picture", "alpha" (transparency becomes its mask) or "mask" (grey pixels are what counts).
 
         Raises:
             BadInput: in one line what is wrong with it.
@@ -148,7 +161,7 @@ class Decoders:
         child = self._free.get()
         try:
             child = child or _Child()
-            head, payload = child.ask(data, name)
+            head, payload, mask = child.ask(data, name, kind)
         except (EOFError, TimeoutError) as error:
             status = child.close() if child else 0
             child = None
@@ -169,6 +182,7 @@ class Decoders:
             width=int(facts["width"]),
             height=int(facts["height"]),
             note=str(facts["note"]),
+            mask=mask,
         )
 
     def decode_all(
@@ -192,7 +206,22 @@ class Decoders:
                 future.cancel()
 
     def _one(self, source: Source, then: Callable[[Decoded], T]) -> T:
-        return then(self.decode(source.read(), source.name))
+        decoded = self.decode(source.read(), source.name, "alpha" if source.alpha else "picture")
+        if source.mask is not None:
+            decoded = self._with_mask(decoded, source.mask, source.mask_name)
+        return then(decoded)
+
+    def _with_mask(self, picture: Decoded, read: Callable[[], bytes], name: str) -> Decoded:
+        """The picture with its mask, or with what is wrong with that: a bad mask costs no picture."""
+        try:
+            mask = self.decode(read(), name, "mask")
+            wide, other = picture.width / picture.height, mask.width / mask.height
+            if abs(wide / other - 1) > MASK_RATIO:
+                wrong = f"is {mask.width}x{mask.height} pixels, its picture {picture.width}x{picture.height}"
+                raise BadInput(name, wrong, "give a mask of the picture's shape")
+        except BadInput as error:
+            return replace(picture, mask_error=error)
+        return replace(picture, mask=mask.data)
 
 
 def decode(data: bytes | Path, name: str = "") -> Decoded:

@@ -2,8 +2,8 @@
 
     python -P -m studio.datasets.decode_child
 
-Request:  {"name": str, "size": n} newline, n bytes.
-Answer:   {"picture": {...} , "size": m} newline, m bytes (m = 0: store what came in), or
+Request:  {"name": str, "size": n, "as": "picture" | "alpha" (keep it as a mask) | "mask"} newline, n bytes.
+Answer:   {"picture": {...} , "size": m, "mask": k} newline, m bytes (m = 0: store what came in), k bytes, or
           {"error": [thing, wrong, do]} newline.
 It has little memory, a time limit for each picture, cannot write files, and ends when stdin does.
 """
@@ -18,7 +18,7 @@ from typing import IO
 from PIL import AvifImagePlugin, Image
 
 from registry.errors import BadInput
-from studio.datasets.picture import Picture, normalise
+from studio.datasets.picture import Picture, normalise, normalise_mask
 
 MEMORY = 3 * 2**30  # bytes of address space: turning a 64 MP picture takes about five copies of 256 MB
 SECONDS = 30  # of processor time for one picture; 64 MP take about 5
@@ -58,8 +58,9 @@ def limit_next_picture() -> None:
 def answer(picture: Picture) -> tuple[bytes, bytes]:
     """Header line and payload for a decoded picture."""
     payload = b"" if picture.kept else picture.data
-    facts = {key: value for key, value in asdict(picture).items() if key != "data"}
-    return json.dumps({"picture": facts, "size": len(payload)}).encode() + b"\n", payload
+    facts = {key: value for key, value in asdict(picture).items() if key not in {"data", "mask"}}
+    head = {"picture": facts, "size": len(payload), "mask": len(picture.mask)}
+    return json.dumps(head).encode() + b"\n", payload + picture.mask
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
@@ -70,7 +71,11 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         payload = b""
         limit_next_picture()
         try:
-            head, payload = answer(normalise(requests.read(int(request["size"])), name))
+            data, kind = requests.read(int(request["size"])), request.get("as", "picture")
+            made = (
+                normalise_mask(data, name) if kind == "mask" else normalise(data, name, alpha=kind == "alpha")
+            )
+            head, payload = answer(made)
         except BadInput as error:
             head = json.dumps({"error": [error.thing, error.wrong, error.do]}).encode() + b"\n"
         except MemoryError:

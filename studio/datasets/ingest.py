@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from registry.errors import BadInput, NotFound
 from registry.files import check_name
 from registry.records import Dataset, Image
-from studio.datasets.captions import CaptionsFrom, clean_caption
-from studio.datasets.decode import Decoded, Decoders
+from studio.datasets.captions import clean_caption
+from studio.datasets.decode import Decoded, Decoders, Source
 from studio.datasets.listing import clean_name, reason, several, some
-from studio.datasets.sources import AnySource, Stream, Upload, open_sources
+from studio.datasets.sources import AnySource, Reading, Stream, Upload, open_sources
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -66,6 +66,8 @@ class _Intake:
     def report(self, dataset: Dataset) -> IngestReport:
         """Everything a person should hear."""
         notes = [f"{note}: {some(names)}" for note, names in self.converted.items()]
+        if masked := sum(bool(image.mask) for image in self.images):
+            notes.append(f"masks came with {masked} of {several(len(self.images), 'picture')}")
         if self.duplicates:
             notes.append(f"left out, there already: {some(self.duplicates)}")
         return IngestReport(
@@ -84,8 +86,7 @@ def create_dataset(
     sources: Sequence[AnySource],
     *,
     trigger: str = "",
-    recursive: bool = True,
-    captions_from: CaptionsFrom = "",
+    reading: Reading | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Make a data set from folders, zips, pictures, uploads or `hf:owner/name[:split]`.
@@ -95,8 +96,7 @@ def create_dataset(
         name: Of the new data set.
         sources: Where the pictures are; captions lie beside them (see `captions`).
         trigger: Word that will call up what is learned.
-        recursive: Whether folders within folders count.
-        captions_from: "file" or "folder": take what has no caption from its name.
+        reading: What is taken from the sources.
         progress: Called after each picture.
 
     Raises:
@@ -106,7 +106,7 @@ def create_dataset(
     if ws.catalog.find(Dataset, name) is not None:
         raise BadInput(f"data set {name!r}", "exists already", "choose another name, or add pictures to it")
     trigger = _trigger(trigger)
-    intake = _take_in(ws, sources, _Intake(), recursive, captions_from, progress)
+    intake = _take_in(ws, sources, _Intake(), reading or Reading(), progress)
     labels = "; ".join(_label(source) for source in sources)
     dataset = Dataset(name=name, trigger=trigger, source=labels[:1000])
     return intake.report(ws.catalog.add_dataset(dataset, intake.images))
@@ -117,8 +117,7 @@ def add_images(
     dataset: Dataset,
     sources: Sequence[AnySource],
     *,
-    recursive: bool = True,
-    captions_from: CaptionsFrom = "",
+    reading: Reading | None = None,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Add pictures to the end of a data set; those it has already are left out.
@@ -127,7 +126,7 @@ def add_images(
         BadInput: a source has no usable picture; nothing is added then.
     """
     known = {image.pixel_hash: image.name for image in images_of(ws, dataset)}
-    intake = _take_in(ws, sources, _Intake(known=known), recursive, captions_from, progress)
+    intake = _take_in(ws, sources, _Intake(known=known), reading or Reading(), progress)
     held = images_of(ws, dataset)  # again: someone may have edited captions in the meantime
     return intake.report(ws.catalog.replace_images(dataset.id, [*held, *intake.images]))
 
@@ -176,27 +175,28 @@ def _take_in(
     ws: "Workspace",
     sources: Sequence[AnySource],
     intake: _Intake,
-    recursive: bool,
-    captions_from: CaptionsFrom,
+    reading: Reading,
     progress: Progress | None,
 ) -> _Intake:
     """Decode and store all pictures of all sources into `intake`."""
     if not sources:
         raise BadInput("sources", "are missing", "name a folder, a zip, pictures or hf:owner/name")
 
-    def store(decoded: Decoded) -> Image:
-        return Image(
+    def store(decoded: Decoded) -> tuple[Image, BadInput | None]:
+        image = Image(
             blob=ws.blobs.put(decoded.data),
+            mask=ws.blobs.put(decoded.mask) if decoded.mask else "",
             pixel_hash=decoded.pixel_hash,
             name="",
             width=decoded.width,
             height=decoded.height,
             note=decoded.note,
         )
+        return image, decoded.mask_error
 
     done, usable = 0, 0
     with ExitStack() as stack, Decoders() as decoders:
-        streams = open_sources(sources, stack, recursive=recursive, captions_from=captions_from)
+        streams = open_sources(sources, stack, reading)
         total = sum(stream.total for stream in streams) if all(stream.total for stream in streams) else 0
         for stream in streams:
             refused: list[BadInput] = []
@@ -207,7 +207,10 @@ def _take_in(
                     refused.append(result)
                 else:
                     usable += 1
-                    intake.take(replace(result, name=source.name, caption=source.caption))
+                    image, mask_error = result
+                    if mask_error is not None:
+                        intake.refused.append(mask_error)
+                    intake.take(_named(image, source))
                 if progress:
                     progress(done, total)
             refused = [*refused, *stream.refused]
@@ -218,6 +221,16 @@ def _take_in(
     if not usable:
         raise _nothing(sources, intake.refused)
     return intake
+
+
+def _named(image: Image, source: Source) -> Image:
+    return replace(
+        image,
+        name=source.name,
+        caption=source.caption,
+        repeats=source.repeats,
+        weight=source.weight,
+    )
 
 
 def _unusable(stream: Stream, refused: Sequence[BadInput]) -> BadInput:

@@ -16,6 +16,8 @@ PICTURES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", 
 FOREIGN = {".heic", ".heif", ".svg", ".gif", ".jxl", ".jp2", ".psd", ".ico", ".tga", ".dng", ".cr2", ".nef"}
 SIDECARS = {".txt", ".caption"}
 METADATA = {"metadata.jsonl", "metadata.csv"}
+MASK_ENDINGS = ("-masklabel", "_mask", ".mask")  # of a file name without its suffix
+MASK_FOLDER = "masks"
 SHOWN = 5  # names in a message
 
 
@@ -117,7 +119,7 @@ def list_files(paths: Iterable[Path]) -> Listing:
     listing = Listing(str(paths[0]) if len(paths) == 1 else f"{len(paths)} files of {folder}")
     for path in paths:
         for beside in (path, *_beside(path)):
-            listing.add(_file_entry(beside, beside.name))
+            listing.add(_file_entry(beside, beside.relative_to(folder).as_posix()))
     return listing
 
 
@@ -160,7 +162,14 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
 def _beside(path: Path) -> list[Path]:
     candidates = [path.with_suffix(s) for s in sorted(SIDECARS)] + [path.with_name(f"{path.name}.txt")]
     candidates += [path.with_name(name) for name in sorted(METADATA)]
+    candidates += [path.parent / name for name in masks_beside(path.name)]
     return [candidate for candidate in candidates if candidate != path and candidate.is_file()]
+
+
+def masks_beside(name: str) -> list[str]:
+    """Where the mask of the file `name` may lie, as seen from its folder."""
+    stem = PurePosixPath(name).stem
+    return [*(f"{stem}{ending}.png" for ending in MASK_ENDINGS), f"{MASK_FOLDER}/{stem}.png"]
 
 
 def _file_entry(path: Path, name: str) -> Entry:

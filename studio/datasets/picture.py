@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from registry.errors import BadInput
 from studio.datasets.signatures import refusal
@@ -19,6 +19,7 @@ KEPT = {"JPEG", "MPO", "PNG", "WEBP", "AVIF"}  # stored as they came; BMP and TI
 MAX_PIXELS = 64_000_000  # 64 MP: 256 MB as Pillow holds it
 MIN_SIDE = 16  # pixels: two latent cells
 PNG_LEVEL = 1  # zlib level: a quarter of level 6's time for a tenth to a quarter more bytes
+COLOUR = 48  # grey levels between channels; more is no JPEG artefact
 PRIVATE = ("exif", "xmp", "XML:com.adobe.xmp", "photoshop", "comment", "Raw profile type exif")
 ORIENTATION = 0x0112  # EXIF tag, 1 = upright
 
@@ -33,6 +34,7 @@ class Picture:
     width: int
     height: int
     note: str  # what was converted, "" when nothing a person would want to know
+    mask: bytes = b""  # PNG of its alpha, when that was asked for and hides anything
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -41,8 +43,13 @@ def pixel_hash(image: Image.Image) -> str:
     return hashlib.sha256(head + image.tobytes()).hexdigest()
 
 
-def normalise(data: bytes, name: str) -> Picture:
-    """Decode `data` in full and say how it is stored; `name` is for messages.
+def normalise(data: bytes, name: str, *, alpha: bool = False) -> Picture:
+    """Decode `data` in full and say how it is stored.
+
+    Args:
+        data: The file.
+        name: For messages.
+        alpha: Keep transparency as a mask.
 
     Raises:
         BadInput: not a picture we read, damaged, too large or too small.
@@ -56,6 +63,8 @@ def normalise(data: bytes, name: str) -> Picture:
         frames = 1
     upright = _upright(image)
     rgb, converted = _to_rgb(upright, name)
+    mask = _alpha_mask(upright) if alpha else b""
+    converted += " and kept as a mask" if mask else ""
     notes = (
         f"first of {frames} frames" if frames > 1 else "",
         "turned upright as its EXIF says" if upright is not image else "",
@@ -67,7 +76,24 @@ def normalise(data: bytes, name: str) -> Picture:
         private = kind == "MPO" or any(key in image.info for key in PRIVATE)
         stored = _without_metadata(data, identity) if private else data
     kept = stored is data
-    return Picture(_png(rgb) if stored is None else stored, kept, identity, rgb.width, rgb.height, note)
+    return Picture(_png(rgb) if stored is None else stored, kept, identity, rgb.width, rgb.height, note, mask)
+
+
+def normalise_mask(data: bytes, name: str) -> Picture:
+    """A mask as it is stored: grey PNG, upright.
+
+    Raises:
+        BadInput: as `normalise`, or black all over, or a picture in colours.
+    """
+    picture = normalise(data, name)
+    with Image.open(BytesIO(picture.data), formats=FORMATS) as stored:
+        grey, red, green, blue = stored.convert("L"), *stored.convert("RGB").split()
+    spread = ImageChops.lighter(ImageChops.difference(red, green), ImageChops.difference(green, blue))
+    if sum(spread.histogram()[COLOUR:]) > grey.width * grey.height / 100:
+        raise BadInput(name, "has colours, so it is no mask", "save the mask in grey, or rename the picture")
+    if grey.getextrema()[1] == 0:
+        raise BadInput(name, "is black all over: nothing of its picture would count", "paint white what does")
+    return Picture(_png(grey), False, pixel_hash(grey), grey.width, grey.height, "")
 
 
 def _open(data: bytes, name: str) -> Image.Image:
@@ -162,6 +188,15 @@ def _on_white(image: Image.Image) -> tuple[Image.Image, str]:
     white = Image.new("RGBA", rgba.size, "white")
     white.alpha_composite(rgba)
     return white.convert("RGB"), "transparency laid on white"
+
+
+def _alpha_mask(image: Image.Image) -> bytes:
+    """Opacity as a grey PNG; nothing when the picture is opaque, or transparent all over."""
+    if not image.has_transparency_data:
+        return b""
+    alpha = image.convert("RGBA").getchannel("A")
+    low, high = alpha.getextrema()
+    return _png(alpha) if low != 255 and high != 0 else b""
 
 
 def _deep_grey(image: Image.Image, name: str) -> Image.Image:

@@ -305,7 +305,7 @@ def test_the_child_has_limits_and_neither_torch_nor_secrets(monkeypatch: pytest.
     monkeypatch.setenv("HF_TOKEN", "secret")
     child = decode_module._Child()
     try:
-        child.ask(encoded(pixels()), "a")
+        child.ask(encoded(pixels()), "a", "picture")
         limits = Path(f"/proc/{child.process.pid}/limits").read_text()
         address = next(line for line in limits.splitlines() if line.startswith("Max address space"))
         assert str(3 * 2**30) in address

@@ -20,6 +20,7 @@ from studio.datasets.ingest import (
     set_captions,
     set_trigger,
 )  # fmt: skip
+from studio.datasets.sources import Reading
 from studio.workspace import Workspace
 from tests.support.pictures import decoded, encoded, hash_of, pixels
 
@@ -54,7 +55,7 @@ def test_a_folder(ws: Workspace, folder: Path):
 
 
 def test_without_recursion_inner_folders_stay_out(ws: Workspace, folder: Path):
-    assert create_dataset(ws, "cats", [folder], recursive=False).added == 11
+    assert create_dataset(ws, "cats", [folder], reading=Reading(recursive=False)).added == 11
 
 
 def test_every_kind_of_source_at_once(ws: Workspace, folder: Path, tmp_path: Path):
@@ -159,12 +160,12 @@ def test_a_name_is_taken_once(ws: Workspace, folder: Path):
 
 
 def test_captions_from_names(ws: Workspace, folder: Path):
-    create_dataset(ws, "cats", [folder], captions_from="folder")
+    create_dataset(ws, "cats", [folder], reading=Reading(captions_from="folder"))
     images = images_of(ws, ws.catalog.get(Dataset, "cats"))
     assert images[-1].caption == "cat 11"  # its own file wins
     assert images[0].caption == ""  # the top of a source has no folder name
     (folder / "more" / "img11.txt").unlink()
-    report = create_dataset(ws, "again", [folder], captions_from="folder")
+    report = create_dataset(ws, "again", [folder], reading=Reading(captions_from="folder"))
     assert images_of(ws, report.dataset)[-1].caption == "more"
 
 
