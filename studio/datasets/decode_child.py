@@ -72,10 +72,9 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         limit_next_picture()
         try:
             data, kind = requests.read(int(request["size"])), request.get("as", "picture")
-            made = (
-                normalise_mask(data, name) if kind == "mask" else normalise(data, name, alpha=kind == "alpha")
-            )
-            head, payload = answer(made)
+            alpha = kind == "alpha"
+            picture = normalise_mask(data, name) if kind == "mask" else normalise(data, name, alpha=alpha)
+            head, payload = answer(picture)
         except BadInput as error:
             head = json.dumps({"error": [error.thing, error.wrong, error.do]}).encode() + b"\n"
         except MemoryError:
