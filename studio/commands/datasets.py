@@ -1,10 +1,13 @@
 """`studio datasets`: pictures with captions."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from studio.commands.shared import ago, note, open_workspace, plain, show_done, show_record, show_rows
+
+if TYPE_CHECKING:
+    from studio.datasets.captioners.table import CaptionOptions
 
 app = typer.Typer(name="datasets", help="Data sets: add, list, show, check, remove.", no_args_is_help=True)
 
@@ -120,17 +123,48 @@ def check(name: str) -> None:
 @app.command()
 def caption(
     name: str,
-    picture: Annotated[str, typer.Argument(help="File name or id of a picture in the data set.")],
-    text: Annotated[str, typer.Argument(help="The new caption.")],
+    picture: Annotated[str, typer.Argument(help="File name or id of a picture in the data set.")] = "",
+    text: Annotated[str, typer.Argument(help="Its new caption; without both a model writes.")] = "",
+    captioner: Annotated[str, typer.Option("--with", help="florence2, blip, qwen or wd.")] = "florence2",
+    model: Annotated[str, typer.Option(help="Folder or hub id of the model; else the captioner's own.")] = "",
+    revision: Annotated[str, typer.Option(help="Commit, tag or branch of a hub id.")] = "",
+    prompt: Annotated[str, typer.Option(help="What the model is asked; else the captioner's own.")] = "",
+    threshold: Annotated[float, typer.Option(help="Least probability of a tag, 0 to 1 (wd).")] = 0.35,
+    leave_out: Annotated[list[str] | None, typer.Option(help="A tag that is never written (wd).")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest caption in tokens, 1 to 1024.")] = 200,
+    batch: Annotated[int, typer.Option(help="Pictures at once, 1 to 64.")] = 4,
+    overwrite: Annotated[bool, typer.Option(help="Also pictures that have a caption.")] = False,
 ) -> None:
-    """Write one picture's caption.
+    """Write one picture's caption, or let a model write those that are missing; Ctrl-C keeps what is there.
 
     Example: studio datasets caption cat 003.png "a black cat on a chair"
+    Example: studio datasets caption cat --with wd --threshold 0.4
     """
-    from registry.errors import NotFound
+    from studio.datasets.captioners.table import CaptionOptions
+
+    if picture or text:
+        _caption_one(name, picture, text)
+        return
+    options = CaptionOptions(
+        captioner=captioner,
+        model=model,
+        revision=revision,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        threshold=threshold,
+        leave_out=tuple(leave_out or ()),
+        batch=batch,
+    )
+    _caption_all(name, options, overwrite)
+
+
+def _caption_one(name: str, picture: str, text: str) -> None:
+    from registry.errors import BadInput, NotFound
     from registry.records import Dataset, Image
     from studio.datasets.ingest import set_captions
 
+    if not text:
+        raise BadInput("text", f"for {picture} is missing", "write the caption behind the picture's name")
     workspace = open_workspace()
     dataset = workspace.catalog.get(Dataset, name)
     images = workspace.catalog.list(Image, dataset_id=dataset.id)
@@ -140,6 +174,30 @@ def caption(
         raise NotFound(f"picture {picture!r}", wrong, f"see `studio datasets show {name}` for names and ids")
     set_captions(workspace, dataset, {found[0].id: text})
     show_done(f"{found[0].name}: {text}", {"id": found[0].id, "name": found[0].name, "caption": text})
+
+
+def _caption_all(name: str, options: "CaptionOptions", overwrite: bool) -> None:
+    from registry.records import Dataset
+    from studio.datasets.captioners.run import caption_dataset
+    from studio.datasets.listing import several, some
+
+    workspace = open_workspace()
+    dataset = workspace.catalog.get(Dataset, name)
+    told: list[object] = [None]
+
+    def say(phase: str, done: int, total: int) -> None:
+        if (phase, done) != told[0]:
+            note(f"{phase}: {done} of {several(total, 'picture')}")
+            told[0] = (phase, done)
+
+    report = caption_dataset(workspace, dataset, options, overwrite=overwrite, progress=say)
+    if report.empty:
+        note(f"no words were found for: {some(report.empty)}")
+    message = f"{several(report.written, 'caption')} written"
+    message += f" with {report.model}" if report.model else ""
+    message += f" at {report.revision[:12]}" if report.revision else ""
+    message += f", {report.had} had one already" if report.had else ""
+    show_done(message + ".", plain(report))
 
 
 @app.command()
