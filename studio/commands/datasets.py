@@ -82,17 +82,22 @@ def list_() -> None:
 
 @app.command()
 def show(name: str) -> None:
-    """Show a data set with its pictures and captions.
+    """Show a data set with its pictures, their captions and what training will see of them.
 
     Example: studio datasets show cat
     """
     from registry.records import Dataset, Image
+    from studio.datasets.seen import seen_captions
 
     catalog = open_workspace().catalog
     dataset = catalog.get(Dataset, name)
     images = catalog.list(Image, dataset_id=dataset.id, order="position")
     kept = ("id", "name", "width", "height", "caption", "note", "repeats", "weight")
-    shown = [{k: v for k, v in plain(i).items() if k in kept} | {"mask": bool(i.mask)} for i in images]
+    shown = [
+        {k: v for k, v in plain(image).items() if k in kept}
+        | {"mask": bool(image.mask), "seen": list(seen_captions(dataset, image))}
+        for image in images
+    ]
     record = plain(dataset) | {"images": shown}
     show_record(record)
 

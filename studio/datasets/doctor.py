@@ -6,14 +6,15 @@ sizes of files at most, so that the page can run them at every change.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from registry.records import Dataset, Image
+from studio.datasets import doctor_masks
+from studio.datasets.findings import Finding, Patient, Severity
 from studio.datasets.ingest import images_of
 from studio.datasets.listing import PICTURES, several, some, suffix
-from trainers.families import FAMILIES
+from studio.datasets.seen import seen_captions
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -23,41 +24,6 @@ FEW = 5  # pictures; fewer are learned by heart
 MAX_ASPECT = 2.0  # longer side / shorter side of the narrowest bucket, when no recipe says otherwise
 CROPPED = 1.5  # beyond that times the narrowest bucket, a third of the picture is lost
 LONG = 75  # words; CLIP reads 75 tokens, and a word has at least one
-
-Severity = Literal["bad", "warn", "info"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing to know before training."""
-
-    severity: Severity
-    code: str  # stable name, for pages and tests
-    message: str
-    images: tuple[str, ...]  # ids of the pictures it is about; () for the whole set
-    fix: str
-
-
-@dataclass(frozen=True)
-class Patient:
-    """What the checks look at. `recipe` is None before one is chosen."""
-
-    ws: "Workspace"
-    dataset: Dataset
-    images: Sequence[Image]
-    recipe: "Recipe | None"
-
-    @property
-    def resolution(self) -> int:
-        """Training side in pixels; without a recipe the smallest that a family is made for."""
-        if self.recipe is not None:
-            return self.recipe.train.resolution
-        return min(info.resolution for info in FAMILIES.values())
-
-    @property
-    def trigger(self) -> str:
-        """The word that training uses."""
-        return (self.recipe.data.trigger if self.recipe is not None else "") or self.dataset.trigger
 
 
 def check_dataset(ws: "Workspace", dataset: Dataset, recipe: "Recipe | None" = None) -> list[Finding]:
@@ -177,7 +143,13 @@ def path_captions(patient: Patient) -> Finding | None:
 
 def long_captions(patient: Patient) -> Finding | None:
     """Captions whose end the text encoder does not see."""
-    long = [image for image in patient.images if len(image.caption.split()) > LONG]
+    recipe = patient.recipe
+    data, seed = (recipe.data, recipe.train.seed) if recipe is not None else (None, 0)
+    long = [
+        image
+        for image in patient.images
+        if max(len(text.split()) for text in seen_captions(patient.dataset, image, data, seed)) > LONG
+    ]
     if not long:
         return None
     count = several(len(long), "caption has", "captions have")
@@ -197,6 +169,10 @@ CHECKS: tuple[Callable[[Patient], Finding | None], ...] = (
     duplicates,
     path_captions,
     long_captions,
+    doctor_masks.masks_unusable,
+    doctor_masks.masks_partly,
+    doctor_masks.weightless,
+    doctor_masks.versions,
 )
 
 

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from PIL import Image as Pillow
@@ -190,6 +191,53 @@ def test_pictures_are_dropped_captioned_and_left_out(empty: Workspace, open_page
     assert empty.catalog.get(Dataset, dataset.id).image_count == 3
     button(at, "Bring the last picture back").click().run()
     assert empty.catalog.get(Dataset, dataset.id).image_count == 4
+
+
+def test_a_model_writes_the_captions_that_are_missing(
+    empty: Workspace, open_page: Open, monkeypatch: pytest.MonkeyPatch
+):
+    from studio.datasets.captioners import run
+    from studio.datasets.ingest import create_dataset, images_of
+
+    class Child:
+        """Answers as the real one does, without a model."""
+
+        def __init__(self, ws: Workspace) -> None: ...
+
+        def __enter__(self) -> "Child":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def ask(self, request: dict[str, Any]) -> None:
+            asked.append(request)
+            texts = {one["id"]: f"words {n}" for n, one in enumerate(request["pictures"])}
+            self.answers = [{"phase": "captioning"}, {"captions": texts}, {"done": True}]
+
+        def next(self, stop: object) -> dict[str, Any]:
+            return self.answers.pop(0)
+
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "_Child", Child)
+    uploads = [(f"{i}.png", png(picture)) for i, (picture, _) in enumerate(demo_set("style", 3, 3))]
+    dataset = create_dataset(empty, "rings", [*uploads, ("0.txt", b"mine")]).dataset
+    at = open_page(empty, "datasets", dataset=dataset.id)
+    button(at, "Write captions").click().run()
+    assert "2 pictures to caption" in texts(at)
+
+    def form(dataset_id: str) -> None:  # a test cannot work inside of a dialog
+        from registry.records import Dataset
+        from studio.app import shell
+        from studio.app.components.captioner import caption_form
+
+        caption_form(shell.workspace().catalog.get(Dataset, dataset_id))
+
+    at = AppTest.from_function(form, args=(dataset.id,)).run()
+    at.text_input(key="captioner-model").set_value("a/b").run()
+    button(at, "Start writing").click().run()
+    assert not at.exception
+    assert [image.caption for image in images_of(empty, dataset)] == ["mine", "words 0", "words 1"]
+    assert asked[0]["options"]["model"] == "a/b"
 
 
 def test_a_file_that_is_no_picture_is_refused_in_one_line(empty: Workspace, open_page: Open):

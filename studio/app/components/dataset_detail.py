@@ -8,6 +8,7 @@ from registry.errors import StudioError
 from registry.records import Dataset, Image, Run
 from studio.app import shell
 from studio.app.components import upload
+from studio.app.components.captioner import caption_dialog
 from studio.app.components.gallery import Card, gallery
 from studio.app.routes import picture_url
 from studio.app.words import ago, md, plural
@@ -32,6 +33,8 @@ def show(dataset: Dataset) -> None:
             shell.go("train", dataset=dataset.id)
         if st.button("Add pictures", icon=":material/add_photo_alternate:"):
             add_dialog(dataset)
+        if st.button("Write captions", icon=":material/auto_awesome:"):
+            caption_dialog(dataset)
         if st.button("Trigger word", icon=":material/key:"):
             trigger_dialog(dataset)
         if st.button("Remove", icon=":material/delete:"):
@@ -121,7 +124,7 @@ def picture(dataset: Dataset, image: Image) -> None:
         args=(dataset, image.id, key),
     )
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.caption(f"{md(image.name)} · {image.width}×{image.height}", help=md(image.note) or None)
+        st.caption(facts(dataset, image), help=remarks(dataset, image) or None)
         if st.button("Leave out", key=f"drop-{image.id}", type="tertiary"):
             remove_picture(dataset, image)
 
@@ -136,6 +139,36 @@ def save_caption(dataset: Dataset, image_id: str, key: str) -> None:
         st.session_state["caption-error"] = error
     else:
         shell.note("Caption saved")
+
+
+def facts(dataset: Dataset, image: Image) -> str:
+    """File name, size and what else is said about a picture, in one line."""
+    from studio.datasets.seen import seen_captions
+
+    count = len(seen_captions(dataset, image))
+    return " · ".join(
+        part
+        for part in (
+            md(image.name),
+            f"{image.width}×{image.height}",
+            "mask" if image.mask else "",
+            f"{image.repeats} times an epoch" if image.repeats != 1 else "",
+            f"weight {image.weight:g}" if image.weight != 1 else "",
+            plural(count, "version") if count > 1 else "",
+        )
+        if part
+    )
+
+
+def remarks(dataset: Dataset, image: Image) -> str:
+    """What was converted, and the caption as training sees it."""
+    from studio.datasets.seen import seen_captions
+
+    seen = seen_captions(dataset, image)
+    lines = [md(image.note)] if image.note else []
+    if seen != (image.caption,) and any(seen):
+        lines += ["Training sees:", *(f"{md(text)}" for text in seen[:8])]
+    return "  \n".join(lines)
 
 
 def remove_picture(dataset: Dataset, image: Image) -> None:

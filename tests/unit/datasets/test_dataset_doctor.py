@@ -1,9 +1,11 @@
 """The data set doctor: each check finds its fault, with the pictures, and nothing in a sound set."""
 
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import pytest
+from PIL import Image as Pixels
 
 from registry.records import Dataset, Image
 from studio.datasets.doctor import CHECKS, Finding, check_dataset
@@ -67,6 +69,60 @@ def test_each_fault_is_found_with_its_picture(ws: Workspace, odd: dict[str, Any]
     assert found[code].images == ("99.png",)
     assert found[code].severity == severity
     assert "99.png" in found[code].message
+
+
+def test_lines_are_judged_one_by_one_and_counted(ws: Workspace):
+    lines = "sks, a cat\n" + "sks " + "word " * 40 + "\nsks " + "other " * 40
+    found = check(ws, [*SOUND, image(99, caption=lines)])
+    assert list(found) == ["versions"]
+    assert "1 caption comes in up to 3 versions, one at each showing: 99.png" in found["versions"].message
+    ws.catalog.delete(Dataset, ws.catalog.get(Dataset, "d").id)
+    joined = recipe("data.variations=false")
+    assert list(check(ws, [*SOUND, image(99, caption=lines)], chosen=joined)) == ["long-captions"]
+
+
+def test_shuffling_is_counted_or_finds_no_tags(ws: Workspace):
+    shuffled = recipe("data.shuffle_tags=true", "data.caption_variants=6")
+    found = check(ws, [image(n, caption=f"sks, a, b, c, d, {n}") for n in range(6)], chosen=shuffled)
+    assert found["versions"].images == tuple(f"{n}.png" for n in range(6))
+    assert "up to 6 versions" in found["versions"].message
+    ws.catalog.delete(Dataset, ws.catalog.get(Dataset, "d").id)
+    found = check(ws, [image(n, caption=f"sks cat number {n}") for n in range(6)], chosen=shuffled)
+    assert list(found) == ["no-tags"]
+
+
+def mask(ws: Workspace, shade: int, width: int = 768, height: int = 640) -> str:
+    buffer = BytesIO()
+    Pixels.new("L", (width, height), shade).save(buffer, "PNG")
+    return ws.blobs.put(buffer.getvalue())
+
+
+def test_masks(ws: Workspace):
+    sound = [replace(one, mask=mask(ws, 200)) for one in SOUND]
+    assert check(ws, sound) == {}
+    ws.catalog.delete(Dataset, ws.catalog.get(Dataset, "d").id)
+    odd = [
+        image(20, mask=mask(ws, 0)),
+        image(21, mask=mask(ws, 255, 100, 200)),
+        image(22, mask="f" * 64),
+        image(23, mask=mask(ws, 255, 384, 320)),  # half the size is all right
+        image(24),
+    ]
+    found = check(ws, [*sound, *odd])
+    assert list(found) == ["masks-unusable", "masks-partly"]
+    unusable = found["masks-unusable"]
+    assert (unusable.severity, unusable.images) == ("bad", ("20.png", "21.png", "22.png"))
+    for why in ("black all over", "of another shape than its picture", "lost or damaged"):
+        assert why in unusable.message
+    assert found["masks-partly"].images == ("24.png",)
+    ws.catalog.delete(Dataset, ws.catalog.get(Dataset, "d").id)
+    assert list(check(ws, sound, chosen=recipe("data.masks=false"))) == ["masks-unused"]
+
+
+def test_pictures_that_count_nothing(ws: Workspace):
+    found = check(ws, [*SOUND, image(99, weight=0.0)])
+    assert list(found) == ["weightless"]
+    assert found["weightless"].images == ("99.png",)
 
 
 @pytest.mark.parametrize("caption", ["SKS, a cat", "a cat of [trigger]", "cat (sks)"])

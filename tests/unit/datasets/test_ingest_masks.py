@@ -237,3 +237,4 @@ def test_the_command_line_shows_them(
     assert run(["--json", "datasets", "show", "set"]) == 0
     (shown,) = json.loads(capsys.readouterr().out)["images"]
     assert (shown["repeats"], shown["weight"], shown["mask"], shown["caption"]) == (3, 1.0, True, "dog")
+    assert shown["seen"] == ["dog"]
