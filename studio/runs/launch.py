@@ -235,6 +235,9 @@ def _check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset, images: lis
         if not blob.is_file() or blob.stat().st_size == 0:
             wrong = f"of data set {dataset.name} has lost its file"
             raise BadInput(f"picture {image.name}", wrong, "make the data set again from the originals")
+        if recipe.data.masks and image.mask and not ws.blobs.path(image.mask).is_file():
+            do = "make the data set again from the originals, or set data.masks=false"
+            raise BadInput(f"mask of {image.name}", "has lost its file", do)
     bare = [image.name for image in images if not image.caption.strip()]
     if recipe.data.require_captions and bare:
         wrong = f"has {len(bare)} pictures without a caption, the first is {bare[0]}"

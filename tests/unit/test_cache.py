@@ -15,6 +15,7 @@ from trainers.cache import LatentCache, Shelf, TextCache
 from trainers.captions import captions_needed
 from trainers.data import BatchSource, read_pixels
 from trainers.families import FAMILIES
+from trainers.placing import place_items, views
 from trainers.plan import assign_buckets
 from trainers.recipe_fields import DataSection
 from trainers.rundir import ManifestItem
@@ -295,6 +296,35 @@ def test_batches_hold_the_right_latents_captions_and_crops(source, world):
         assert batch.weight.tolist() == [1.0] * len(batch.names)
     assert flipped > 20
     assert dropped > 10
+
+
+def test_a_random_crop_comes_with_its_own_latents_and_place(tmp_path):
+    sources = [picture(tmp_path / f"{i}.png", 200, 64, i) for i in range(3)]
+    data = DataSection(crop="random", crop_variants=4, buckets=False, flip=True, caption_dropout=0.0)
+    items, _ = place_items(sources, sizes=(64,), step=16, data=data, seed=3)
+    encoder, latents = Encoder(), LatentCache(tmp_path / "cache", "vae")
+
+    def read(item, flip):
+        return read_pixels(Path(item.source.image), item, flip=flip)
+
+    everything = [view for item in items for view in views(item)]
+    assert fill(latents, everything, read, encoder, flips=(False, True)) == 24
+    stream = BatchSource(items, latents, lambda texts: {}, data, seed=3, batch_size=2).batches()  # noqa: ARG005
+    seen = set()
+    for _ in range(60):
+        batch = next(stream)
+        for row, name in enumerate(batch.names):
+            views_of = [(v, flip) for v in everything if v.label == name for flip in (False, True)]
+            found = min(
+                views_of,
+                key=lambda one: (
+                    (batch.latents[row] - torch.nn.functional.avg_pool2d(read(*one)[None], 8)[0]).abs().max()
+                ),
+            )
+            view, flip = found
+            assert batch.geometry[row] == (view.geometry.mirrored() if flip else view.geometry)
+            seen.add((name, view.geometry, flip))
+    assert len(seen) > 18
 
 
 def test_resuming_anywhere_meets_the_same_batches_bit_for_bit(source):

@@ -1,5 +1,6 @@
 """Masks: same place as the pixels, exact areas, the loss they make, and what is refused."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from registry.errors import BadInput, StudioError
-from tests.support.runs import train, write_run
+from tests.support.runs import resume, train, write_run
 from trainers.data import BatchSource
 from trainers.loop import error
 from trainers.masks import MaskCache, focus_of, read_mask
 from trainers.placing import place_items, views
 from trainers.recipe_fields import DataSection
-from trainers.rundir import ManifestItem
+from trainers.rundir import ManifestItem, RunDir, checkpoint_step
 
 
 def source(folder, mask, width=None, height=None, name="a.png", **more):
@@ -218,27 +220,53 @@ def test_the_focus_is_the_center_of_mass(tmp_path):
     assert focus_of(source(tmp_path, np.zeros((8, 8), np.uint8)), Path) is None
 
 
-def test_a_run_with_masks_sizes_crops_and_tags_trains_and_resumes_nothing_else(tmp_path, tiny_sd15, pictures):
-    """Everything at once through the real trainer; a white mask changes nothing, a partial one the loss."""
+def masked_pictures(folder, pictures, shade):
+    """The pictures with their upper half masked by `shade`, and tags in their captions."""
+    folder.mkdir()
+    items = []
+    for picture in pictures:
+        mask = np.full((picture.height, picture.width), 255, np.uint8)
+        mask[: picture.height // 2] = shade
+        Image.fromarray(mask).save(folder / picture.name)
+        caption = f"{picture.caption}, one, {{two|three}}, four\n{picture.caption}"
+        items.append(
+            replace(picture, mask=str(folder / picture.name), caption=caption, repeats=2, weight=0.5)
+        )
+    return items
 
-    def losses(name, fill, changes):
-        items = []
-        for picture in pictures:
-            mask = np.full((picture.height, picture.width), 255, np.uint8)
-            mask[: picture.height // 2] = fill
-            path = tmp_path / f"{name}-{picture.name}"
-            Image.fromarray(mask).save(path)
-            items.append(replace(picture, mask=str(path), caption=f"{picture.caption}, one, two, three"))
-        rundir = write_run(tmp_path / name, tiny_sd15, items, {"train.max_steps": 4, **changes})
+
+def test_masks_change_the_loss_only_where_they_hide_something(tmp_path, tiny_sd15, pictures):
+    def losses(name, shade, changes):
+        items = masked_pictures(tmp_path / f"{name}-masks", pictures, shade)
+        rundir = write_run(tmp_path / name, tiny_sd15, items, {"train.max_steps": 3, **changes})
         assert train(rundir) == 0, rundir.file("log.txt").read_text()
         return [line["loss"] for line in rundir.read_metrics()]
 
-    many = {
-        "train.resolutions": (32, 40), "data.crop": "random", "data.shuffle_tags": True, "data.flip": True,
-        "data.tag_dropout": 0.2,
-    }  # fmt: skip
     plain = losses("off", 0, {"data.masks": False})
     assert losses("white", 255, {}) == plain
-    assert losses("half", 0, {}) != plain
-    assert losses("focus", 0, {"data.crop": "focus"})
-    assert len(losses("many", 0, many)) == 4
+    half = losses("half", 0, {})
+    assert half != plain
+    assert losses("floor", 0, {"data.mask_floor": 1.0}) == plain
+    assert losses("focus", 0, {"data.crop": "focus"}) == half  # nothing to cut: the same crop
+
+
+def test_a_run_with_everything_drawn_resumes_bit_for_bit(tmp_path, tiny_sd15, pictures):
+    """Masks, two sizes, random crops, flips, versions, repeats: what is drawn depends on its place alone."""
+    items = masked_pictures(tmp_path / "masks", pictures, 0)
+    changes = {
+        "train.resolutions": (32, 40), "data.crop": "random", "data.shuffle_tags": True, "data.flip": True,
+        "data.tag_dropout": 0.2, "data.buckets": False, "train.batch_size": 2, "train.accumulate": 2,
+    }  # fmt: skip
+    whole = write_run(tmp_path / "whole", tiny_sd15, items, changes)
+    assert train(whole) == 0, whole.file("log.txt").read_text()
+    cut = RunDir(Path(shutil.copytree(whole.path, tmp_path / "cut")))
+    cut.adapter.unlink()
+    newest = cut.checkpoints()[-1]
+    assert checkpoint_step(newest) == 6
+    shutil.rmtree(newest)
+    resume(cut)
+    assert train(cut) == 0, cut.file("log.txt").read_text()
+    assert [line["loss"] for line in cut.read_metrics()] == [line["loss"] for line in whole.read_metrics()]
+    ours, theirs = load_file(cut.adapter), load_file(whole.adapter)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -217,6 +217,29 @@ def test_the_manifest_names_pictures_by_paths_that_survive_a_move(ws: Workspace,
     assert rundir.resolve(rundir.read_env().cache) == moved / "cache"
 
 
+def test_the_manifest_has_masks_repeats_and_weights(ws: Workspace):
+    from dataclasses import replace
+
+    from registry.records import Dataset, Image
+    from tests.support.supervision import make_dataset
+    from trainers.recipe import apply_sets, preset
+
+    dataset = make_dataset(ws)
+    first, *rest = ws.catalog.list(Image, dataset_id=dataset.id, order="position")
+    mask = ws.blobs.put(b"a mask")
+    changed = replace(first, repeats=3, weight=0.5, mask=mask)
+    dataset = ws.catalog.replace_images(dataset.id, [changed, *rest])
+    recipe, base = preset("sd15", "style", "pocket"), ws.catalog.get(Base, "pocket")
+    rundir = ws.run_dir(launch.launch(ws, recipe, base, dataset).id)
+    one, *others = rundir.read_manifest()
+    assert (one.repeats, one.weight, rundir.resolve(one.mask)) == (3, 0.5, ws.blobs.path(mask))
+    assert {(item.repeats, item.weight, item.mask) for item in others} == {(1, 1.0, "")}
+    ws.blobs.path(mask).unlink()
+    with pytest.raises(BadInput, match=r"mask of .*: has lost its file"):
+        launch.launch(ws, recipe, base, ws.catalog.get(Dataset, dataset.id))
+    assert launch.launch(ws, apply_sets(recipe, ["data.masks=false"]), base, dataset)
+
+
 def test_a_base_that_is_gone_is_refused_before_anything_is_written(ws: Workspace, tmp_path: Path):
     from tests.support.supervision import make_dataset
     from trainers.recipe import preset
@@ -231,6 +254,7 @@ def test_a_base_that_is_gone_is_refused_before_anything_is_written(ws: Workspace
     ("sets", "message"),
     [
         (["train.resolution=72"], "multiples of 16"),
+        (["train.resolutions=[64, 72]"], r"train\.resolutions: is 72, sides are multiples of 16"),
         (["data.require_captions=true"], "without a caption"),
     ],
 )
