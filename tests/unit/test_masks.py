@@ -134,6 +134,24 @@ def test_a_batch_carries_the_mask_of_the_showing(tmp_path):
     assert next(off.batches()).mask is None
 
 
+def test_pieces_of_a_batch_keep_their_masks(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :16] = 255
+    items = [
+        placed(source(tmp_path, mask)),
+        replace(placed(source(tmp_path, None, 64, 64, "b.png")), index=1),
+    ]
+    masks = cache(tmp_path)
+    masks.fill(items)
+    batch = next(
+        BatchSource(items, Latents(), no_text, DataSection(), seed=0, batch_size=2, masks=masks).batches()
+    )
+    for row in range(2):
+        piece = batch.rows(slice(row, row + 1))
+        assert torch.equal(piece.mask[0], batch.mask[row])
+        assert piece.names == [batch.names[row]]
+
+
 def no_text(captions):
     return {}
 
@@ -250,14 +268,16 @@ def test_masks_change_the_loss_only_where_they_hide_something(tmp_path, tiny_sd1
     assert losses("focus", 0, {"data.crop": "focus"}) == half  # nothing to cut: the same crop
 
 
-def test_a_run_with_everything_drawn_resumes_bit_for_bit(tmp_path, tiny_sd15, pictures):
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "sd35", "flux1"])
+def test_a_run_with_everything_drawn_resumes_bit_for_bit(tmp_path, request, pictures, family):
     """Masks, two sizes, random crops, flips, versions, repeats: what is drawn depends on its place alone."""
     items = masked_pictures(tmp_path / "masks", pictures, 0)
     changes = {
         "train.resolutions": (32, 40), "data.crop": "random", "data.shuffle_tags": True, "data.flip": True,
         "data.tag_dropout": 0.2, "data.buckets": False, "train.batch_size": 2, "train.accumulate": 2,
     }  # fmt: skip
-    whole = write_run(tmp_path / "whole", tiny_sd15, items, changes)
+    base = request.getfixturevalue(f"tiny_{family}")
+    whole = write_run(tmp_path / "whole", base, items, changes, family=family)
     assert train(whole) == 0, whole.file("log.txt").read_text()
     cut = RunDir(Path(shutil.copytree(whole.path, tmp_path / "cut")))
     cut.adapter.unlink()
