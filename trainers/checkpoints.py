@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on bit for bit, without a pickle anywhere.
 
     adapter.safetensors   the result as it would be at this step (running mean applied), diffusers layout
-    state.safetensors     `weights.<key>`, `mean.<group>`, `optimizer.<group>.<name>`
+    state.safetensors     `weights.<key>`, `mean.<group>`, `optimizer.<group>.<name>`, `initial.<key>` (PiSSA)
     state.json            step, losses, and the optimizer's structure and numbers
     manifest.json         sizes, hashes, signature; see `trainers.rundir`
 
@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from torch.optim import Optimizer
 
 from registry.errors import Damaged, StudioError
 from registry.files import atomic_folder, atomic_path, read_json, remove_tree, require_space, write_json
+from registry.hashing import hash_json
 from trainers.ema import Ema
 from trainers.flat import Flat
-from trainers.methods import Trainables, load_tensors
+from trainers.methods import Trainables, load_initial, load_tensors
 from trainers.optim import page_state
 from trainers.rundir import (
     ADAPTER,
@@ -64,6 +65,7 @@ class Learning:
         """Tensors of the adapter file: fp32, on the CPU."""
         values = zip(self.flats, self.ema.values(), strict=True)
         views = {key: view for flat, value in values for key, view in flat.views(value).items()}
+        views = self.trainables.file_tensors(views)
         return {key: view.detach().cpu().clone() for key, view in views.items()}
 
 
@@ -174,9 +176,12 @@ def restore(folder: Path, learning: Learning, *, optimizer: bool = True) -> dict
     tensors = load_file(folder / STATE)
     weights = _below("weights.", tensors)
     load_tensors(learning.trainables, weights)
+    load_initial(learning.trainables, _below("initial.", tensors))
     structure = numbers["learning"]
-    for index, mean in enumerate(learning.ema.means):
-        mean.copy_(tensors.get(f"mean.{index}", learning.parameters[index].detach()))
+    same_groups = _layout(learning.flats) == structure.get("layout", _layout(learning.flats))
+    for index, mean in enumerate(learning.ema.means):  # of other groups: it begins anew, at the weights
+        found = tensors.get(f"mean.{index}") if same_groups else None
+        mean.copy_(learning.parameters[index].detach() if found is None else found)
     learning.ema.updates = structure["ema_updates"]
     if optimizer:
         state: dict[str, Any] = {
@@ -207,12 +212,19 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _pack(learning: Learning) -> tuple[dict[str, Tensor], dict[str, Any]]:
     named, state = learning.trainables.named, learning.optimizer.state_dict()
     tensors = {f"weights.{key}": parameter.detach().cpu().clone() for key, parameter in named.items()}
+    tensors |= {f"initial.{key}": p.detach().cpu() for key, p in learning.trainables.initial.items()}
     tensors |= {f"mean.{index}": mean.cpu() for index, mean in enumerate(learning.ema.means)}
     optimizer = {
         str(index): _lift(value, f"optimizer.{index}", tensors) for index, value in state["state"].items()
     }
     groups = _lift(state["param_groups"], "groups", tensors)
-    return tensors, {"optimizer": optimizer, "groups": groups, "ema_updates": learning.ema.updates}
+    head = {"ema_updates": learning.ema.updates, "layout": _layout(learning.flats)}
+    return tensors, {"optimizer": optimizer, "groups": groups, **head}
+
+
+def _layout(flats: Sequence[Flat]) -> list[str]:
+    """A hash of each group's keys in their order: what a flat buffer means."""
+    return [hash_json(list(flat.named)) for flat in flats]
 
 
 def _lift(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -246,11 +258,13 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def same_optimizer(numbers: Mapping[str, Any], optimizer: Optimizer) -> bool:
-    """Whether a checkpoint's optimizer state fits: same class, same number of groups."""
-    groups = _unpack(numbers["learning"]["groups"], {})
-    same_class = numbers.get("optimizer_class") == optimizer_class(optimizer)
-    return same_class and len(groups) == len(optimizer.param_groups)
+def same_optimizer(numbers: Mapping[str, Any], learning: Learning) -> bool:
+    """Whether a checkpoint's optimizer state fits: same class, same parameters in the same groups."""
+    structure = numbers["learning"]
+    groups = _unpack(structure["groups"], {})
+    same_class = numbers.get("optimizer_class") == optimizer_class(learning.optimizer)
+    same_groups = structure.get("layout", _layout(learning.flats)) == _layout(learning.flats)
+    return same_class and same_groups and len(groups) == len(learning.optimizer.param_groups)
 
 
 def optimizer_class(optimizer: Optimizer) -> str:

@@ -1,27 +1,30 @@
 """Adapter methods: what is attached to the frozen base, and how its tensors are named in a file.
 
-LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models"): W x + (alpha / rank) B A x, with
-A (rank, in) random and B (out, rank) zero at the start, so that an untrained adapter changes nothing.
+The methods themselves are rows of `method_table`.
 """
 
 import json
-import re
+import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from registry.errors import BadInput
 from trainers.families.base import Family
+from trainers.layers import component_layers, file_prefix
+from trainers.method_table import METHODS, PEFT_NAME, Method, doubled, file_config, initial_of
 from trainers.plan import draw_seed
 from trainers.recipe_fields import AdapterSection
 
-PEFT_NAME = "default"  # PEFT's name of the only adapter; not part of a key in a file
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers looks for rank and alpha
+PEFT_KEY = "studio.peft"  # PEFT's configuration by component, see `method_table.file_config`
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,18 @@ class Trainables:
     Args:
         denoiser: Of the UNet or transformer.
         text: Of the text encoders; empty when they are frozen.
-        configs: Component -> the LoRA configuration it was given.
+        configs: Component -> the PEFT configuration it was given.
         components: Component -> the module that carries the adapter.
+        method: Row of `method_table.METHODS`.
+        initial: PiSSA's frozen factors by the key of those that learn; empty for other methods.
     """
 
     denoiser: dict[str, nn.Parameter]
     text: dict[str, nn.Parameter]
-    configs: dict[str, LoraConfig]
+    configs: dict[str, PeftConfig]
     components: dict[str, nn.Module]
+    method: str = "lora"
+    initial: dict[str, nn.Parameter] = field(default_factory=dict[str, nn.Parameter])
 
     @property
     def named(self) -> dict[str, nn.Parameter]:
@@ -50,17 +57,35 @@ class Trainables:
         """All of them, in the order of `named`."""
         return [*self.denoiser.values(), *self.text.values()]
 
+    @cached_property
+    def layers(self) -> list[BaseTunerLayer]:
+        """The adapted layers of all components."""
+        modules = (module for part in self.components.values() for module in part.modules())
+        return [module for module in modules if isinstance(module, BaseTunerLayer)]
+
     def movement(self) -> float:
-        """Largest absolute value in any B: 0 = the adapter has no effect. Waits for the device."""
-        ups = [parameter for key, parameter in self.named.items() if key.endswith("lora_B.weight")]
-        return float(torch.stack([up.detach().abs().max() for up in ups]).max())
+        """Largest absolute value of what an untrained adapter has at zero: 0 = no effect. Waits for the
+        device."""
+        if self.initial:
+            moved = [(p.detach() - self.initial[key]).abs().max() for key, p in self.named.items()]
+        else:
+            zero = METHODS[self.method].zero
+            moved = [p.detach().abs().max() for key, p in self.named.items() if key.endswith(zero)]
+        return float(torch.stack(moved).max())
+
+    def file_tensors(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a file holds for these values of the parameters: themselves, or for PiSSA a LoRA of twice the
+        rank."""
+        return doubled(dict(values), self.initial) if self.initial else dict(values)
 
     def metadata(self) -> dict[str, str]:
-        """File metadata without which loaders take alpha = rank."""
-        facts = {
-            f"{name}.{key}": value for name, config in self.configs.items() for key, value in _facts(config)
-        }
-        return {"format": "pt", METADATA_KEY: json.dumps(facts, sort_keys=True)}
+        """File metadata without which loaders take alpha = rank, and PEFT's configuration as a whole."""
+        configs = {name: file_config(self.method, config) for name, config in self.configs.items()}
+        texts = {"format": "pt", PEFT_KEY: json.dumps(configs, sort_keys=True)}
+        if METHODS[self.method].has_ab:
+            facts = {f"{name}.{key}": value for name, c in configs.items() for key, value in _facts(c)}
+            texts[METADATA_KEY] = json.dumps(facts, sort_keys=True)
+        return texts
 
     @contextmanager
     def evaluating(self) -> Generator[None]:
@@ -77,63 +102,70 @@ class Trainables:
     @contextmanager
     def disabled(self) -> Generator[None]:
         """The base as it is, without the adapter."""
-        for module in self.components.values():
-            _switch(module, on=False)
+        # PEFT's enable_adapters would also let frozen factors learn again.
+        for layer in self.layers:
+            layer._disable_adapters = True  # pyright: ignore[reportPrivateUsage]
         try:
             yield
         finally:
-            for module in self.components.values():
-                _switch(module, on=True)
+            for layer in self.layers:
+                layer._disable_adapters = False  # pyright: ignore[reportPrivateUsage]
 
 
 def attach(family: Family, section: AdapterSection, seed: int) -> Trainables:
-    """Put a LoRA on the denoiser and, if the recipe says so, on the text encoders.
+    """Put an adapter on the denoiser and, if the recipe says so, on the text encoders.
 
     Args:
         family: Its denoiser (and text encoders) get loaded and changed in place.
         section: The adapter section of the recipe.
-        seed: Seed of the initial A.
+        seed: Seed of the initial factors.
 
     Raises:
-        BadInput: adapter.targets matches no layer.
+        BadInput: a pattern of the section matches no layer, or the rank does not fit one.
     """
-    configs = {family.denoiser_name: _denoiser_config(family, section)}
-    for name in family.trained_encoders(section):
-        configs[name] = LoraConfig(
-            r=section.text_encoder_rank,
-            lora_alpha=_tidy(section.scale_text_alpha),
-            lora_dropout=section.dropout,
-            target_modules=list(family.targets_of(name)),
-        )
+    method = METHODS[section.method]
+    configs = {
+        name: method.config(section, layers) for name, layers in component_layers(family, section).items()
+    }
     components: dict[str, nn.Module] = {}
     named: dict[str, dict[str, nn.Parameter]] = {}
+    initial: dict[str, nn.Parameter] = {}
     for name, config in configs.items():
-        module: Any = family.part(name)
+        module: nn.Module = family.part(name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw_seed(seed, "adapter", name))
-            module.add_adapter(config, adapter_name=PEFT_NAME)
+            learning = _inject(module, config, method, section)
         module.train(section.dropout > 0)
         components[name] = module
-        named[name] = {}
-        for key, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # fp16 gradients underflow, bf16 updates round away
-                named[name][file_key(name, module, key)] = parameter
+        named[name] = {file_key(name, module, key): parameter for key, parameter in learning.items()}
+        initial |= {file_key(name, module, key): p for key, p in initial_of(module).items()}
     denoiser = named.pop(family.denoiser_name)
-    text_parameters = {key: value for part in named.values() for key, value in part.items()}
-    return Trainables(denoiser, text_parameters, configs, components)
+    text = {key: value for part in named.values() for key, value in part.items()}
+    return Trainables(denoiser, text, configs, components, section.method, initial)
+
+
+def _inject(
+    module: nn.Module, config: PeftConfig, method: Method, section: AdapterSection
+) -> dict[str, nn.Parameter]:
+    """Adapt the layers of a component; returns what learns, fp32, by its name in memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Invalid `oft_block_size`")  # the field's text says it
+        inject_adapter_in_model(config, module, adapter_name=PEFT_NAME)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # fp16 gradients underflow, bf16 updates round away
+    if method.prepare:
+        for path, layer in list(module.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                method.prepare(path, layer, section)
+    return {key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def file_key(component: str, module: nn.Module, name: str) -> str:
-    """Parameter name in memory -> key in an adapter file, diffusers layout.
-
-    transformers 5 dropped the level `text_model` from CLIPTextModel; files keep it, or other tools load
-    nothing.
-    """
-    key = name.replace(f".{PEFT_NAME}.", ".")
-    if getattr(module.config, "model_type", "") == "clip_text_model" and not hasattr(module, "text_model"):
-        key = f"text_model.{key}"
-    return f"{component}.{key}"
+    """Parameter name in memory -> key in an adapter file, as PEFT and diffusers write it."""
+    key = name.replace(f".{PEFT_NAME}.", ".").removesuffix(f".{PEFT_NAME}")
+    key = key.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+    return file_prefix(component, module) + key
 
 
 def load_tensors(trainables: Trainables, tensors: Mapping[str, Tensor]) -> None:
@@ -158,53 +190,26 @@ def load_tensors(trainables: Trainables, tensors: Mapping[str, Tensor]) -> None:
             parameter.copy_(tensors[key])
 
 
-def _denoiser_config(family: Family, section: AdapterSection) -> LoraConfig:
-    listed, pattern = family.lora_targets, section.targets
-    if isinstance(listed, str):
-        listed, pattern = (), pattern or listed
-    targets: list[str] = list(listed)
-    ranks: dict[str, int] = {}
-    alphas: dict[str, Any] = {}
-    if section.conv_rank and not family.conv_targets:
-        raise BadInput("adapter.conv_rank", "is set, but this base has no convolutions", "set it to 0")
-    if section.conv_rank:
-        targets += family.conv_targets
-        ranks = dict.fromkeys(family.conv_targets, section.conv_rank)
-        alphas = dict.fromkeys(family.conv_targets, _tidy(section.scale_conv_alpha))
-    if pattern:
-        layers = (name for name, m in family.denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d))
-        targets = [name for name in layers if re.fullmatch(pattern, name)]
-        if not targets:
-            example = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-            raise BadInput(
-                "adapter.targets", f"{section.targets!r} matches no layer", f"paths look like {example}"
-            )
-    return LoraConfig(
-        r=section.rank,
-        lora_alpha=_tidy(section.scale_alpha),
-        lora_dropout=section.dropout,
-        target_modules=targets,
-        rank_pattern=ranks,
-        alpha_pattern=alphas,
-    )
+def load_initial(trainables: Trainables, tensors: Mapping[str, Tensor]) -> None:
+    """Put PiSSA's frozen factors back as a checkpoint has them: elsewhere a decomposition rounds otherwise.
+
+    Raises:
+        BadInput: the checkpoint has none for a layer.
+    """
+    with torch.no_grad():
+        for key, parameter in trainables.initial.items():
+            if key not in tensors or tensors[key].shape != parameter.shape:
+                raise BadInput("checkpoint", f"lacks the start of {key}", "start a new run")
+            parameter.copy_(tensors[key])
 
 
-def _facts(config: LoraConfig) -> Iterator[tuple[str, Any]]:
-    yield "r", config.r
-    yield "lora_alpha", config.lora_alpha
-    yield "target_modules", sorted(config.target_modules or ())
-    yield "rank_pattern", config.rank_pattern
-    yield "alpha_pattern", config.alpha_pattern
-
-
-def _tidy(alpha: float) -> Any:
-    """Whole numbers as int: what other tools write, and what PEFT annotates."""
-    return int(alpha) if alpha == int(alpha) else alpha
-
-
-def _switch(module: nn.Module, *, on: bool) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for layer in module.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.enable_adapters(enabled=on)
+def _facts(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What diffusers needs to know of a configuration."""
+    yield "r", config.get("r", 8)
+    yield "lora_alpha", config.get("lora_alpha", 8)
+    yield "target_modules", config["target_modules"]
+    yield "rank_pattern", config.get("rank_pattern", {})
+    yield "alpha_pattern", config.get("alpha_pattern", {})
+    for flag in ("use_rslora", "use_dora"):
+        if config.get(flag):
+            yield flag, True

@@ -22,7 +22,7 @@ class FieldFacts:
     """What a form, a help text or an error message needs to know about a field."""
 
     key: str  # dotted, as in --set
-    kind: Literal["text", "choice", "switch", "whole", "number", "list"]
+    kind: Literal["text", "choice", "switch", "whole", "number", "list", "table"]
     default: Any  # None also where there is none: see required
     required: bool
     optional: bool  # may be none
@@ -39,6 +39,7 @@ class FieldFacts:
     def allowed(self) -> str:
         """The allowed values in words: "a whole number from 1 to 1024"."""
         words = {"text": "text", "switch": "true or false", "list": f"a list of {self.items}"}
+        words["table"] = "a table of regular expressions and numbers" + self._range()
         if self.kind == "choice":
             words["choice"] = "one of " + ", ".join(self.choices)
         elif self.kind in ("whole", "number"):
@@ -77,17 +78,19 @@ def _facts(key: str, info: FieldInfo) -> FieldFacts:
         for extra in annotation.__metadata__:  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
             metadata += extra.metadata if isinstance(extra, FieldInfo) else [extra]
         annotation = get_args(annotation)[0]
-    bounds: dict[str, Any] = {}
-    for item in metadata:
-        for mark in ("ge", "gt", "le", "lt", "multiple_of"):
-            if hasattr(item, mark):
-                bounds[mark] = getattr(item, mark)
+    bounds = _bounds(metadata)
+    if get_origin(annotation) is dict:
+        bounds = _bounds_of_values(annotation)
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     kinds: dict[Any, Any] = {bool: "switch", int: "whole", float: "number", str: "text"}
     return FieldFacts(
         key=key,
-        kind="choice" if choices else kinds.get(annotation, "list"),
-        default=None if info.is_required() else info.default,
+        kind="choice"
+        if choices
+        else "table"
+        if get_origin(annotation) is dict
+        else kinds.get(annotation, "list"),
+        default=None if info.is_required() else info.get_default(call_default_factory=True),
         required=info.is_required(),
         optional=optional,
         doc=" ".join((info.description or "").split()),
@@ -107,11 +110,22 @@ def _holds_numbers(annotation: Any) -> bool:
     return get_origin(annotation) is tuple and bool(inner) and (get_args(inner[0]) or inner)[0] is int
 
 
+def _bounds(metadata: Sequence[Any]) -> dict[str, Any]:
+    marks = ("ge", "gt", "le", "lt", "multiple_of")
+    return {mark: getattr(item, mark) for item in metadata for mark in marks if hasattr(item, mark)}
+
+
+def _bounds_of_values(annotation: Any) -> dict[str, Any]:
+    """Of `dict[..., Annotated[number, Field(...)]]`."""
+    extras = getattr(get_args(annotation)[1], "__metadata__", ())
+    return _bounds([mark for extra in extras for mark in getattr(extra, "metadata", [extra])])
+
+
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables -> dotted keys."""
+    """Sections -> dotted keys. A table inside a section is one value: its keys are the person's own."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not prefix:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
@@ -245,7 +259,7 @@ def write_toml(table: Mapping[str, Any], comments: Mapping[str, str]) -> str:
 
 def _write(container: Any, table: Mapping[str, Any], comments: Mapping[str, str], prefix: str) -> None:
     for key, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not prefix:
             section = tomlkit.table()
             _write(section, value, comments, f"{prefix}{key}.")
             container.add(tomlkit.nl()) if not prefix else None
@@ -253,4 +267,8 @@ def _write(container: Any, table: Mapping[str, Any], comments: Mapping[str, str]
             continue
         for line in textwrap.wrap(comments.get(prefix + key, ""), 100):
             container.add(tomlkit.comment(line))
+        if isinstance(value, dict):
+            inline = tomlkit.inline_table()
+            inline.update(value)
+            value = inline
         container.add(key, "none" if value is None else value)

@@ -95,16 +95,17 @@ class Session:
         recipe = self.setting.recipe
         set_rates(self.learning.optimizer, lr_factor(self.schedule, step, self.max_steps))
         if step > recipe.adapter.text_encoder_until * self.max_steps:
-            for flat in self.learning.flats[1:]:
-                flat.freeze()
+            for flat in self.learning.flats:
+                if flat.role == "text":
+                    flat.freeze()
 
     def rates(self) -> dict[str, float]:
-        """Learning rates in force; Prodigy's include its own estimate."""
-        groups = self.learning.optimizer.param_groups
-        names = ("lr", "text_lr")
-        rates = {name: group["lr"] * group.get("d", 1.0) for name, group in zip(names, groups, strict=False)}
-        if any(flat.frozen for flat in self.learning.flats):
-            rates["text_lr"] = 0.0
+        """Learning rates in force, at a factor of 1; Prodigy's include its own estimate."""
+        rates: dict[str, float] = {}
+        for flat, group in zip(self.learning.flats, self.learning.optimizer.param_groups, strict=True):
+            name = "text_lr" if flat.role == "text" else "lr"
+            rate = 0.0 if flat.frozen else group["lr"] * group.get("d", 1.0) / flat.factor
+            rates.setdefault(name, rate)
         return rates
 
     def wants_stop(self) -> bool:

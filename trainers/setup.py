@@ -25,6 +25,7 @@ from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Conditioning, Family, Use
 from trainers.families.common import tokenizer_of
 from trainers.flat import Flat
+from trainers.groups import make_flats
 from trainers.ladder import Rungs, enable_checkpointing
 from trainers.masks import MaskCache, focus_of
 from trainers.methods import attach
@@ -281,8 +282,8 @@ def make_learning(setting: Setting, rungs: Rungs) -> Learning:
     if recipe.train.gradient_checkpointing or rungs.checkpointing:
         enable_checkpointing(family, trainables)
     apply_weight_first(trainables, family.device)
-    flats = [Flat(named) for named in (trainables.denoiser, trainables.text) if named]
     section = rungs.section(recipe.optimizer)
+    flats = make_flats(trainables, section, family.denoiser_name)
     optimizer = make_optimizer(section, flats, family.device, recipe.train.seed)
     return Learning(trainables, flats, optimizer, make_mean(recipe, section, flats, optimizer, family.device))
 
@@ -323,9 +324,11 @@ def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[
         raise BadInput(
             "train.max_steps", f"is {recipe.train.max_steps}, the checkpoint has {start}", "raise it"
         )
-    fits = same_optimizer(read_numbers(folder), learning.optimizer)
+    fits = same_optimizer(read_numbers(folder), learning)
     if not fits:
-        setting.reporter.warn("the parent used another optimizer: this run begins with a fresh one")
+        setting.reporter.warn(
+            "the parent used another optimizer or other groups: this run begins with a fresh one"
+        )
     # What this recipe says counts, also where the checkpoint's said otherwise.
     peaks = [dict(group) for group in learning.optimizer.param_groups]
     numbers = restore(folder, learning, optimizer=fits)

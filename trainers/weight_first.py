@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from trainers.methods import PEFT_NAME, Trainables
+from trainers.method_table import PEFT_NAME, is_plain_lora
+from trainers.methods import Trainables
 
 LARGEST = 1 << 17  # weights of a layer, in * out * kernel area; a 3x3 convolution of 96 channels has 83k
 
@@ -22,14 +22,15 @@ LARGEST = 1 << 17  # weights of a layer, in * out * kernel area; a 3x3 convoluti
 def apply_weight_first(trainables: Trainables, device: torch.device) -> int:
     """Switch the small adapted layers of all components over; returns how many.
 
-    Nothing is done on a GPU, where the large layers matter, nor with adapter dropout, which acts on x.
+    Nothing is done on a GPU, where the large layers matter, nor with adapter dropout, which acts on x, nor
+    for methods other than LoRA and rsLoRA.
     """
     if device.type != "cpu":
         return 0
     count = 0
     for component in trainables.components.values():
         for layer in component.modules():
-            if isinstance(layer, LoraLayer) and (forward := _weight_first(layer)):
+            if is_plain_lora(layer) and (forward := _weight_first(layer)):
                 layer.forward = forward  # type: ignore[method-assign] # PEFT chooses by class, we by size
                 count += 1
     return count

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import streamlit as st
 
@@ -74,6 +74,10 @@ def field(facts: FieldFacts, value: Any, *, key: str, reason: str = "") -> Any:
             label, "\n".join(map(str, value or ())), key=key, help=text + "  \nOne a line.", height=68
         )
         return tuple(line.strip() for line in (lines or "").splitlines() if line.strip())
+    if facts.kind == "table":
+        lines = "\n".join(f"{name} = {toml(item)}" for name, item in (value or {}).items())
+        text += "  \nOne `pattern = number` a line."
+        return _read_table(st.text_area(label, lines, key=key, help=text, height=68) or "")
     return st.text_input(label, value or "", key=key, help=text) or ""
 
 
@@ -86,6 +90,9 @@ def toml(value: Any) -> str:
     """One value in TOML syntax; None is "none"."""
     if value is None:
         return '"none"'
+    if isinstance(value, Mapping):
+        items = cast(Mapping[str, Any], value).items()
+        return "{" + ", ".join(f"{json.dumps(name)} = {toml(item)}" for name, item in items) + "}"
     if isinstance(value, float):
         text = repr(value)
         return text if any(sign in text for sign in ".e") else f"{text}.0"
@@ -104,6 +111,20 @@ def same(one: Any, other: Any) -> bool:
 def change_line(key: str, was: Any, now: Any) -> str:
     """`Max steps: 300 instead of 1000`, as Markdown."""
     return f"**{md(spoken(key))}**: {md(value_text(now))} instead of {md(value_text(was))}"
+
+
+def _read_table(text: str) -> dict[str, Any]:
+    """Lines `pattern = number` -> table; what is no number stays text, and the recipe's check names it."""
+    table: dict[str, Any] = {}
+    for line in filter(None, (line.strip() for line in text.splitlines())):
+        name, _, number = (part.strip() for part in line.rpartition("="))
+        try:
+            value = float(number)
+        except ValueError:
+            table[name or number] = number
+            continue
+        table[name] = int(value) if value.is_integer() and "." not in number else value
+    return table
 
 
 def _number(facts: FieldFacts, value: Any, *, label: str, key: str, help_text: str) -> int | float | None:

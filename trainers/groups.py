@@ -1,0 +1,63 @@
+"""Groups of parameters that share a learning rate: per-block rates, LoRA+, and what must not decay."""
+
+import re
+
+from registry.errors import BadInput
+from trainers.flat import Flat
+from trainers.layers import EXAMPLE
+from trainers.method_table import METHODS
+from trainers.methods import Trainables
+from trainers.optim import OPTIMIZERS
+from trainers.recipe_fields import OptimizerSection
+
+# Where a layer's path ends in the key of one of its parameters.
+_PARAMETER = re.compile(r"\.(lora_|hada_|lokr_|oft_R).*$|\.[^.]+$")
+
+
+def make_flats(trainables: Trainables, section: OptimizerSection, denoiser_name: str) -> list[Flat]:
+    """One flat buffer per role and rate, the denoiser's first; a single one per role in most recipes.
+
+    LoRA+ (Hayou et al. 2024, "LoRA+: Efficient Low Rank Adaptation of Large Models"): the rate of B is
+    `lora_plus_ratio` times that of A.
+
+    Args:
+        trainables: What learns.
+        section: Its per-block rates and LoRA+ ratio.
+        denoiser_name: Component whose paths stand without its name in the recipe.
+
+    Raises:
+        BadInput: a pattern matches no layer, or the optimizer or the method cannot do it.
+    """
+    _check(trainables, section)
+    patterns = {text: re.compile(text) for text in section.block_lrs}
+    undecayed, used = METHODS[trainables.method].undecayed, set[str]()
+    flats: list[Flat] = []
+    for role, named in (("denoiser", trainables.denoiser), ("text", trainables.text)):
+        groups: dict[tuple[float, bool], dict[str, object]] = {}
+        for key, parameter in named.items():
+            path = _PARAMETER.sub("", key).removeprefix(f"{denoiser_name}.")
+            text = next((text for text, pattern in patterns.items() if pattern.fullmatch(path)), None)
+            factor = 1.0
+            if text is not None:
+                used.add(text)
+                factor = section.block_lrs[text]
+            if key.endswith(".lora_B.weight"):
+                factor *= section.lora_plus_ratio
+            groups.setdefault((factor, not key.endswith(undecayed)), {})[key] = parameter
+        flats += [Flat(group, role, factor=f, decay=decay) for (f, decay), group in groups.items()]  # pyright: ignore[reportArgumentType]
+    for text in section.block_lrs:
+        if text not in used:
+            raise BadInput(
+                "optimizer.block_lrs", f"{text!r} decides about no layer", f"paths look like {EXAMPLE}"
+            )
+    return flats
+
+
+def _check(trainables: Trainables, section: OptimizerSection) -> None:
+    if section.lora_plus_ratio != 1 and not METHODS[trainables.method].has_ab:
+        wrong = f"{trainables.method} has no A and B to tell apart"
+        raise BadInput("optimizer.lora_plus_ratio", wrong, "set it to 1")
+    one_rate = section.name in OPTIMIZERS and OPTIMIZERS[section.name].one_rate
+    if one_rate and (section.lora_plus_ratio != 1 or section.block_lrs):
+        wrong = f"{section.name} has one rate for everything"
+        raise BadInput("optimizer.name", wrong, "leave block_lrs and lora_plus_ratio out")
