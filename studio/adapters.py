@@ -327,9 +327,10 @@ def _keep_preview(ws: "Workspace", run: Run, adapter_id: str, step: int) -> str:
 
 def _summary(form: AdapterForm, dtype: str) -> dict[str, Any]:
     """What the pages show of a file without opening it."""
-    alphas = sorted({factors.alpha for factors in form.modules.values()})
-    ranks = sorted({factors.rank for factors in form.modules.values()})
-    return {"modules": len(form.modules), "dtype": dtype, "ranks": ranks, "alphas": alphas}
+    others = form.others.values()
+    alphas = sorted({f.alpha for f in form.modules.values()} | {f.strength for f in others})
+    ranks = sorted({f.rank for f in form.modules.values()} | {f.rank for f in others})
+    return {"modules": len(form.everything), "dtype": dtype, "ranks": ranks, "alphas": alphas}
 
 
 def _facts(ws: "Workspace", adapter: Adapter, *, publish: bool) -> TrainingFacts:

@@ -135,7 +135,7 @@ class Strengths:
         patterns: Any = config.get("alpha_pattern") or {}
         value: Any = config["lora_alpha"]
         if isinstance(patterns, dict):
-            value = _match(cast(dict[str, Any], patterns), path, value)
+            value = match_pattern(cast(dict[str, Any], patterns), path, value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise BadInput(
                 f"alpha of module {shown(module)}", "is not a number", "ask its author for a sound file"
@@ -143,7 +143,8 @@ class Strengths:
         return float(value) * math.sqrt(rank) if config.get("use_rslora") is True else float(value)
 
 
-def _match(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+def match_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
+    """The value of the first of PEFT's patterns that fits `path`; see `Strengths`."""
     for pattern, value in patterns.items():
         plain = pattern.removesuffix("$").replace("\\.", ".")
         whole = plain.removeprefix("^")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from registry.errors import BadInput, StudioError
 from registry.files import atomic_file, atomic_folder, atomic_path, require_space, write_json
-from registry.formats import diffusers, kohya, peft
+from registry.formats import diffusers, kohya, lycoris, lycoris_tools, peft
 from registry.formats.families import family_format
 from registry.formats.header import read_header
 from registry.formats.inspect import AdapterFacts
@@ -109,7 +109,8 @@ def export_adapter(
         out.parent, 2 * sum(info.end - info.start for info in header.tensors.values()), "the export"
     )
     judge = Judge(form, TOLERANCE.get(dtype, 0.0))
-    texts = {k: v for k, v in (metadata or {}).items() if k != diffusers.ADAPTER_METADATA}
+    ours = {diffusers.ADAPTER_METADATA, lycoris.PEFT_METADATA}  # of the file we read, not of the one we write
+    texts = {k: v for k, v in (metadata or {}).items() if k not in ours}
     if layout == "peft":
         proof, tools = _write_peft(form, out, dtype, texts, judge)
         files = sorted(path for path in out.rglob("*") if path.is_file())
@@ -143,25 +144,30 @@ def _write_file(
 ) -> tuple[Proof, tuple[ToolReport, ...]]:
     module = kohya if layout == "kohya" else diffusers
     tensors, extra = module.write(form)
+    if form.others:
+        tensors |= lycoris.write_kohya(form) if layout == "kohya" else lycoris.write_diffusers(form)
     stored = cast(tensors, dtype)
     with atomic_path(out) as temporary:
         save(temporary, stored, with_hashes(stored, {"format": "pt", **metadata, **extra}))
         header = read_header(temporary)
         back = read_tensors(temporary, header)
-        proof = judge.prove(module.read(back, header.metadata, form.family))
+        read = lycoris.reader(layout) if form.others else module.read
+        proof = lycoris_tools.prove(form, read(back, header.metadata, form.family), judge)
         _require_proof(proof, judge, out, dtype)
     names = family_format(form.family)
     reports = (
         judge.report(name, reader(back, header.metadata, names, form.modules))
         for name, reader in TOOLS.items()
     )
-    return proof, tuple(reports)
+    return proof, lycoris_tools.with_others(tuple(reports), form, layout)
 
 
 def _write_peft(
     form: AdapterForm, out: Path, dtype: str, metadata: Mapping[str, str], judge: Judge
 ) -> tuple[Proof, tuple[ToolReport, ...]]:
-    parts = peft.write(form, metadata.get("studio.base_name", ""))
+    others = bool(form.others)
+    base_name = metadata.get("studio.base_name", "")
+    parts = lycoris_tools.write_peft(form) if others else peft.write(form, base_name)
     with atomic_folder(out) as folder:
         for name, (tensors, config) in parts.items():
             place = folder / name
@@ -169,9 +175,12 @@ def _write_peft(
             stored: dict[str, NDArray[np.generic]] = cast(tensors, dtype)
             save(place / peft.WEIGHTS, stored, with_hashes(stored, {"format": "pt", **metadata}))
             write_json(place / peft.CONFIG, config)
-        back = peft.read_folder(folder, form.family)
-        proof = judge.prove(back)
+        back = (lycoris_tools.read_peft if others else peft.read_folder)(folder, form.family)
+        proof = lycoris_tools.prove(form, back, judge)
         _require_proof(proof, judge, out, dtype)
+    if others:
+        report = ToolReport("PEFT", "loads", proof.modules, proof.matched, (), proof.worst_error)
+        return proof, (report,)
     return proof, (judge.report("PEFT", Reading(back.modules)),)
 
 
@@ -192,7 +201,7 @@ def _require_family(source: Path, form: AdapterForm, facts: AdapterFacts) -> Non
         raise BadInput(
             str(source), f"is of no known family ({facts.reason})", "set its family in the catalog first"
         )
-    if not form.modules:
+    if not form.everything:
         raise BadInput(str(source), "has no adapter weights", "choose another file")
 
 
@@ -260,8 +269,8 @@ def _write_sidecar(out: Path, sidecar: Sidecar, sd_version: str) -> list[Path]:
 
 
 def _notes(layout: str, form: AdapterForm) -> tuple[str, ...]:
-    notes: list[str] = []
-    if layout in {"diffusers", "peft"}:
+    notes = [*lycoris_tools.notes(form, layout)]
+    if layout == "diffusers" or (layout == "peft" and form.modules):
         notes.append(
             "alpha / rank is folded into lora_B: every tool applies the trained strength at weight 1"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from registry.errors import BadInput
-from registry.formats import diffusers
+from registry.formats import diffusers, lycoris
 from registry.formats.families import FORMATS
 from registry.formats.header import Header, read_header
 from registry.formats.tensors import read_scalars, stored_dtype
@@ -86,11 +86,14 @@ def facts_of(path: Path, header: Header) -> AdapterFacts:
     downs = [name for name in header.tensors if _DOWN.search(name)]
     ranks = Counter(header.tensors[name].shape[0] for name in downs if header.tensors[name].shape)
     rank = ranks.most_common(1)[0][0] if ranks else 0
+    modules, alpha = len(downs), -1.0
+    if method in lycoris.METHODS and not downs:
+        rank, modules, alpha = lycoris.header_facts(path, header)
     return AdapterFacts(
         family=family,
         method=method,
         rank=rank,
-        alpha=_alpha(path, header, rank),
+        alpha=_alpha(path, header, rank) if alpha < 0 else alpha,
         targets=_targets(header),
         layout=_layout(header),
         trigger_words=trigger_words(header.metadata),
@@ -99,7 +102,7 @@ def facts_of(path: Path, header: Header) -> AdapterFacts:
         confidence=confidence,
         reason=reason,
         context_dim=context,
-        modules=len(downs),
+        modules=modules,
         dtype=stored_dtype(header),
     )
 
@@ -156,11 +159,9 @@ def _family(header: Header) -> tuple[str, str, str, int]:
     widths = Counter(
         info.shape[1]
         for name, info in header.tensors.items()
-        if _CONTEXT.search(name)
-        and (_DOWN.search(name) or name.endswith("hada_w1_b"))
-        and len(info.shape) >= 2
+        if _CONTEXT.search(name) and _DOWN.search(name) and len(info.shape) >= 2
     )
-    context = widths.most_common(1)[0][0] if widths else 0
+    context = widths.most_common(1)[0][0] if widths else lycoris.context_of(header)
     if context in CONTEXT_DIMS:
         return CONTEXT_DIMS[context], "high", f"cross-attention reads {context} values", context
     for mark, family in _MARKS:
@@ -185,7 +186,7 @@ def _layout(header: Header) -> str:
         return "kohya"
     if any(name.startswith(diffusers.PEFT_ROOT) for name in header.tensors):
         return "peft"
-    if any(".lora_A." in name for name in header.tensors):
+    if any(".lora_A." in name for name in header.tensors) or lycoris.has_peft_names(header):
         return "diffusers"
     return "diffusers-old" if any(_DOWN.search(name) for name in header.tensors) else "other"
 

@@ -5,12 +5,16 @@ W' = W + alpha / r * up @ down        (LoRA, Hu et al. 2021, arXiv:2106.09685)
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from registry.errors import BadInput
 from registry.formats.header import shown
 from registry.formats.tensors import Array
+
+if TYPE_CHECKING:
+    from registry.formats.factors import Factors
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class LoraFactors:
 
 @dataclass(frozen=True)
 class AdapterForm:
-    """An adapter as `{module: factors}`.
+    """An adapter as `{module: factors}`: plain LoRA in `modules`, every other method in `others`.
 
     Module names are diffusers paths behind their component: `unet.down_blocks.0.attentions.0...attn1.to_q`,
     `text_encoder.text_model.encoder.layers.0.self_attn.q_proj` (`text_model.` always there, although newer
@@ -61,6 +65,15 @@ class AdapterForm:
 
     family: str  # "" while unidentified
     modules: Mapping[str, LoraFactors] = field(default_factory=dict[str, LoraFactors])
+    others: Mapping[str, "Factors"] = field(default_factory=dict[str, Any])  # see `factors`
+    configs: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict[str, Any]
+    )  # PEFT's, of our own files
+
+    @property
+    def everything(self) -> dict[str, "LoraFactors | Factors"]:
+        """All modules, of any method."""
+        return {**self.modules, **self.others}
 
     def delta(self, module: str) -> Array:
         """Weight change of `module`, shaped like its weight."""
@@ -69,7 +82,7 @@ class AdapterForm:
     @property
     def components(self) -> tuple[str, ...]:
         """Pipeline components that the adapter changes, the denoiser first."""
-        found = {component_of(name) for name in self.modules}
+        found = {component_of(name) for name in self.everything}
         return tuple(sorted(found, key=lambda name: (name.startswith("text"), name)))
 
     def of(self, component: str) -> dict[str, LoraFactors]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from registry.errors import BadInput
-from registry.formats import diffusers, kohya
+from registry.formats import diffusers, kohya, lycoris
 from registry.formats.header import Header, read_header
 from registry.formats.inspect import AdapterFacts, facts_of
 from registry.formats.internal import AdapterForm
@@ -25,17 +25,24 @@ def load_adapter(path: Path, family: str = "") -> tuple[AdapterForm, AdapterFact
         family: Overrides what the file looks like; "" = as inspected.
 
     Raises:
-        BadInput: the file is unsound, holds values that are not finite, or another method than LoRA.
+        BadInput: the file is unsound, holds values that are not finite, or a method or layout that is
+            not known.
     """
     header = read_header(path)
     facts = facts_of(path, header)
-    if facts.method != "lora" or facts.layout not in READERS:
+    if facts.method not in ("lora", *lycoris.METHODS) or facts.layout not in READERS:
         raise BadInput(
-            str(path), f"holds {facts.method} weights in {facts.layout} layout", "only LoRA can be converted"
+            str(path),
+            f"holds {facts.method} weights in {facts.layout} layout",
+            "only LoRA, DoRA, LoHa, LoKr and OFT can be read",
         )
     chosen = family or facts.family
     try:
-        form = READERS[facts.layout](read_tensors(path, header), header.metadata, chosen)
+        tensors = read_tensors(path, header)
+        if facts.method == "lora":
+            form = READERS[facts.layout](tensors, header.metadata, chosen)
+        else:
+            form = lycoris.read(tensors, header.metadata, chosen, facts.layout)
     except BadInput as error:
         if str(path) in error.thing:
             raise

@@ -1,9 +1,10 @@
 """Adapters on a loaded base: any number at once, each at its own strength, never merged into the base.
 
-W' = W + sum_i weight_i * alpha_i / r_i * up_i down_i       (Hu et al. 2021, arXiv:2106.09685)
+W' = W + sum_i weight_i (W'_i - W), with W'_i what adapter i alone makes of W; for LoRA the change is
+alpha_i / r_i up_i down_i (Hu et al. 2021, arXiv:2106.09685).
 
-The factors sit beside the weights in PEFT's LoRA layers and are never merged: merging and unmerging drifts.
-An adapter of weight 0 is not active at all, so it equals the base exactly. A few inactive ones stay loaded.
+The factors sit beside the weights (see `parts`) and are never merged: merging and unmerging drifts. An
+adapter of weight 0 is not active at all, so it equals the base exactly. A few inactive ones stay loaded.
 """
 
 from collections import OrderedDict
@@ -12,19 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from peft import LoraConfig
-from peft.tuners.lora.layer import Conv2d, Linear, LoraLayer
 from torch import nn
 
 from registry.errors import BadInput
+from registry.formats.factors import Factors, shape_of
 from registry.formats.internal import AdapterForm, LoraFactors, component_of
 from registry.formats.load import load_adapter
+from studio.sampling.parts import AdaptedLayer, addition
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
 
-KEEP = 4  # loaded adapters; each costs memory, and PEFT's layers get slower with every one
+KEEP = 4  # loaded adapters; each costs memory
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ class AdapterStack:
 
     def _places(
         self, name: str, form: AdapterForm
-    ) -> tuple[dict[tuple[nn.Module, str], LoraFactors], tuple[str, ...]]:
+    ) -> tuple[dict[tuple[nn.Module, str], LoraFactors | Factors], tuple[str, ...]]:
         """Where each module of `form` goes; checked as a whole before anything is changed."""
         models = self._models()
-        places: dict[tuple[nn.Module, str], LoraFactors] = {}
+        places: dict[tuple[nn.Module, str], LoraFactors | Factors] = {}
         unmatched: list[str] = []
-        for module, factors in form.modules.items():
+        for module, factors in form.everything.items():
             component = component_of(module)
             model = models.get(component)
             path = module.removeprefix(component + ".")
@@ -124,73 +124,62 @@ class AdapterStack:
 
 
 def _slot(key: str) -> str:
-    """PEFT's name for an adapter; a module name, so without dots."""
+    """Name of a loaded adapter."""
     return f"a{key[:32]}"
 
 
 def _find(model: nn.Module, path: str) -> tuple[str, nn.Module] | None:
-    """Path and layer (without a LoRA around it); newer transformers have no `text_model.` in memory."""
+    """Path and layer (without adapters around it); newer transformers have no `text_model.` in memory."""
     for candidate in (path, path.removeprefix("text_model.")):
         try:
             module = model.get_submodule(candidate)
         except AttributeError:
             continue
-        base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        base = module.base_layer if isinstance(module, AdaptedLayer) else module
         if isinstance(base, nn.Linear | nn.Conv2d):
             return candidate, base
     return None
 
 
-def _check_shape(name: str, module: str, layer: Any, factors: LoraFactors) -> None:
+def _check_shape(name: str, module: str, layer: Any, factors: LoraFactors | Factors) -> None:
+    """Refuse what was trained for a layer of other sides."""
     out, into = layer.weight.shape[0], layer.weight.shape[1]
-    down = tuple(factors.down.shape)
-    kernel = tuple(layer.weight.shape[2:]) or (1, 1)
-    if (factors.up.shape[0], down[1]) == (out, into) and (len(down) == 2 or down[2:] in {kernel, (1, 1)}):
+    area = layer.weight[0, 0].numel()
+    rows, columns = shape_of(factors)
+    if (not rows or rows == out) and (not columns or columns == into * area):
         return
-    theirs = f"{down[1]} -> {factors.up.shape[0]}"
+    if isinstance(factors, LoraFactors):
+        columns = factors.down.shape[1]
+    elif columns % area == 0:
+        columns //= area
+    theirs = f"{columns or into} -> {rows or out}"
     wrong = f"does not fit this base: {module} is {theirs} in the adapter and {into} -> {out} in the base"
     raise BadInput(f"adapter {name}", wrong, "use the base it was trained on")
 
 
-def _attach(model: nn.Module, path: str, slot: str, factors: LoraFactors) -> None:
+def _attach(model: nn.Module, path: str, slot: str, factors: LoraFactors | Factors) -> None:
     """Add one adapter to one layer, inactive."""
-    module: Any = model.get_submodule(path)
-    alpha: Any = factors.alpha  # PEFT says int and takes any number
-    config = LoraConfig(r=factors.rank, init_lora_weights=False, inference_mode=True)
-    layer: Any = module
-    if isinstance(module, LoraLayer):
-        layer.update_layer(slot, factors.rank, alpha, config=config)
-    else:
-        kind: Any = Conv2d if isinstance(module, nn.Conv2d) else Linear
-        layer = kind(module, slot, config=config, r=factors.rank, lora_alpha=alpha).eval()
+    layer = model.get_submodule(path)
+    if not isinstance(layer, AdaptedLayer):
+        layer = AdaptedLayer(layer)
         _replace(model, path, layer)
-    for half, values in ((layer.lora_A, factors.down), (layer.lora_B, factors.up)):
-        weight = half[slot].weight
-        with torch.no_grad():
-            weight.copy_(torch.from_numpy(values).reshape(weight.shape))
-        weight.requires_grad_(False)
-    layer.set_adapter([])
+    layer.additions[slot] = addition(factors, layer.base_layer)
 
 
 def _activate(model: nn.Module, weights: dict[str, float]) -> None:
     """Let exactly these adapters act, in this order, at these strengths."""
     for module in model.modules():
-        if isinstance(module, LoraLayer):
-            layer: Any = module
-            here = [slot for slot in weights if slot in layer.lora_A]
-            layer.set_adapter(here, inference_mode=True)
-            for slot in here:
-                layer.set_scale(slot, weights[slot])
+        if isinstance(module, AdaptedLayer):
+            module.active = [(slot, weight) for slot, weight in weights.items() if slot in module.additions]
 
 
 def _detach(model: nn.Module, slot: str) -> None:
     """Remove an adapter; a layer without any becomes the plain layer again."""
     for path, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer) and slot in module.lora_A:
-            layer: Any = module
-            layer.delete_adapter(slot)
-            if len(layer.lora_A) == 0:
-                _replace(model, path, layer.get_base_layer())
+        if isinstance(module, AdaptedLayer) and module.additions.pop(slot, None):
+            module.active = [item for item in module.active if item[0] != slot]
+            if not module.additions:
+                _replace(model, path, module.base_layer)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

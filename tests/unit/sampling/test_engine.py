@@ -123,7 +123,7 @@ def test_adapters_equal_merged_weights(
 
 
 def test_old_adapters_leave_and_plain_layers_come_back(ws: Workspace, ink: Any):
-    from peft.tuners.lora.layer import LoraLayer
+    from studio.sampling.parts import AdaptedLayer
 
     engine = Engine(device="cpu")
     plain = draw(engine, task(ws))[0]
@@ -131,10 +131,10 @@ def test_old_adapters_leave_and_plain_layers_come_back(ws: Workspace, ink: Any):
         draw(engine, task(ws, (add_adapter(ws, f"many-{seed}", seed=10 + seed), 1.0), steps=1))
     (loaded,) = engine._bases.values()
     unet = loaded.family.denoiser
-    assert isinstance(unet.get_submodule("conv_in"), LoraLayer)
-    assert len(unet.get_submodule("conv_in").lora_A) == 4  # type: ignore[arg-type]
+    assert isinstance(unet.get_submodule("conv_in"), AdaptedLayer)
+    assert len(unet.get_submodule("conv_in").additions) == 4  # type: ignore[arg-type]
     loaded.stack.clear()
-    assert not any(isinstance(module, LoraLayer) for module in unet.modules())
+    assert not any(isinstance(module, AdaptedLayer) for module in unet.modules())
     assert np.array_equal(draw(engine, task(ws))[0], plain)
 
 

@@ -1,0 +1,151 @@
+"""Other methods than LoRA on their way out: PEFT folders, proof of what was written, and who loads it.
+
+Who loads what was read in the tools' sources (2026): ComfyUI and Forge divide DoRA's `dora_scale` of shape
+(out, 1) by the length of W, not of W + change; A1111 and InvokeAI take it per input.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from registry.errors import BadInput
+from registry.files import read_json
+from registry.formats import diffusers, lycoris, peft
+from registry.formats.factors import DoraFactors, OftBlocks, OftFactors, factors_error
+from registry.formats.families import TEXT_ROOT, family_format
+from registry.formats.internal import AdapterForm, component_of
+from registry.formats.tensors import Array, read_tensors
+from registry.formats.tools import Judge, Proof, ToolReport
+
+_LOADS, _NO, _PARTLY = "loads", "no", "partly"
+_KOHYA_NAMES = "reads kohya names only"
+# (layout, method) -> tool -> verdict and note.
+WHO_LOADS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
+    ("kohya", "loha"): {
+        "diffusers": (_NO, "raises: keys without 'lora' in their names"),
+        "ComfyUI": (_LOADS, ""),
+        "A1111": (_LOADS, ""),
+        "Forge": (_LOADS, ""),
+        "InvokeAI": (_LOADS, ""),
+        "kohya sd-scripts": (_LOADS, "with the LyCORIS package"),
+    },
+    ("kohya", "dora"): {
+        "diffusers": (_PARTLY, "drops dora_scale with a warning"),
+        "ComfyUI": (_PARTLY, "divides by the length of W instead of W + change: rows a little too long"),
+        "A1111": (_NO, "takes dora_scale per input"),
+        "Forge": (_PARTLY, "divides by the length of W instead of W + change: rows a little too long"),
+        "InvokeAI": (_NO, "takes dora_scale per input"),
+        "kohya sd-scripts": (_LOADS, "with the LyCORIS package"),
+    },
+    ("kohya", "oft"): {
+        "diffusers": (_NO, "raises: keys without 'lora' in their names"),
+        "ComfyUI": (_LOADS, ""),
+        "A1111": (_LOADS, ""),
+        "Forge": (_LOADS, ""),
+        "InvokeAI": (_NO, "has no OFT"),
+        "kohya sd-scripts": (_LOADS, "networks.oft, and with the LyCORIS package"),
+    },
+    ("diffusers", "dora"): {
+        "diffusers": (_LOADS, ""),
+        "ComfyUI": (_NO, "drops lora_magnitude_vector"),
+        "A1111": (_NO, _KOHYA_NAMES),
+        "Forge": (_NO, "drops lora_magnitude_vector"),
+        "InvokeAI": (_NO, _KOHYA_NAMES),
+        "kohya sd-scripts": (_NO, _KOHYA_NAMES),
+    },
+}
+WHO_LOADS["kohya", "lokr"] = WHO_LOADS["kohya", "loha"]
+
+
+def prove(form: AdapterForm, written: AdapterForm, judge: Judge) -> Proof:
+    """`Judge.prove` over all modules: those of other methods by what they do to a stand-in weight."""
+    plain = judge.prove(AdapterForm(form.family, written.modules))
+    errors = {
+        name: factors_error(got, form.others[name])
+        for name, got in written.others.items()
+        if name in form.others
+    }
+    missing = (*plain.missing, *(name for name in form.others if name not in errors))
+    worst = max(errors, key=lambda name: errors[name], default="")
+    matched = plain.matched + sum(error <= judge.tolerance for error in errors.values())
+    total = plain.modules + len(form.others)
+    if errors.get(worst, 0.0) < plain.worst_error:
+        return Proof(total, matched, missing, plain.worst_error, plain.worst_module)
+    return Proof(total, matched, missing, errors.get(worst, 0.0), worst or plain.worst_module)
+
+
+def with_others(reports: tuple[ToolReport, ...], form: AdapterForm, layout: str) -> tuple[ToolReport, ...]:
+    """Reports on the plain LoRA modules of a file, made to speak of its other modules too."""
+    if not form.others:
+        return reports
+    method = next(iter(form.others.values())).method
+    table = WHO_LOADS.get((layout, method), {})
+    done: list[ToolReport] = []
+    for report in reports:
+        verdict, note = table.get(report.tool, (_NO, "not known to read it"))
+        known = verdict == _LOADS
+        if (known and report.verdict != _LOADS) or (verdict == _NO and report.matched):
+            verdict = _PARTLY
+        matched = report.matched + (len(form.others) if known else 0)
+        missing = report.missing if known else (*report.missing, *form.others)
+        text = "; ".join(filter(None, (note, report.note if form.modules else "")))
+        total = report.modules + len(form.others)
+        done.append(ToolReport(report.tool, verdict, total, matched, missing, report.worst_error, text))
+    return tuple(done)
+
+
+def write_peft(form: AdapterForm) -> dict[str, tuple[dict[str, Array], dict[str, Any]]]:
+    """Subfolder ("" for the denoiser) -> tensors and PEFT's configuration, as the run that made it had them.
+
+    Raises:
+        BadInput: the file has no such configuration, so PEFT could not build the layers.
+    """
+    denoiser = next(iter(family_format(form.family).grammars))
+    parts: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {}
+    for component in form.components:
+        config = form.configs.get(component)
+        if config is None or form.of(component):
+            raise BadInput(
+                "the peft layout",
+                "needs the configuration that only our own files have",
+                "use --format kohya",
+            )
+        tensors: dict[str, Array] = {}
+        for module, factors in form.others.items():
+            if component_of(module) != component:
+                continue
+            path = diffusers.PEFT_ROOT + module.partition(".")[2].removeprefix(TEXT_ROOT)
+            tensors |= {f"{path}.{part}": value for part, value in lycoris.peft_parts(factors).items()}
+        values = {"task_type": None, "inference_mode": True, **config}
+        parts["" if component == denoiser else component] = tensors, values
+    return parts
+
+
+def read_peft(folder: Path, family: str) -> AdapterForm:
+    """What `write_peft` wrote."""
+    others: dict[str, Any] = {}
+    denoiser, *texts = family_format(family).grammars
+    for component, place in ((denoiser, folder), *((text, folder / text) for text in texts)):
+        if not (place / peft.WEIGHTS).is_file():
+            continue
+        config: Mapping[str, Any] = read_json(place / peft.CONFIG)
+        metadata = lycoris.config_metadata({component: config})
+        tensors = {
+            key.replace(diffusers.PEFT_ROOT, f"{component}.", 1): value
+            for key, value in read_tensors(place / peft.WEIGHTS).items()
+        }
+        others |= lycoris.read(tensors, metadata, family, "diffusers").others
+    return AdapterForm(family, {}, others)
+
+
+def notes(form: AdapterForm, layout: str) -> tuple[str, ...]:
+    """What a person should know of an export of other methods."""
+    found: list[str] = []
+    kinds = {type(factors) for factors in form.others.values()}
+    if layout == "kohya" and DoraFactors in kinds:
+        found.append(
+            "no tool but LyCORIS reads this DoRA as it was trained; in diffusers use --format diffusers"
+        )
+    if kinds & {OftFactors, OftBlocks}:
+        found.append("OFT turns weights: its effect on a base other than its own may differ")
+    return tuple(found)
