@@ -333,6 +333,14 @@ def _summary(form: AdapterForm, dtype: str) -> dict[str, Any]:
     return {"modules": len(form.everything), "dtype": dtype, "ranks": ranks, "alphas": alphas}
 
 
+def _described(adapter: Adapter) -> str:
+    """`LoRA, rank 16, step 2000`; without a rank where the method has none."""
+    names = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
+    rank = f"rank {adapter.rank}" if adapter.rank else ""
+    parts = (names.get(adapter.method, adapter.method), rank, f"step {adapter.step}")
+    return ", ".join(filter(None, parts))
+
+
 def _facts(ws: "Workspace", adapter: Adapter, *, publish: bool) -> TrainingFacts:
     run = ws.catalog.find(Run, adapter.run_id) if adapter.run_id else None
     base = ws.catalog.find(Base, adapter.base_id) if adapter.base_id else None
@@ -384,6 +392,6 @@ def _sidecar(ws: "Workspace", adapter: Adapter, publish: bool) -> Sidecar:
         trigger_words=adapter.trigger_words,
         weight=adapter.recommended_weight,
         notes="" if publish else adapter.note,
-        description=f"LoRA, rank {adapter.rank}, step {adapter.step}" if adapter.step else "",
+        description=_described(adapter) if adapter.step else "",
         picture=ws.resolve(adapter.preview) if adapter.preview else None,
     )

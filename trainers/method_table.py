@@ -167,7 +167,7 @@ def principal_directions(name: str, layer: Any, section: AdapterSection) -> None
     layer.set_adapter([PEFT_NAME, INITIAL])
     for adapter in (PEFT_NAME, INITIAL):
         for half, values in ((layer.lora_A[adapter], down), (layer.lora_B[adapter], up)):
-            half.weight.data = values.reshape(half.weight.shape).clone()
+            half.weight.data = values.reshape(half.weight.shape).clone(memory_format=torch.contiguous_format)
             half.weight.requires_grad_(adapter == PEFT_NAME)
 
 

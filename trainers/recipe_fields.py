@@ -124,6 +124,13 @@ class AdapterSection(Section):
     def _targets_compile(cls, value: str) -> str:
         return check_pattern(value)
 
+    @field_validator("block_ranks")
+    @classmethod
+    def _oft_has_no_ranks(cls, value: dict[str, int], info: Any) -> dict[str, int]:
+        if info.data.get("method") == "oft" and any(value.values()):
+            raise ValueError("left out, or oft takes only 0 in it, which leaves layers out")
+        return value
+
     @field_validator(*FITS_SOME_METHODS)
     @classmethod
     def _fits_the_method(cls, value: Any, info: Any) -> Any:

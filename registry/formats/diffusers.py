@@ -135,7 +135,9 @@ class Strengths:
         patterns: Any = config.get("alpha_pattern") or {}
         value: Any = config["lora_alpha"]
         if isinstance(patterns, dict):
-            value = match_pattern(cast(dict[str, Any], patterns), path, value)
+            known = cast(dict[str, Any], patterns)
+            value = match_pattern(known, path.removeprefix("text_model."), value)  # as it is in memory
+            value = match_pattern(known, path, value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise BadInput(
                 f"alpha of module {shown(module)}", "is not a number", "ask its author for a sound file"

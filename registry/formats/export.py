@@ -23,7 +23,7 @@ from registry.formats.inspect import AdapterFacts
 from registry.formats.internal import AdapterForm
 from registry.formats.load import load_adapter
 from registry.formats.metadata import with_hashes
-from registry.formats.tensors import cast, read_tensors, save
+from registry.formats.tensors import read_tensors, save
 from registry.formats.tools import TOOLS, Judge, Proof, Reading, ToolReport
 from registry.hashing import hash_adapter
 
@@ -146,7 +146,7 @@ def _write_file(
     tensors, extra = module.write(form)
     if form.others:
         tensors |= lycoris.write_kohya(form) if layout == "kohya" else lycoris.write_diffusers(form)
-    stored = cast(tensors, dtype)
+    stored = lycoris_tools.stored(tensors, dtype)
     with atomic_path(out) as temporary:
         save(temporary, stored, with_hashes(stored, {"format": "pt", **metadata, **extra}))
         header = read_header(temporary)
@@ -172,7 +172,7 @@ def _write_peft(
         for name, (tensors, config) in parts.items():
             place = folder / name
             place.mkdir(exist_ok=True)
-            stored: dict[str, NDArray[np.generic]] = cast(tensors, dtype)
+            stored: dict[str, NDArray[np.generic]] = lycoris_tools.stored(tensors, dtype)
             save(place / peft.WEIGHTS, stored, with_hashes(stored, {"format": "pt", **metadata}))
             write_json(place / peft.CONFIG, config)
         back = (lycoris_tools.read_peft if others else peft.read_folder)(folder, form.family)

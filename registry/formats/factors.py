@@ -320,8 +320,13 @@ class OftBlocks:
 
 def merged_weight(factors: LoraFactors | Factors, weight: Array) -> Array:
     """The weight that does alone what `weight` and the adapter do together, at full strength."""
+    return weight + change_of(factors, weight)
+
+
+def change_of(factors: LoraFactors | Factors, weight: Array) -> Array:
+    """What the adapter changes `weight` by, shaped like it."""
     change = factors.delta() if isinstance(factors, LoraFactors) else factors.change(weight)
-    return weight + change.reshape(weight.shape)
+    return change.reshape(weight.shape)
 
 
 def shape_of(factors: LoraFactors | Factors) -> tuple[int, int]:
@@ -343,7 +348,7 @@ def factors_error(got: LoraFactors | Factors, wanted: Factors) -> float:
         return float("inf")
     weight = stand_in(wanted)
     change = wanted.change(weight)
-    difference = float(np.linalg.norm(merged_weight(got, weight) - weight - change))
+    difference = float(np.linalg.norm(change_of(got, weight) - change))
     size = float(np.linalg.norm(change))
     return difference / size if size else difference
 

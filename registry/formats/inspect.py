@@ -210,11 +210,10 @@ def _alpha(path: Path, header: Header, rank: int) -> float:
     if alphas:
         return alphas.most_common(1)[0][0]
     strengths = diffusers.Strengths.from_metadata(header.metadata)
-    for name in header.tensors:
-        module = diffusers.modern_path(diffusers.split_key(name)[0])
-        alpha = strengths.alpha(module, rank) if rank else None
-        if alpha is not None:
-            return alpha
+    modules = (diffusers.modern_path(diffusers.split_key(name)[0]) for name in header.tensors)
+    said = Counter(alpha for m in modules if rank and (alpha := strengths.alpha(m, rank)) is not None)
+    if said:
+        return said.most_common(1)[0][0]
     return float(rank)
 
 

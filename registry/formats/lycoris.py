@@ -136,7 +136,9 @@ def header_facts(path: Path, header: Header) -> tuple[int, int, float]:
     stored = list(read_scalars(path, header, ".alpha").values())
     if stored:
         return rank, len(shapes), max(sorted(set(stored)), key=stored.count)
-    for config in _configs(header.metadata).values():
+    configs = _configs(header.metadata)
+    for name in sorted(configs, key=lambda name: name.startswith("text")):  # the denoiser's first
+        config = configs[name]
         if config.get("peft_type") in ("LOHA", "LOKR"):
             return rank or int(config.get("r", 8)), len(shapes), float(config.get("alpha", 8))
     return rank, len(shapes), float(rank)

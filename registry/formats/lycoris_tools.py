@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from registry.errors import BadInput
 from registry.files import read_json
 from registry.formats import diffusers, lycoris, peft
 from registry.formats.factors import DoraFactors, OftBlocks, OftFactors, factors_error
 from registry.formats.families import TEXT_ROOT, family_format
 from registry.formats.internal import AdapterForm, component_of
-from registry.formats.tensors import Array, read_tensors
+from registry.formats.tensors import Array, cast, read_tensors
 from registry.formats.tools import Judge, Proof, ToolReport
 
+_MAGNITUDES = (".dora_scale", ".lora_magnitude_vector")
 _LOADS, _NO, _PARTLY = "loads", "no", "partly"
 _KOHYA_NAMES = "reads kohya names only"
 # (layout, method) -> tool -> verdict and note.
@@ -136,6 +140,12 @@ def read_peft(folder: Path, family: str) -> AdapterForm:
         }
         others |= lycoris.read(tensors, metadata, family, "diffusers").others
     return AdapterForm(family, {}, others)
+
+
+def stored(tensors: Mapping[str, Array], dtype: str) -> dict[str, NDArray[np.generic]]:
+    """`cast`, but magnitudes stay fp32: half precision would be off by more than training moved them."""
+    kept = {name: values for name, values in tensors.items() if name.endswith(_MAGNITUDES)}
+    return cast(tensors, dtype) | {name: np.asarray(v, np.float32, order="C") for name, v in kept.items()}
 
 
 def notes(form: AdapterForm, layout: str) -> tuple[str, ...]:

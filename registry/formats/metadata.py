@@ -136,7 +136,7 @@ def _kohya(facts: TrainingFacts) -> dict[str, Any]:
         "ss_datasets": [{"subsets": [subset]}] if pictures else "",
         "ss_training_started_at": facts.started_at.timestamp() if facts.started_at else "",
         "ss_training_finished_at": facts.ended_at.timestamp() if facts.ended_at else "",
-    }
+    } | _lycoris(recipe)
 
 
 def _network_args(recipe: Mapping[str, Any]) -> dict[str, str]:
@@ -144,6 +144,19 @@ def _network_args(recipe: Mapping[str, Any]) -> dict[str, str]:
     if not rank:
         return {}
     return {"conv_dim": str(rank), "conv_alpha": str(_get(recipe, "adapter.conv_alpha") or rank)}
+
+
+def _lycoris(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """LyCORIS' module and arguments, for the methods whose files it reads and kohya's own networks do not."""
+    method = _get(recipe, "adapter.method")
+    if method not in ("loha", "lokr", "dora"):
+        return {}
+    args = _network_args(recipe) | {"algo": "lora" if method == "dora" else str(method)}
+    if method == "dora":
+        args["dora_wd"] = "True"
+    if method == "lokr":
+        args["factor"] = str(_get(recipe, "adapter.lokr_factor"))
+    return {"ss_network_module": "lycoris.kohya", "ss_network_args": args}
 
 
 def _modelspec(facts: TrainingFacts) -> dict[str, Any]:

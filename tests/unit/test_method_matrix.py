@@ -1,0 +1,240 @@
+"""Every adapter method, one matrix: starts as the base, learns where it should, means the same everywhere."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from peft import get_peft_config, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from registry.errors import BadInput
+from registry.formats.export import export_adapter
+from registry.formats.factors import change_of, merged_weight
+from registry.formats.load import load_adapter
+from registry.hashing import hash_adapter
+from studio.sampling.stack import AdapterStack, AdapterUseInStack
+from tests.support.methods import SECTIONS, draw, load, save, trained
+from tests.support.runs import resume, train, write_run
+from trainers.methods import PEFT_KEY, attach
+from trainers.recipe import AdapterSection
+from trainers.rundir import RunDir
+
+EXPORTS = {"kohya", "diffusers", "peft"}
+REFUSED = {"oft": {"kohya", "diffusers"}, "loha": {"diffusers"}, "lokr": {"diffusers"}}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_sd15):
+    return "sd15", tiny_sd15
+
+
+@pytest.fixture(scope="module", params=SECTIONS)
+def adapter(request, base, tmp_path_factory):
+    """(section, trained model, its trainables, the file they were saved to)"""
+    section = SECTIONS[request.param]
+    model, trainables = trained(*base, section)
+    path = save(trainables, tmp_path_factory.mktemp("file") / "a.safetensors")
+    return section, model, trainables, path
+
+
+def layer_of(model, name):
+    component, _, place = name.partition(".")
+    return model.part(component).get_submodule(place.removeprefix("text_model."))
+
+
+def use(path, weight=1.0):
+    return AdapterUseInStack("a", path, "5" * 64, weight, weight)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_an_untrained_adapter_is_the_base(name, base):
+    model = load(*base)
+    plain = draw(model)
+    trainables = attach(model, SECTIONS[name], seed=1)
+    assert trainables.movement() == 0
+    atol = 2e-6 if SECTIONS[name].method == "pissa" else 0.0  # W - D + D
+    torch.testing.assert_close(draw(model), plain, atol=atol, rtol=0)
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in trainables.parameters)
+    learning = {id(p) for p in trainables.parameters}
+    for component in (model.denoiser, *model.text_encoders.values()):
+        assert all(id(p) in learning for p in component.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_over_a_bf16_base_the_factors_stay_fp32_and_start_at_the_base(name, base):
+    model = load(*base, torch.bfloat16)
+    plain = draw(model, autocast=True)
+    trainables = attach(model, SECTIONS[name], seed=1)
+    assert {p.dtype for p in trainables.parameters} == {torch.float32}
+    off = float((draw(model, autocast=True) - plain).abs().max())
+    assert off <= (0.05 if SECTIONS[name].method == "pissa" else 0)
+    with trainables.disabled():
+        assert torch.equal(draw(model, autocast=True), plain)
+
+
+def test_gradients_only_where_trained(adapter, base):
+    _, model, trainables, _ = adapter
+    assert trainables.movement() > 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trainables.parameters)
+    learning = {id(p) for p in trainables.parameters}
+    for component in trainables.components.values():
+        assert all(id(p) in learning for p in component.parameters() if p.grad is not None)
+    plain = draw(load(*base))
+    with trainables.disabled():
+        assert torch.equal(draw(model), plain)
+        assert torch.equal(draw(model), plain)
+    frozen = [p.requires_grad for p in trainables.initial.values()]
+    assert not any(frozen)
+    assert not torch.allclose(draw(model), plain, atol=1e-3)
+
+
+def test_the_stack_draws_what_the_trainer_draws_and_weight_zero_is_the_base(adapter, base):
+    _, model, _, path = adapter
+    fresh = load(*base)
+    plain = draw(fresh)
+    stack = AdapterStack(fresh)
+    (report,) = stack.use([use(path)])
+    assert not report.unmatched
+    torch.testing.assert_close(draw(fresh), draw(model), atol=2e-6, rtol=1e-5)
+    stack.use([use(path, 0.0)])
+    assert torch.equal(draw(fresh), plain)
+    stack.use([use(path, 0.5)])
+    assert not torch.allclose(draw(fresh), plain, atol=1e-4)
+    stack.clear()
+    assert torch.equal(draw(fresh), plain)
+
+
+def test_merged_into_the_weights_it_draws_the_same(adapter, base):
+    _, model, _, path = adapter
+    form, _, _ = load_adapter(path, base[0])
+    merged = load(*base)
+    with torch.no_grad():
+        for name, factors in form.everything.items():
+            layer = layer_of(merged, name)
+            layer.weight.copy_(torch.from_numpy(merged_weight(factors, layer.weight.numpy())))
+    torch.testing.assert_close(draw(merged), draw(model), atol=1e-5, rtol=1e-4)
+
+
+def test_peft_builds_the_same_from_the_file_alone(adapter, base):
+    _, model, _, path = adapter
+    with safe_open(path, "pt") as file:
+        configs = json.loads(file.metadata()[PEFT_KEY])
+    fresh = load(*base)
+    for component, facts in configs.items():
+        module = fresh.part(component)
+        inject_adapter_in_model(get_peft_config({"task_type": None, **facts}), module)
+        mine = {
+            key.removeprefix(f"{component}.").removeprefix("text_model."): value
+            for key, value in load_file(path).items()
+            if key.startswith(f"{component}.")
+        }
+        outcome = set_peft_model_state_dict(module, mine)
+        assert not outcome.unexpected_keys
+    torch.testing.assert_close(draw(fresh), draw(model), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", sorted(EXPORTS))
+def test_exported_and_read_back_it_draws_the_same(layout, adapter, base, tmp_path):
+    section, model, _, path = adapter
+    out = tmp_path / "out"
+    if layout in REFUSED.get(section.method, set()):
+        with pytest.raises(BadInput, match=f"the {layout} layout: cannot hold {section.method}"):
+            export_adapter(path, out, layout, family=base[0])
+        return
+    report = export_adapter(path, out, layout, family=base[0])
+    assert report.matched == report.modules > 0
+    assert all(tool.note or tool.verdict == "loads" for tool in report.tools)
+    half = export_adapter(path, tmp_path / "half", layout, family=base[0], dtype="fp16")
+    assert half.worst_error < 5e-3
+    if layout != "peft":
+        fresh = load(*base)
+        AdapterStack(fresh).use([use(tmp_path / "out.safetensors")])
+        torch.testing.assert_close(draw(fresh), draw(model), atol=5e-6, rtol=1e-4)
+
+
+def test_what_inspect_says(adapter):
+    section, _, trainables, path = adapter
+    _, facts, _ = load_adapter(path, "sd15")
+    doubled = 2 if section.method == "pissa" else 1
+    held = {"rslora": "lora", "pissa": "lora"}.get(section.method, section.method)
+    assert facts.method == held
+    assert facts.modules == len(trainables.layers)
+    assert facts.layout == "diffusers"
+    if held != "oft":
+        assert facts.rank == (section.rank if section.rank < 64 else 64) * doubled
+        strength = section.scale_alpha * doubled * (section.rank**0.5 if section.method == "rslora" else 1)
+        assert facts.alpha == pytest.approx(strength)
+
+
+def test_adapters_of_all_methods_act_together_on_one_base(base, tmp_path):
+    parts = {}
+    for index, name in enumerate(("lora", "dora", "loha", "lokr", "oft")):
+        _, trainables = trained(*base, SECTIONS[name])
+        parts[name] = save(trainables, tmp_path / f"{index}.safetensors")
+    weights = (1, 0.7, 0.5, 1, 0.4)
+    uses = [
+        AdapterUseInStack(name, path, f"{name:0<40}", weight, weight)
+        for (name, path), weight in zip(parts.items(), weights, strict=True)
+    ]
+    fresh = load(*base)
+    plain = draw(fresh)
+    stack = AdapterStack(fresh)
+    stack.use(uses)
+    together = draw(fresh)
+    merged = load(*base)
+    changes: dict[str, np.ndarray] = {}
+    for item in uses:
+        for name, factors in load_adapter(item.path, base[0])[0].everything.items():
+            weight = layer_of(merged, name).weight.numpy()
+            changes[name] = changes.get(name, 0) + item.weight * change_of(factors, weight)
+    with torch.no_grad():
+        for name, change in changes.items():
+            layer_of(merged, name).weight += torch.from_numpy(change)
+    torch.testing.assert_close(together, draw(merged), atol=1e-5, rtol=1e-3)
+    stack.use([])
+    assert torch.equal(draw(fresh), plain)
+
+
+@pytest.mark.parametrize("name", ["rslora", "dora", "loha", "lokr", "oft", "pissa", "block ranks"])
+def test_resumed_in_the_middle_it_is_bit_identical(name, tmp_path, tiny_sd15, pictures):
+    section = SECTIONS[name]
+    changes = {f"adapter.{key}": value for key, value in section.model_dump().items()}
+    if section.method in ("lora", "rslora", "dora", "loha", "lokr"):
+        changes["adapter.dropout"] = 0.2
+    changes |= {"train.max_steps": 3, "checkpoints.every": 1, "checkpoints.keep": 3, "train.ema_decay": 0.9}
+    if name == "block ranks":
+        changes |= {"optimizer.block_lrs": {".*attn2.*": 0.5}, "optimizer.lora_plus_ratio": 4.0}
+    whole = write_run(tmp_path / "whole", tiny_sd15, pictures, changes)
+    assert train(whole) == 0, whole.file("log.txt").read_text()
+    half = RunDir(shutil.copytree(whole.path, tmp_path / "half"))
+    half.adapter.unlink()
+    for folder in half.checkpoints()[1:]:
+        shutil.rmtree(folder)
+    resume(half)
+    assert train(half) == 0, half.file("log.txt").read_text()
+    assert hash_adapter(half.adapter).tensor_sha256 == hash_adapter(whole.adapter).tensor_sha256
+    assert [line["loss"] for line in half.read_metrics()] == [line["loss"] for line in whole.read_metrics()]
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({"method": "oft", "conv_rank": 4}, "left out with oft: PEFT's oft adds up overlapping patches"),
+        ({"method": "oft", "alpha": 2.0}, "oft has no strength"),
+        ({"method": "pissa", "dropout": 0.1}, "pissa would drop parts of the base"),
+        ({"method": "lora", "lokr_factor": 4}, "only lokr has Kronecker factors"),
+        ({"method": "dora", "tucker": True}, "only loha and lokr have that form"),
+        ({"method": "oft", "block_ranks": {".*to_q": 3}}, "oft takes only 0"),
+    ],
+)
+def test_fields_that_mean_nothing_with_a_method_are_refused(values, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        AdapterSection(**values)
+
+
+def test_pissa_needs_as_many_directions_as_its_rank(base):
+    with pytest.raises(BadInput, match=r"adapter\.rank: pissa of rank 64 needs as many dir.* has 32"):
+        attach(load(*base), AdapterSection(method="pissa", rank=64), seed=0)
