@@ -370,14 +370,18 @@ def require_sound(where: str, factors: Factors, parts: Mapping[str, Array]) -> N
     do = "ask its author for a sound file"
     if any(part.size == 0 for part in parts.values()):
         raise BadInput(where, "has an empty factor", do)
+    too_large = ""
     try:
         rows, columns = factors.shape
         if rows * columns > LARGEST:
-            raise BadInput(where, f"claims a weight of {rows} x {columns}", do)
-        factors.change(stand_in(factors))
+            too_large = f"{rows} x {columns}"
+        else:
+            factors.change(stand_in(factors))
     except (ValueError, IndexError, TypeError) as error:
         shapes = ", ".join(str(part.shape) for part in parts.values())
         raise BadInput(where, f"has factors of shapes {shapes} that do not fit", do) from error
+    if too_large:
+        raise BadInput(where, f"claims a weight of {too_large}", do)
 
 
 def _some(value: Array | None) -> Array:
