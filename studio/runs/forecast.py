@@ -13,7 +13,7 @@ from registry.errors import StudioError
 from registry.formats.header import read_header
 from registry.records import Base, Dataset
 from studio.runs import speed
-from trainers.recipe import Recipe
+from trainers.recipe import AdapterSection, Recipe
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -79,7 +79,8 @@ def forecast(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset) -> F
 def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int, str]:
     """How many parameters the adapter will have, and what that was computed from.
 
-    A linear layer (out, in) gets rank * (in + out), a 3x3 convolution (out, in, 3, 3) rank * (9 in + out).
+    A linear layer (out, in) gets rank * (in + out), a 3x3 convolution (out, in, 3, 3) rank * (9 in + out);
+    other methods than LoRA see `_count`.
     """
     shapes = _shapes(ws.resolve(base.location), base.kind) if base.kind != "hub" else {}
     adapter = recipe.adapter
@@ -91,8 +92,28 @@ def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int
     for name, shape in shapes.items():
         component, _, path = name.partition(":")
         rank = _rank(recipe, component, path, shape, chosen)
-        total += rank * (math.prod(shape[1:]) + shape[0])
+        if rank and component != "text_encoder":
+            module, blocks = path.removesuffix(".weight"), adapter.block_ranks.items()
+            rank = next((given for pattern, given in blocks if re.fullmatch(pattern, module)), rank)
+        total += _count(adapter, rank, shape[0], math.prod(shape[1:]))
     return total, "from the shapes in the base's weight files"
+
+
+def _count(adapter: AdapterSection, rank: int, rows: int, columns: int) -> int:
+    """Values that a file holds of one weight (rows, columns); for lokr about, it depends on their divisors."""
+    if not rank:
+        return 0
+    low = rank * (rows + columns)
+    if adapter.method == "dora":
+        return low + rows
+    if adapter.method in ("loha", "pissa"):  # two pairs; PiSSA's start is saved with it
+        return 2 * low
+    if adapter.method == "oft":
+        return columns * (adapter.oft_block - 1) // 2
+    if adapter.method == "lokr":
+        a, b = (adapter.lokr_factor if adapter.lokr_factor > 0 else math.isqrt(n) for n in (rows, columns))
+        return a * b + min(rank * (rows // a + columns // b), rows * columns // (a * b))
+    return low
 
 
 def _rank(

@@ -10,9 +10,11 @@ from trainers.checkpoints import write_tensors
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Family
 from trainers.methods import Trainables, attach
+from trainers.plan import Geometry
 from trainers.recipe import AdapterSection
 
 CPU = torch.device("cpu")
+GEOMETRY = [Geometry((64, 48), (0, 4), (32, 24)), Geometry((40, 30), (0, 0), (32, 24))]
 TEXT = {"train_text_encoder": True}
 SECTIONS: dict[str, AdapterSection] = {
     "lora": AdapterSection(rank=4, alpha=2.0, conv_rank=2, conv_alpha=3.0, **TEXT),
@@ -44,11 +46,13 @@ def load(family: str, folder: Path, dtype: torch.dtype = torch.float32) -> Famil
 
 
 def draw(family: Family, *, autocast: bool = False) -> Tensor:
-    """One prediction at fixed noise, timesteps and captions."""
+    """One prediction at fixed noise, timesteps and captions, for any family."""
     x_t = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(4))
+    flow = family.denoiser_name == "transformer"
+    t = torch.tensor([0.2, 0.7]) if flow else torch.tensor([5, 700])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         cond = family.conditioning(family.tokenize(["a red disc", "x"]))
-        return family.predict(x_t, torch.tensor([5, 700]), cond, []).float()
+        return family.predict(x_t, t, cond, GEOMETRY).float()
 
 
 def train_some(family: Family, trainables: Trainables, steps: int = 3) -> None:

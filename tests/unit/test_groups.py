@@ -95,7 +95,7 @@ def test_ranks_by_block_keep_the_strength(family):
     assert {rank for key, rank in ranks.items() if "mid_block" in key} == {3}
     assert {rank for key, rank in ranks.items() if "mlp.fc1" in key} == {1}
     assert {rank for key, rank in ranks.items() if "down_blocks" in key and "conv" in key} == {2}
-    for path, module in family.denoiser.named_modules():
+    for path, _ in family.denoiser.named_modules():
         if path.endswith("base_layer"):
             scale = family.denoiser.get_submodule(path.removesuffix(".base_layer")).scaling["default"]
             assert scale == pytest.approx(1.0 if "conv" in path else 0.5)  # alpha / rank of the section

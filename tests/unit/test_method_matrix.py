@@ -238,3 +238,23 @@ def test_fields_that_mean_nothing_with_a_method_are_refused(values, wrong):
 def test_pissa_needs_as_many_directions_as_its_rank(base):
     with pytest.raises(BadInput, match=r"adapter\.rank: pissa of rank 64 needs as many dir.* has 32"):
         attach(load(*base), AdapterSection(method="pissa", rank=64), seed=0)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "loha", "lokr", "oft", "pissa"])
+@pytest.mark.parametrize("family", ["sdxl", "sd35", "flux1"])
+def test_every_family_takes_every_method(family, method, request):
+    """Starts as the base, over all its layers and text encoders, and comes back to it when switched off."""
+    sizes = {"oft_block": 4} if method == "oft" else {"rank": 2}
+    model = load(family, request.getfixturevalue(f"tiny_{family}"))
+    plain = draw(model)
+    trainables = attach(model, AdapterSection(method=method, train_text_encoder=True, **sizes), seed=1)
+    assert trainables.movement() == 0
+    torch.testing.assert_close(draw(model), plain, atol=1e-5 if method == "pissa" else 0.0, rtol=0)
+    with torch.no_grad():
+        for parameter in trainables.parameters:
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    assert trainables.movement() > 0
+    assert not torch.allclose(draw(model), plain, atol=1e-4)
+    with trainables.disabled():
+        assert torch.equal(draw(model), plain)
+    assert len({key.partition(".")[0] for key in trainables.text}) == len(model.clip_encoders)

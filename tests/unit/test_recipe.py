@@ -28,6 +28,7 @@ from trainers.recipe import (
     recipe_hash,
     to_toml,
 )
+from trainers.recipe_fields import FITS_SOME_METHODS
 
 GOALS = ("style", "character", "concept")
 
@@ -293,15 +294,22 @@ def _values(facts):
         base = st.lists(st.sampled_from([64, 512, 768, 1024]), max_size=3)
     elif facts.kind == "list":
         base = st.lists(st.text(max_size=30), max_size=3)
+    elif facts.kind == "table":
+        whole = facts.key == "adapter.block_ranks"
+        numbers = st.integers(0, 64) if whole else st.floats(0.01, 100)
+        patterns = st.sampled_from([r"mid_block\..*", ".*attn2.to_[kv]", "it's", '".*"', "\u00fc b=c", "a#b"])
+        base = st.dictionaries(patterns, numbers, max_size=3)
     else:
         base = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=30)
     return base | st.none() if facts.optional else base
 
 
+OF_OTHER_METHODS = {f"adapter.{key}" for key, (fits, _) in FITS_SOME_METHODS.items() if "lora" not in fits}
 FREE = {
     key: facts
     for key, facts in recipe_fields().items()
-    if key not in ("name", "family", "adapter.targets", "preview.size", "objective.weighting")
+    if key not in ("name", "family", "adapter.method", "adapter.targets", "preview.size", *OF_OTHER_METHODS)
+    and key != "objective.weighting"
     and "timestep" not in key
 }
 
@@ -329,7 +337,7 @@ def test_written_toml_carries_reasons_where_kept_and_meanings_where_changed():
     recipe = apply_sets(preset("sd15", "style", "pocket"), ["adapter.rank=9"])
     text = to_toml(recipe)
     assert reasons("pocket-style")["train.batch_size"] in " ".join(text.replace("\n# ", " ").split())
-    assert "Inner dimension of A and B" in text
+    assert "Inner dimension of the factors" in text
     assert reasons("pocket-style")["adapter.rank"] not in text.replace("\n# ", " ")
 
 
