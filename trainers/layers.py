@@ -74,6 +74,7 @@ def _denoiser(family: Family, section: AdapterSection) -> Layers:
             raise BadInput(
                 "adapter.targets", f"{section.targets!r} matches no layer", f"paths look like {EXAMPLE}"
             )
+        ranks, alphas = _used(ranks, targets), _used(alphas, targets)
     return Layers(targets, section.rank, section.scale_alpha, ranks, alphas)
 
 
@@ -101,7 +102,14 @@ def _by_block(
         alphas[f"^{path}"] = tidy(alpha * block_ranks[text] / rank)
     # Endings of paths stay where every layer stays: diffusers refuses whole paths of text encoders.
     targets = layers.targets if len(kept) == len(paths) else kept
-    return Layers(targets, layers.rank, layers.alpha, ranks | layers.ranks, alphas | layers.alphas)
+    ranks |= _used(layers.ranks, targets)
+    alphas |= _used(layers.alphas, targets)
+    return Layers(targets, layers.rank, layers.alpha, ranks, alphas)
+
+
+def _used(patterns: dict[str, Any], targets: list[str]) -> dict[str, Any]:
+    """Those that fit a target: PEFT warns of the others."""
+    return {name: value for name, value in patterns.items() if any(_ends(t, name) for t in targets)}
 
 
 def _ends(path: str, target: str) -> bool:

@@ -77,7 +77,7 @@ def field(facts: FieldFacts, value: Any, *, key: str, reason: str = "") -> Any:
     if facts.kind == "table":
         lines = "\n".join(f"{name} = {toml(item)}" for name, item in (value or {}).items())
         text += "  \nOne `pattern = number` a line."
-        return _read_table(st.text_area(label, lines, key=key, help=text, height=68) or "")
+        return read_table(st.text_area(label, lines, key=key, help=text, height=68) or "")
     return st.text_input(label, value or "", key=key, help=text) or ""
 
 
@@ -113,7 +113,7 @@ def change_line(key: str, was: Any, now: Any) -> str:
     return f"**{md(spoken(key))}**: {md(value_text(now))} instead of {md(value_text(was))}"
 
 
-def _read_table(text: str) -> dict[str, Any]:
+def read_table(text: str) -> dict[str, Any]:
     """Lines `pattern = number` -> table; what is no number stays text, and the recipe's check names it."""
     table: dict[str, Any] = {}
     for line in filter(None, (line.strip() for line in text.splitlines())):

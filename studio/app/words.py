@@ -117,7 +117,7 @@ def plural(count: int, noun: str) -> str:
 
 def value_text(value: Any) -> str:
     """A recipe value as people read it."""
-    if value is None or value in ("", (), []):
+    if value is None or value in ("", (), [], {}):
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -125,6 +125,8 @@ def value_text(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {value_text(item)}" for name, item in value.items())
     return str(value)
 
 

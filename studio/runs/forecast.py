@@ -100,7 +100,7 @@ def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int
 
 
 def _count(adapter: AdapterSection, rank: int, rows: int, columns: int) -> int:
-    """Values that a file holds of one weight (rows, columns); for lokr about, it depends on their divisors."""
+    """Values that a file holds of one weight (rows, columns); lokr: about, it depends on their divisors."""
     if not rank:
         return 0
     low = rank * (rows + columns)

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from peft import get_peft_config, inject_adapter_in_model, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -152,6 +153,20 @@ def test_exported_and_read_back_it_draws_the_same(layout, adapter, base, tmp_pat
     if layout != "peft":
         fresh = load(*base)
         AdapterStack(fresh).use([use(tmp_path / "out.safetensors")])
+        torch.testing.assert_close(draw(fresh), draw(model), atol=5e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rslora", "dora", "pissa", "block ranks"])
+def test_diffusers_loads_the_run_s_file_and_its_own_layout(name, base, tmp_path):
+    model, trainables = trained(*base, SECTIONS[name])
+    path = save(trainables, tmp_path / "run.safetensors")
+    report = export_adapter(path, tmp_path / "out.safetensors", "diffusers", family=base[0])
+    assert report.tools[0].verdict == "loads"
+    for file in (path, tmp_path / "out.safetensors"):
+        pipe = StableDiffusionPipeline.from_pretrained(base[1], local_files_only=True)
+        pipe.load_lora_weights(file.parent, weight_name=file.name)
+        fresh = load(*base)
+        fresh._loaded |= {"unet": pipe.unet.eval(), "text_encoder": pipe.text_encoder.eval()}
         torch.testing.assert_close(draw(fresh), draw(model), atol=5e-6, rtol=1e-4)
 
 

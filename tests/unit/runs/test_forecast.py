@@ -32,6 +32,10 @@ def recipe(*sets: str) -> Recipe:
         ("adapter.conv_rank=0",),
         ("adapter.train_text_encoder=true", "adapter.text_rank=3"),
         (r"adapter.targets=.*attn2\.to_[kv]",),
+        ("adapter.method=dora",),
+        ("adapter.method=loha",),
+        ("adapter.method=oft", "adapter.conv_rank=0", "adapter.oft_block=8"),
+        ("adapter.block_ranks={'mid_block.*' = 7, '.*to_q' = 0}",),
     ],
 )
 def test_the_adapter_has_as_many_parameters_as_was_said(ws: Workspace, sets: tuple[str, ...]):
