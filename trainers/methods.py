@@ -4,6 +4,7 @@ The methods themselves are rows of `method_table`.
 """
 
 import json
+import math
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,14 +65,14 @@ class Trainables:
         return [module for module in modules if isinstance(module, BaseTunerLayer)]
 
     def movement(self) -> float:
-        """Largest absolute value of what an untrained adapter has at zero: 0 = no effect. Waits for the
-        device."""
+        """Largest absolute value of what an untrained adapter has at zero: 0 = no effect, infinity = there is
+        no such thing. Waits for the device."""
         if self.initial:
             moved = [(p.detach() - self.initial[key]).abs().max() for key, p in self.named.items()]
         else:
             zero = METHODS[self.method].zero
             moved = [p.detach().abs().max() for key, p in self.named.items() if key.endswith(zero)]
-        return float(torch.stack(moved).max())
+        return float(torch.stack(moved).max()) if moved else math.inf
 
     def file_tensors(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a file holds for these values of the parameters: themselves, or for PiSSA a LoRA of twice the
