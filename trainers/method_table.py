@@ -175,7 +175,11 @@ METHODS: dict[str, Method] = {
     "lora": Method(lora, (".lora_B.weight",), has_ab=True),
     "rslora": Method(rslora, (".lora_B.weight",), has_ab=True),
     "dora": Method(
-        dora, (".lora_B.weight",), has_ab=True, undecayed=(".lora_magnitude_vector",), prepare=exact_magnitude
+        dora,
+        (".lora_B.weight",),
+        has_ab=True,
+        undecayed=(".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
+        prepare=exact_magnitude,
     ),
     "loha": Method(loha, (".hada_w2_b",)),
     "lokr": Method(lokr, (".lokr_w1", ".lokr_w1_a")),

@@ -163,9 +163,14 @@ def _inject(
 
 
 def file_key(component: str, module: nn.Module, name: str) -> str:
-    """Parameter name in memory -> key in an adapter file, as PEFT and diffusers write it."""
+    """Parameter name in memory -> key in an adapter file, as PEFT and diffusers write it.
+
+    DoRA's magnitude has no `.weight` behind it in PEFT; diffusers loads text encoders through transformers,
+    which finds it only with one.
+    """
     key = name.replace(f".{PEFT_NAME}.", ".").removesuffix(f".{PEFT_NAME}")
-    key = key.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+    if not component.startswith("text_encoder"):
+        key = key.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
     return file_prefix(component, module) + key
 
 

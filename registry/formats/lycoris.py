@@ -104,7 +104,8 @@ def write_diffusers(form: AdapterForm) -> dict[str, Array]:
         tensors[f"{module}.lora_A.weight"] = folded.down
         tensors[f"{module}.lora_B.weight"] = folded.up
         shape = (1, -1, *[1] * (folded.down.ndim - 2)) if folded.down.ndim == 4 else (-1,)
-        tensors[f"{module}.lora_magnitude_vector"] = factors.magnitude.reshape(shape)
+        ending = ".weight" if module.startswith("text_encoder") else ""  # as transformers finds it
+        tensors[f"{module}.lora_magnitude_vector{ending}"] = factors.magnitude.reshape(shape)
     return tensors
 
 

@@ -20,7 +20,7 @@ from registry.formats.internal import AdapterForm, component_of
 from registry.formats.tensors import Array, cast, read_tensors
 from registry.formats.tools import Judge, Proof, ToolReport
 
-_MAGNITUDES = (".dora_scale", ".lora_magnitude_vector")
+_MAGNITUDES = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 _LOADS, _NO, _PARTLY = "loads", "no", "partly"
 _KOHYA_NAMES = "reads kohya names only"
 # (layout, method) -> tool -> verdict and note.
