@@ -16,10 +16,20 @@ class Flat:
 
     Args:
         named: Parameters by key, fp32 and on one device; changed in place.
+        role: Whose they are: "denoiser", "text" or "tokens". Decides the learning rate and when it ends.
+        factor: On the role's learning rate.
+        decay: Whether weight decay acts on them.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter]) -> None:
-        self.named = dict(named)
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        role: str = "denoiser",
+        *,
+        factor: float = 1.0,
+        decay: bool = True,
+    ) -> None:
+        self.named, self.role, self.factor, self.decay = dict(named), role, factor, decay
         self.parameter = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in self.named.values()]))
         self._gradient = torch.zeros_like(self.parameter)
         self.parameter.grad = self._gradient

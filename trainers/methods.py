@@ -5,10 +5,11 @@ A (rank, in) random and B (out, rank) zero at the start, so that an untrained ad
 """
 
 import json
+import math
 import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,27 +34,32 @@ class Trainables:
         text: Of the text encoders; empty when they are frozen.
         configs: Component -> the LoRA configuration it was given.
         components: Component -> the module that carries the adapter.
+        tokens: Of new words, see `trainers.new_tokens`.
+        separable: Whether the base is still there below them; not in a full fine-tune.
     """
 
     denoiser: dict[str, nn.Parameter]
     text: dict[str, nn.Parameter]
     configs: dict[str, LoraConfig]
     components: dict[str, nn.Module]
+    tokens: dict[str, nn.Parameter] = field(default_factory=dict[str, nn.Parameter])
+    separable: bool = True
 
     @property
     def named(self) -> dict[str, nn.Parameter]:
         """All of them."""
-        return self.denoiser | self.text
+        return self.denoiser | self.text | self.tokens
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All of them, in the order of `named`."""
-        return [*self.denoiser.values(), *self.text.values()]
+        return list(self.named.values())
 
     def movement(self) -> float:
-        """Largest absolute value in any B: 0 = the adapter has no effect. Waits for the device."""
+        """Largest absolute value in any B: 0 = the adapter has no effect, infinity = there
+        is none. Waits for the device."""
         ups = [parameter for key, parameter in self.named.items() if key.endswith("lora_B.weight")]
-        return float(torch.stack([up.detach().abs().max() for up in ups]).max())
+        return float(torch.stack([up.detach().abs().max() for up in ups]).max()) if ups else math.inf
 
     def metadata(self) -> dict[str, str]:
         """File metadata without which loaders take alpha = rank."""
@@ -203,8 +209,10 @@ def _tidy(alpha: float) -> Any:
 
 
 def _switch(module: nn.Module, *, on: bool) -> None:
+    """What PEFT's `enable_adapters` does, but for `requires_grad`: a frozen text encoder stays frozen."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for layer in module.modules():
         if isinstance(layer, BaseTunerLayer):
-            layer.enable_adapters(enabled=on)
+            state: Any = layer
+            state._disable_adapters = not on

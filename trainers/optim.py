@@ -135,7 +135,7 @@ def make_optimizer(
 
     Args:
         section: The optimizer section of the recipe.
-        flats: The denoiser's adapter and, if it is trained, the text encoders', which has a rate of its own.
+        flats: What learns; the role of each decides its rate.
         device: Decides what "auto" means.
         seed: train.seed, for stochastic rounding of bf16 weights.
 
@@ -145,10 +145,13 @@ def make_optimizer(
     """
     name = optimizer_name(section, device)
     kind = OPTIMIZERS[name]
-    rates = (section.lr, section.text_encoder_lr)[: len(flats)]
+    rates = [_rate(section, flat) for flat in flats]
     if kind.one_rate and len(set(rates)) > 1:
         raise BadInput("optimizer.text_lr", f"{name} has one rate for everything", "set it to none")
-    options: Groups = [{"lr": rate, PEAK: rate} for rate in rates]
+    options: Groups = [
+        {"lr": rate, PEAK: rate, **({} if flat.decay else {"weight_decay": 0.0})}
+        for rate, flat in zip(rates, flats, strict=True)
+    ]
     if any_bf16(flats):
         if kind.one_rate or kind.own_mean:
             raise BadInput(
@@ -159,6 +162,10 @@ def make_optimizer(
     for group, flat in zip(options, flats, strict=True):
         group["params"] = list(flat.named.values()) if kind.layers else [flat.parameter]
     return kind.make(options, section)
+
+
+def _rate(section: OptimizerSection, flat: Flat) -> float:
+    return (section.text_encoder_lr if flat.role == "text" else section.lr) * flat.factor
 
 
 def schedule_in_force(

@@ -39,8 +39,9 @@ class Section(BaseModel):
 class AdapterSection(Section):
     """What is added to the frozen base."""
 
-    method: Literal["lora"] = "lora"
-    """Adapter method. lora: W + (alpha / rank) B A (Hu et al. 2021)."""
+    method: Literal["lora", "full"] = "lora"
+    """Adapter method. lora: W + (alpha / rank) B A (Hu et al. 2021). full: no adapter, the base's own weights
+    learn (DreamBooth); the result is a new base, as large as the old one; learning rates near 1e-6."""
     rank: Rank = 16
     """Inner dimension of A and B on linear layers. More rank = more capacity, larger file."""
     alpha: Alpha | None = None

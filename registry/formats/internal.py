@@ -11,6 +11,8 @@ import numpy as np
 from registry.errors import BadInput
 from registry.formats.header import shown
 from registry.formats.tensors import Array
+from registry.formats.words import Words
+from registry.formats.words import components as word_components
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class AdapterForm:
 
     family: str  # "" while unidentified
     modules: Mapping[str, LoraFactors] = field(default_factory=dict[str, LoraFactors])
+    words: Words = field(default_factory=dict[str, Mapping[str, Array]])  # new ones, see `formats.words`
 
     def delta(self, module: str) -> Array:
         """Weight change of `module`, shaped like its weight."""
@@ -69,7 +72,7 @@ class AdapterForm:
     @property
     def components(self) -> tuple[str, ...]:
         """Pipeline components that the adapter changes, the denoiser first."""
-        found = {component_of(name) for name in self.modules}
+        found = {component_of(name) for name in self.modules} | set(word_components(self.words))
         return tuple(sorted(found, key=lambda name: (name.startswith("text"), name)))
 
     def of(self, component: str) -> dict[str, LoraFactors]:

@@ -1,5 +1,6 @@
 """Any adapter file that we can read -> `AdapterForm`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from registry.errors import BadInput
@@ -8,6 +9,7 @@ from registry.formats.header import Header, read_header
 from registry.formats.inspect import AdapterFacts, facts_of
 from registry.formats.internal import AdapterForm
 from registry.formats.tensors import read_tensors
+from registry.formats.words import split
 
 READERS = {
     "kohya": kohya.read,
@@ -29,13 +31,17 @@ def load_adapter(path: Path, family: str = "") -> tuple[AdapterForm, AdapterFact
     """
     header = read_header(path)
     facts = facts_of(path, header)
+    if facts.method == "embedding":
+        words, _ = split(read_tensors(path, header))
+        return AdapterForm(family or facts.family, words=words), facts, header
     if facts.method != "lora" or facts.layout not in READERS:
         raise BadInput(
             str(path), f"holds {facts.method} weights in {facts.layout} layout", "only LoRA can be converted"
         )
     chosen = family or facts.family
     try:
-        form = READERS[facts.layout](read_tensors(path, header), header.metadata, chosen)
+        words, tensors = split(read_tensors(path, header))
+        form = replace(READERS[facts.layout](tensors, header.metadata, chosen), words=words)
     except BadInput as error:
         if str(path) in error.thing:
             raise

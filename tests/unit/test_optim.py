@@ -27,7 +27,8 @@ def flats(count: int = 1) -> list[Flat]:
     def layer(seed):
         return nn.Parameter(torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)))
 
-    return [Flat({"a": layer(2 * n), "b": layer(2 * n + 1)}) for n in range(count)]
+    named = ({"a": layer(2 * n), "b": layer(2 * n + 1)} for n in range(count))
+    return [Flat(part, role) for part, role in zip(named, ("denoiser", "text"), strict=False)]
 
 
 def test_cosine_by_hand():
