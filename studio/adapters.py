@@ -200,7 +200,7 @@ def export(
     Args:
         ws: The workspace.
         key: Id or name.
-        layout: auto, kohya, diffusers or peft.
+        layout: auto, kohya, diffusers, peft or embedding (new words alone).
         out: File to write, or an existing folder that gets `<name>.safetensors`; a folder for peft.
         dtype: fp32, fp16, bf16; "" = as stored.
         publish: Leave out captions, folder names, prompts and notes.
@@ -307,10 +307,11 @@ def _relink(ws: "Workspace", adapter: Adapter, file: Path) -> FileState:
 
 
 def _trigger_words(run: Run, dataset: Dataset | None) -> tuple[str, ...]:
-    """The word that the run trained with: the recipe's own, else the data set's."""
+    """The word that the run trained with, the recipe's own or else the data set's, and its new words."""
     data: Any = run.recipe.get("data") or {}
+    tokens: Any = run.recipe.get("tokens") or {}
     word = str(data.get("trigger") or (dataset.trigger if dataset else "") or "").strip()
-    return (word,) if word else ()
+    return tuple(dict.fromkeys([*([word] if word else []), *map(str, tokens.get("words") or ())]))
 
 
 def _keep_preview(ws: "Workspace", run: Run, adapter_id: str, step: int) -> str:

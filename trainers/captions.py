@@ -116,7 +116,9 @@ class Wording:
 
 
 def wording(source: ManifestItem, data: DataSection, seed: int) -> Wording:
-    """The versions of a picture's caption."""
+    """The versions of a picture's caption; the trigger word belongs to pictures that teach, not to priors."""
+    if source.role:
+        data = data.model_copy(update={"trigger": "", "class_word": ""})
     return Wording(source.caption, source.pixel_hash, data, seed)
 
 

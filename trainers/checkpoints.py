@@ -62,7 +62,9 @@ class Learning:
         return [flat.parameter for flat in self.flats]
 
     def adapter(self) -> dict[str, Tensor]:
-        """Tensors of the adapter file: fp32, on the CPU."""
+        """Tensors of the adapter file, fp32 on the CPU; none in a full fine-tune, whose state is enough."""
+        if not self.trainables.separable:
+            return {}
         values = zip(self.flats, self.ema.values(), strict=True)
         views = {key: view for flat, value in values for key, view in flat.views(value).items()}
         views = self.trainables.file_tensors(views)
@@ -116,7 +118,8 @@ class Store:
         require_space(self.rundir.path, size + 2**20, f"checkpoint {step}")
         folder = self.rundir.file(CHECKPOINTS) / checkpoint_name(step)
         with atomic_folder(folder) as temporary:
-            write_tensors(temporary / ADAPTER, adapter, metadata)
+            if adapter:
+                write_tensors(temporary / ADAPTER, adapter, metadata)
             write_tensors(temporary / STATE, tensors, {"format": "pt"})
             head = {"format": FORMAT, "step": step, **numbers}
             write_json(temporary / NUMBERS, head | {"learning": structure}, durable=False)
@@ -142,7 +145,9 @@ class Store:
                 remove_tree(folder)
 
     def publish(self, folder: Path) -> None:
-        """Make a checkpoint's adapter the result of the run."""
+        """Make a checkpoint's adapter the result of the run, if it has one."""
+        if not (folder / ADAPTER).exists():
+            return
         with atomic_path(self.rundir.adapter) as temporary:
             shutil.copyfile(folder / ADAPTER, temporary)
 

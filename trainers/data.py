@@ -30,6 +30,7 @@ from trainers.plan import (
     replace_trigger,
     shown_flipped,
 )
+from trainers.preservation import PriorRows
 from trainers.recipe_fields import DataSection
 
 __all__ = [
@@ -55,6 +56,7 @@ class Batch:
     epoch: int
     index: int  # of this batch in its epoch; resume with BatchSource.batches(epoch, index + 1)
     mask: Tensor | None = None  # (B, 1, h, w) fp32 weight of each latent cell, mean 1 a sample; None = all 1
+    from_base: Tensor | None = None  # (B,) bool, on the CPU: rows whose target the base gives
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; copies to a GPU are from pinned memory and do not wait."""
@@ -106,6 +108,7 @@ class BatchSource:
         rank: This process, 0 .. world - 1.
         world: How many processes.
         masks: Filled for all items; None = masks do not count.
+        prior: Adds rows whose target is the base's own prediction.
     """
 
     items: Sequence[Item]
@@ -117,6 +120,7 @@ class BatchSource:
     rank: int = 0
     world: int = 1
     masks: MaskCache | None = None
+    prior: PriorRows | None = None
 
     def plan(self, epoch: int) -> list[tuple[Slot, ...]]:
         """This process's batches of an epoch."""
@@ -150,7 +154,7 @@ class BatchSource:
             geometry.append(item.geometry.mirrored() if flip else item.geometry)
             captions.append(shown_caption(item, slot.copy, data=self.data, seed=self.seed, epoch=epoch))
             shown.append((item, flip))
-        return Batch(
+        batch = Batch(
             latents=torch.stack(latents),
             cond=self.conditioning(captions),
             geometry=geometry,
@@ -161,6 +165,7 @@ class BatchSource:
             index=index,
             mask=self.masks.batch(shown) if self.masks else None,
         )
+        return self.prior.added(batch, [item.source.role for item, _ in shown]) if self.prior else batch
 
 
 def read_pixels(path: Path, item: Item, *, flip: bool = False) -> Tensor:

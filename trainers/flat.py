@@ -16,7 +16,7 @@ class Flat:
 
     Args:
         named: Parameters by key, fp32 and on one device; changed in place.
-        role: Whose they are: "denoiser" or "text". Decides the learning rate and when it ends.
+        role: Whose they are: "denoiser", "text" or "tokens". Decides the learning rate and when it ends.
         factor: On the role's learning rate.
         decay: Whether weight decay acts on them.
     """

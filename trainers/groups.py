@@ -14,7 +14,9 @@ from trainers.recipe_fields import OptimizerSection
 _PARAMETER = re.compile(r"\.(lora_|hada_|lokr_|oft_R).*$|\.[^.]+$")
 
 
-def make_flats(trainables: Trainables, section: OptimizerSection, denoiser_name: str) -> list[Flat]:
+def make_flats(
+    trainables: Trainables, section: OptimizerSection, denoiser_name: str, tokens_lr: float = 1e-3
+) -> list[Flat]:
     """One flat buffer per role and rate, the denoiser's first; a single one per role in most recipes.
 
     LoRA+ (Hayou et al. 2024, "LoRA+: Efficient Low Rank Adaptation of Large Models"): the rate of B is
@@ -24,6 +26,7 @@ def make_flats(trainables: Trainables, section: OptimizerSection, denoiser_name:
         trainables: What learns.
         section: Its per-block rates and LoRA+ ratio.
         denoiser_name: Component whose paths stand without its name in the recipe.
+        tokens_lr: Rate of new words, which have a group of their own and do not decay.
 
     Raises:
         BadInput: a pattern matches no layer, or the optimizer or the method cannot do it.
@@ -45,6 +48,8 @@ def make_flats(trainables: Trainables, section: OptimizerSection, denoiser_name:
                 factor *= section.lora_plus_ratio
             groups.setdefault((factor, not key.endswith(undecayed)), {})[key] = parameter
         flats += [Flat(group, role, factor=f, decay=decay) for (f, decay), group in groups.items()]  # pyright: ignore[reportArgumentType]
+    if trainables.tokens:
+        flats.append(Flat(trainables.tokens, "tokens", factor=tokens_lr / section.lr, decay=False))
     for text in section.block_lrs:
         if text not in used:
             raise BadInput(
@@ -54,9 +59,10 @@ def make_flats(trainables: Trainables, section: OptimizerSection, denoiser_name:
 
 
 def _check(trainables: Trainables, section: OptimizerSection) -> None:
-    if section.lora_plus_ratio != 1 and not METHODS[trainables.method].has_ab:
-        wrong = f"{trainables.method} has no A and B to tell apart"
-        raise BadInput("optimizer.lora_plus_ratio", wrong, "set it to 1")
+    if section.lora_plus_ratio != 1 and not any(key.endswith(".lora_B.weight") for key in trainables.named):
+        raise BadInput(
+            "optimizer.lora_plus_ratio", "what is trained has no A and B to tell apart", "set it to 1"
+        )
     one_rate = section.name in OPTIMIZERS and OPTIMIZERS[section.name].one_rate
     if one_rate and (section.lora_plus_ratio != 1 or section.block_lrs):
         wrong = f"{section.name} has one rate for everything"

@@ -78,6 +78,7 @@ def check_tokens(family: Family, items: Sequence[Item], data: DataSection, seed:
 
 def check_captions_differ(items: Sequence[Item], data: DataSection, seed: int) -> list[str]:
     """Captions that cannot teach anything: all empty, or missing for some pictures."""
+    items = [item for item in items if not item.source.role]  # priors may all be called the same
     pictures = {item.source.image: item for item in items}
     bare = [item.label for item in pictures.values() if not item.source.caption.strip()]
     captions = {version for item in items for version in wording(item.source, data, seed).versions()}

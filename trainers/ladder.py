@@ -23,6 +23,7 @@ from trainers.guards import is_memory
 from trainers.loop import backward
 from trainers.optim import make_optimizer, optimizer_kind
 from trainers.plan import Item
+from trainers.preservation import BasePrediction
 from trainers.recipe_fields import OptimizerSection
 from trainers.rundir import RunDir
 
@@ -187,9 +188,10 @@ def _attempt(
         with torch.random.fork_rng(devices):
             values = sum(flat.parameter.numel() for flat in learning.flats)
             held = torch.empty(missing * values, dtype=torch.uint8, device=family.device)
-            backward(
-                setting.accelerator, family, objective, batch.to(family.device), _generator(), rungs.pieces
-            )
+            base = BasePrediction(family, learning.trainables)
+            generator, pieces = _generator(), rungs.pieces
+            on_device = batch.to(family.device)
+            backward(setting.accelerator, family, objective, on_device, generator, pieces, base)
     except (RuntimeError, MemoryError) as caught:
         if not is_memory(caught):
             raise

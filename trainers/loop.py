@@ -13,6 +13,7 @@ from trainers.data import Batch
 from trainers.families.base import Family
 from trainers.objectives import Objective
 from trainers.plan import draw_seed
+from trainers.preservation import BasePrediction
 
 if TYPE_CHECKING:
     from trainers.session import Session
@@ -37,7 +38,13 @@ def train(session: "Session") -> None:
             batch = next(batches).to(accelerator.device)
             with accelerator.accumulate(s.family.denoiser):
                 part = backward(
-                    accelerator, s.family, s.objective, batch, s.generator(step, micro), s.rungs.pieces
+                    accelerator,
+                    s.family,
+                    s.objective,
+                    batch,
+                    s.generator(step, micro),
+                    pieces=s.rungs.pieces,
+                    base=s.base,
                 )
             loss += part / s.accumulate
             names += batch.names
@@ -60,6 +67,7 @@ def backward(
     batch: Batch,
     generator: torch.Generator,
     pieces: int = 1,
+    base: BasePrediction | None = None,
 ) -> Tensor:
     """Add the gradients of a batch at drawn noise and timesteps; returns its loss, a scalar without a graph.
 
@@ -71,7 +79,7 @@ def backward(
     count, total = len(batch.latents), torch.zeros((), device=batch.latents.device)
     for rows in cuts(count, pieces):
         with accelerator.autocast():
-            part = error(family, objective, batch.rows(rows), noise[rows], t[rows], shown[rows])
+            part = error(family, objective, batch.rows(rows), noise[rows], t[rows], shown[rows], base)
         part = part * (len(range(*rows.indices(count))) / count)
         accelerator.backward(part)
         total += part.detach()
@@ -91,6 +99,7 @@ def error(
     noise: Tensor,
     t: Tensor,
     shown: Tensor | None = None,
+    base: BasePrediction | None = None,
 ) -> Tensor:
     """Mean over the batch of weight(t) * sample weight * mean penalty, in fp32; masks weigh the mean.
 
@@ -101,13 +110,16 @@ def error(
         noise: (B, C, h, w), what the target is made from.
         t: (B,) timesteps.
         shown: (B, C, h, w) noise that x_t is made with, where it is another.
+        base: Gives the target of rows that `batch.from_base` marks.
     """
     x0 = batch.latents
     noise, t = noise.to(x0, non_blocking=True), t.to(x0.device, non_blocking=True)
     shown = noise if shown is None else shown.to(x0, non_blocking=True)
-    cond = family.conditioning(batch.cond)
-    prediction = family.predict(objective.corrupt(x0, shown, t), t, cond, batch.geometry).float()
-    penalty = objective.penalty(prediction, objective.target(x0, noise, t), t)
+    x_t, target = objective.corrupt(x0, shown, t), objective.target(x0, noise, t)
+    if base and batch.from_base is not None:
+        target = base.into(target, batch, x_t, t)
+    prediction = family.predict(x_t, t, family.conditioning(batch.cond), batch.geometry).float()
+    penalty = objective.penalty(prediction, target, t)
     penalty = penalty if batch.mask is None else penalty * batch.mask
     return (penalty.flatten(1).mean(1) * objective.weight(t) * batch.weight).mean()
 

@@ -39,6 +39,8 @@ class Trainables:
         components: Component -> the module that carries the adapter.
         method: Row of `method_table.METHODS`.
         initial: PiSSA's frozen factors by the key of those that learn; empty for other methods.
+        tokens: Of new words, see `trainers.new_tokens`.
+        separable: Whether the base is still there below them; not in a full fine-tune.
     """
 
     denoiser: dict[str, nn.Parameter]
@@ -47,16 +49,18 @@ class Trainables:
     components: dict[str, nn.Module]
     method: str = "lora"
     initial: dict[str, nn.Parameter] = field(default_factory=dict[str, nn.Parameter])
+    tokens: dict[str, nn.Parameter] = field(default_factory=dict[str, nn.Parameter])
+    separable: bool = True
 
     @property
     def named(self) -> dict[str, nn.Parameter]:
         """All of them."""
-        return self.denoiser | self.text
+        return self.denoiser | self.text | self.tokens
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """All of them, in the order of `named`."""
-        return [*self.denoiser.values(), *self.text.values()]
+        return list(self.named.values())
 
     @cached_property
     def layers(self) -> list[BaseTunerLayer]:

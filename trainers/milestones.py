@@ -35,6 +35,7 @@ class Milestones:
         numbers: More for state.json.
         metadata: Of the adapter file at a step.
         writes: Whether this is the first process.
+        publish: Writes a result that is no adapter, after the last step.
     """
 
     def __init__(
@@ -50,16 +51,19 @@ class Milestones:
         numbers: Callable[[], dict[str, Any]],
         metadata: Callable[[int], dict[str, str]],
         writes: bool,
+        publish: Callable[[], None] = lambda: None,
     ) -> None:
         self.recipe, self.learning, self.store = recipe, learning, store
         self.readback, self.reporter = readback, reporter
         self.previewer, self.probe, self.numbers, self.metadata = previewer, probe, numbers, metadata
-        self.writes = writes
+        self.writes, self.publish = writes, publish
         self.best: tuple[int, float] | None = None  # step and probe loss
         self.step = 0
         self.saved: int | None = None  # step of the newest checkpoint
         self._dead_check = math.ceil(DEAD_AFTER * recipe.train.max_steps)
         self._effect_check = min(max(self._dead_check, FIRST_EFFECT), recipe.train.max_steps)
+        if not learning.trainables.separable:
+            self._effect_check = 0  # nothing to switch off
 
     def begin(self, start: int) -> None:
         """Before the first step of this attempt; `start` steps are done."""
@@ -97,6 +101,7 @@ class Milestones:
             self._checkpoint()
         if self.writes and self.step == self.recipe.train.max_steps and (folder := self.store.latest()):
             self.store.publish(folder)
+            self.publish()
 
     def _checkpoint(self) -> None:
         if not all(p.detach().isfinite().all() for p in self.learning.parameters):

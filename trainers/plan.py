@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from registry.errors import BadInput
+from trainers.priors import showings
 from trainers.recipe_fields import DataSection
 from trainers.rundir import ManifestItem, RunDir
 
@@ -217,13 +218,13 @@ def batch_plan(
     are left, some meet twice.
 
     Returns:
-        For each batch its slots; every slot of every item occurs in at least one batch of one rank.
+        For each batch its slots; every showing occurs in at least one batch of one rank.
     """
     buckets: defaultdict[Size, list[tuple[float, Slot]]] = defaultdict(list)
-    for position, item in enumerate(items):
-        for copy in range(item.repeats):
-            key = draw(seed, "order", epoch, item.index, copy)
-            buckets[item.geometry.target].append((key, Slot(position, copy)))
+    for position, copy in showings(items, epoch):
+        item = items[position]
+        key = draw(seed, "order", epoch, item.index, copy)
+        buckets[item.geometry.target].append((key, Slot(position, copy)))
     size = batch_size * world
     whole: list[tuple[float, list[Slot]]] = []
     for target in sorted(buckets):

@@ -79,7 +79,7 @@ class Previewer:
             quiet = self.learning.trainables.evaluating()
             with torch.no_grad(), torch.random.fork_rng(), self.learning.ema.applied(), quiet:
                 for index, prompt in enumerate(self.prompts):
-                    if prompt not in based:
+                    if prompt not in based and (step == 0 or self.learning.trainables.separable):
                         with self.learning.trainables.disabled():
                             self._keep(self._picture(index), f"base-p{index}.png", step, prompt, base=True)
                     if (step, prompt) not in there:

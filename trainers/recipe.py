@@ -17,6 +17,7 @@ from registry.errors import BadInput
 from registry.files import check_name, read_json
 from registry.hashing import hash_json
 from trainers.families import FAMILIES
+from trainers.recipe_dreambooth import PreservationSection, TokensSection
 from trainers.recipe_fields import (
     AdapterSection,
     CheckpointsSection,
@@ -43,7 +44,8 @@ from trainers.recipe_text import (
 
 __all__ = [
     "AdapterSection", "CheckpointsSection", "DataSection", "Difference", "FieldFacts", "LogSection",
-    "ObjectiveSection", "OptimizerSection", "PreviewSection", "Recipe", "ScheduleSection", "TrainSection",
+    "ObjectiveSection", "OptimizerSection", "PreservationSection", "PreviewSection", "Recipe",
+    "ScheduleSection", "TokensSection", "TrainSection",
     "apply_sets", "differences", "load_frozen", "load_recipe", "preset", "preset_by_name", "preset_name",
     "preset_names", "preset_text", "reasons", "recipe_fields", "recipe_hash", "to_toml",
 ]  # fmt: skip
@@ -67,6 +69,8 @@ class Recipe(Section):
     schedule: ScheduleSection = Field(default_factory=ScheduleSection)
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     data: DataSection = Field(default_factory=DataSection)
+    preservation: PreservationSection = Field(default_factory=PreservationSection)
+    tokens: TokensSection = Field(default_factory=TokensSection)
     train: TrainSection = Field(default_factory=TrainSection)
     checkpoints: CheckpointsSection = Field(default_factory=CheckpointsSection)
     preview: PreviewSection = Field(default_factory=PreviewSection)

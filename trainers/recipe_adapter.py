@@ -29,11 +29,12 @@ FITS_SOME_METHODS: dict[str, tuple[tuple[str, ...], str]] = {
 class AdapterSection(Section):
     """What is added to the frozen base."""
 
-    method: Literal["lora", "rslora", "dora", "loha", "lokr", "oft", "pissa"] = "lora"
+    method: Literal["lora", "rslora", "dora", "loha", "lokr", "oft", "pissa", "full"] = "lora"
     """What is added to a weight W. lora: (alpha / rank) B A, which every tool reads. rslora: scaled by
     alpha / sqrt(rank). dora: length and direction of W apart. loha: two low ranks multiplied entry by entry.
     lokr: a Kronecker product, the smallest files. oft: W turned, nothing stretched. pissa: lora that starts
-    from W's own largest directions; saved as a lora of twice the rank."""
+    from W's own largest directions; saved as a lora of twice the rank. full: nothing is added, the base's own
+    weights learn (DreamBooth); the result is a new base, as large as the old one; rates near 1e-6."""
     rank: Rank = 16
     """Inner dimension of the factors on linear layers (not oft). More = more capacity, larger file."""
     alpha: Alpha | None = None
@@ -90,7 +91,9 @@ class AdapterSection(Section):
         default = cls.model_fields[info.field_name].get_default(call_default_factory=True)
         methods, why = FITS_SOME_METHODS[info.field_name]
         chosen = info.data.get("method", "lora")
-        if chosen not in methods and value != default:
+        if (
+            chosen not in (*methods, "full") and value != default
+        ):  # full passes over what presets say of these
             raise ValueError(f"left out with {chosen}: {why}")
         return value
 

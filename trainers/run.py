@@ -90,10 +90,10 @@ def _keep_last_finite(reporter: Reporter, kind: str) -> None:
     if kind != "nan" or not reporter.writes:
         return
     from trainers.checkpoints import Store
-    from trainers.rundir import workspace_key
+    from trainers.rundir import ADAPTER, workspace_key
 
     store = Store(reporter.rundir, workspace_key(), keep=2)
-    if folder := store.latest():
+    if (folder := store.latest()) and (folder / ADAPTER).exists():
         store.publish(folder)
         log.info("the result is %s, the last finite checkpoint", folder.name)
 

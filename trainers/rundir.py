@@ -14,6 +14,7 @@
     checkpoints/    step-000100/ {adapter.safetensors, state.safetensors, state.json, manifest.json};
                     state.json has step, loss (smoothed) and probe_loss
     adapter.safetensors   the result, in diffusers layout with alpha in its metadata
+    model/, model.safetensors   the result of a full fine-tune instead: a diffusers folder, and one file
 
 Paths inside env.json and manifest.jsonl are relative to the run directory when they point into the
 workspace, so that a workspace can be moved.
@@ -45,6 +46,7 @@ PREVIEW_INDEX = "previews/previews.jsonl"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter.safetensors"
+MODEL, MODEL_FILE = "model", "model.safetensors"  # of a full fine-tune
 CHECKPOINT_MANIFEST = "manifest.json"
 
 KEY_VARIABLE = "STUDIO_WORKSPACE_KEY"  # hex; signs checkpoint manifests; never on a command line
@@ -63,6 +65,7 @@ class ManifestItem:
     mask: str = ""
     weight: float = 1.0  # per-sample loss weight (prior preservation)
     repeats: int = 1
+    role: str = ""  # "class" or "regularisation": shows what is to be kept, see `trainers.priors`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,7 @@ class Status:
     """What the trainer is doing now. `state`: starting, running, stopped, finished or failed."""
 
     state: str
-    phase: str = ""  # "loading", "caching", "preview", "training", "saving"
+    phase: str = ""  # "class pictures", "loading", "caching", "preview", "training", "saving"
     phase_done: int = 0
     phase_total: int = 0
     step: int = 0

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from trainers.checkpoints import Learning, Store, optimizer_class
 from trainers.data import Batch, BatchSource
+from trainers.dreambooth import prior_rows, publisher
 from trainers.families.base import Family
 from trainers.ladder import Rungs, after_failure, climb, read_rungs
 from trainers.loop import error, step_generator
@@ -18,6 +19,7 @@ from trainers.milestones import Milestones, Probe
 from trainers.objectives import Objective, noise_schedule
 from trainers.optim import schedule_in_force, set_rates
 from trainers.plan import Slot, draw_seed
+from trainers.preservation import BasePrediction
 from trainers.preview import SAMPLERS, Previewer, preview_size, rewind_previews
 from trainers.readback import ReadBack
 from trainers.recipe import load_frozen, recipe_hash
@@ -56,6 +58,7 @@ class Session:
     schedule: ScheduleSection  # in force
     start: int  # steps that were done before this attempt
     trackers: list[Any]
+    base: BasePrediction | None = None  # what rows of base-prediction preservation are compared with
 
     @property
     def accelerator(self) -> Accelerator:
@@ -94,18 +97,18 @@ class Session:
         """Learning rates of the step; the text encoders freeze when their time is over."""
         recipe = self.setting.recipe
         set_rates(self.learning.optimizer, lr_factor(self.schedule, step, self.max_steps))
-        if step > recipe.adapter.text_encoder_until * self.max_steps:
-            for flat in self.learning.flats:
-                if flat.role == "text":
-                    flat.freeze()
+        until = {"text": recipe.adapter.text_encoder_until, "tokens": recipe.tokens.until}
+        for flat in self.learning.flats:
+            if step > until.get(flat.role, 1.0) * self.max_steps:
+                flat.freeze()
 
     def rates(self) -> dict[str, float]:
-        """Learning rates in force, at a factor of 1; Prodigy's include its own estimate."""
-        rates: dict[str, float] = {}
+        """Learning rates in force, at a factor of 1 but for new words; Prodigy's include its own estimate."""
+        names, rates = {"text": "text_lr", "tokens": "tokens_lr"}, dict[str, float]()
         for flat, group in zip(self.learning.flats, self.learning.optimizer.param_groups, strict=True):
-            name = "text_lr" if flat.role == "text" else "lr"
-            rate = 0.0 if flat.frozen else group["lr"] * group.get("d", 1.0) / flat.factor
-            rates.setdefault(name, rate)
+            factor = 1.0 if flat.role == "tokens" else flat.factor
+            rate = 0.0 if flat.frozen else group["lr"] * group.get("d", 1.0) / factor
+            rates.setdefault(names.get(flat.role, "lr"), rate)
         return rates
 
     def wants_stop(self) -> bool:
@@ -154,6 +157,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         masks=encode_masks(setting, items),
+        prior=prior_rows(recipe, conditioning),
     )
     stop.check()
     reporter.phase("loading")
@@ -194,10 +198,12 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         numbers=lambda: _numbers(setting, learning),
         metadata=lambda step: _metadata(setting, learning, step),
         writes=setting.writes,
+        publish=publisher(setting, learning),
     )
     if numbers.get("best"):
         milestones.best = (int(numbers["best"][0]), float(numbers["best"][1]))
         reporter.best(milestones.best[0])
+    base = BasePrediction(family, learning.trainables) if source.prior else None
     return Session(
         setting,
         objective,
@@ -210,6 +216,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         schedule,
         start,
         trackers,
+        base,
     )
 
 
@@ -238,7 +245,8 @@ def _previewer(setting: Setting, learning: Learning, prompts: list[str], encode:
 def _probe(setting: Setting, objective: Objective, learning: Learning, source: BatchSource) -> Probe:
     recipe, family = setting.recipe, setting.family
     seed = recipe.train.seed
-    still = replace(source, data=recipe.data.model_copy(update={"caption_dropout": 0.0, "flip": False}))
+    calm = recipe.data.model_copy(update={"caption_dropout": 0.0, "flip": False})
+    still = replace(source, data=calm, prior=None)
     positions = probe_items(list(source.items), PROBE_PICTURES, seed)
     batch = still.load([Slot(position, 0) for position in positions], 0, 0)
     generator = torch.Generator().manual_seed(draw_seed(seed, "probe"))

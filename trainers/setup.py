@@ -19,7 +19,9 @@ from trainers import guards
 from trainers.cache import LatentCache, TextCache
 from trainers.captions import captions_needed, wording
 from trainers.checkpoints import Learning, Store, read_numbers, restore, same_optimizer
+from trainers.class_pictures import class_pictures
 from trainers.data import check_captions, load_items, read_pixels
+from trainers.dreambooth import attach_all, check_dreambooth, live_encoders
 from trainers.ema import Ema, ScheduleFreeMean
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Conditioning, Family, Use
@@ -28,11 +30,12 @@ from trainers.flat import Flat
 from trainers.groups import make_flats
 from trainers.ladder import Rungs, enable_checkpointing
 from trainers.masks import MaskCache, focus_of
-from trainers.methods import attach
 from trainers.metrics import Reporter
+from trainers.new_tokens import know_words
 from trainers.optim import make_optimizer, optimizer_kind
 from trainers.placing import place_items, views
 from trainers.plan import Item, draw_seed, replace_trigger
+from trainers.priors import check_words_named, with_class_captions
 from trainers.recipe import OptimizerSection, Recipe, TrainSection
 from trainers.rundir import RunDir, RunEnv, checkpoint_step, verify_checkpoint
 from trainers.signals import StopFlag
@@ -156,7 +159,9 @@ def make_family(recipe: Recipe, env: RunEnv, rundir: RunDir, device: torch.devic
 def load_data(setting: Setting) -> list[Item]:
     """Pictures with their buckets; everything odd about them becomes a warning."""
     data, train, family = setting.recipe.data, setting.recipe.train, setting.family
-    sources = load_items(setting.rundir)
+    for warning in check_dreambooth(setting.recipe):
+        setting.reporter.warn(warning)
+    sources = [*load_items(setting.rundir), *class_pictures(setting)]
     step = data.bucket_step or family.bucket_multiple
     if step % family.side_multiple:
         need = f"sides of this base are multiples of {family.side_multiple} px"
@@ -170,6 +175,7 @@ def load_data(setting: Setting) -> list[Item]:
         focus=lambda source: focus_of(source, setting.rundir.resolve),
     )
     check_captions(items, data)
+    check_words_named(setting.recipe, [wording(s, data, train.seed).version(0, 0) for s in sources])
     for index, note in enumerate(notes):
         if index:  # the first note is the tally of buckets
             setting.reporter.warn(note)
@@ -183,8 +189,9 @@ def load_data(setting: Setting) -> list[Item]:
 
 def preview_prompts(recipe: Recipe, items: list[Item]) -> list[str]:
     """The recipe's prompts, or the first two captions, with the trigger in place."""
-    data = recipe.data
-    captions = dict.fromkeys(wording(item.source, data, recipe.train.seed).version(0, 0) for item in items)
+    data, seed = recipe.data, recipe.train.seed
+    taught = [item.source for item in items if not item.source.role]
+    captions = dict.fromkeys(wording(source, data, seed).version(0, 0) for source in taught)
     prompts = recipe.preview.prompts or tuple(captions)[:2]
     return list(dict.fromkeys(replace_trigger(prompt, data.trigger, data.class_word) for prompt in prompts))
 
@@ -198,16 +205,19 @@ def encode_texts(
     tokens, at each step.
     """
     family, recipe = setting.family, setting.recipe
-    live = family.trained_encoders(recipe.adapter)
+    live, words = live_encoders(family, recipe), recipe.tokens.words
+    know_words(family, recipe.tokens)
     if set(live) == set(family.text_encoder_names):
-        check_encoder(setting, captions_needed(items, recipe.data, recipe.train.seed), family.encode_text)
+        if not words:  # the words' vectors come later
+            check_encoder(setting, captions_needed(items, recipe.data, recipe.train.seed), family.encode_text)
         return family.tokenize, family.encode_text
     encoders = family.text_encoder_names
     names = (*(tokenizer_of(name) for name in encoders), *encoders)
     hashes = [family.component_hash(name, setting.memo) for name in names]
-    encoder_hash = hash_json([*hashes, *family.cache_facts(), *live])
+    new = [[list(words), recipe.tokens.vectors]] if words else []
+    encoder_hash = hash_json([*hashes, *family.cache_facts(), *live, *new])
     cache = TextCache(setting.cache, encoder_hash, dtype=family.dtype)
-    captions = captions_needed(items, recipe.data, recipe.train.seed)
+    captions = with_class_captions(captions_needed(items, recipe.data, recipe.train.seed), recipe)
     texts = list(dict.fromkeys([*captions, *prompts, recipe.preview.negative]))
     setting.reporter.phase("caching", len(texts))
     with setting.first_process_first():
@@ -217,7 +227,8 @@ def encode_texts(
     def on_device(texts: list[str]) -> Conditioning:
         return family.conditioning({key: value.to(family.device) for key, value in cache.get(texts).items()})
 
-    check_encoder(setting, captions, on_device)
+    if not words:
+        check_encoder(setting, captions, on_device)
     return cache.get, on_device
 
 
@@ -276,14 +287,14 @@ def make_learning(setting: Setting, rungs: Rungs) -> Learning:
     """
     recipe, family = setting.recipe, setting.family
     denoiser: Any = family.denoiser
-    trainables = attach(family, recipe.adapter, recipe.train.seed)
+    trainables = attach_all(family, recipe)
     if family.device.type == "cuda":
         denoiser.to(memory_format=torch.channels_last)  # convolutions of UNets run on it natively
     if recipe.train.gradient_checkpointing or rungs.checkpointing:
         enable_checkpointing(family, trainables)
     apply_weight_first(trainables, family.device)
     section = rungs.section(recipe.optimizer)
-    flats = make_flats(trainables, section, family.denoiser_name)
+    flats = make_flats(trainables, section, family.denoiser_name, recipe.tokens.lr)
     optimizer = make_optimizer(section, flats, family.device, recipe.train.seed)
     return Learning(trainables, flats, optimizer, make_mean(recipe, section, flats, optimizer, family.device))
 
@@ -340,9 +351,9 @@ def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[
 
 
 def probe_items(items: list[Item], count: int, seed: int) -> list[int]:
-    """Positions of at most `count` items of the commonest bucket, spread over the data set."""
-    targets = [item.geometry.target for item in items]
-    common = max(sorted(set(targets)), key=targets.count)
-    positions = [index for index, target in enumerate(targets) if target == common]
+    """Positions of at most `count` instances of their commonest bucket, spread over the data set."""
+    targets = {index: item.geometry.target for index, item in enumerate(items) if not item.source.role}
+    common = max(sorted(set(targets.values())), key=list(targets.values()).count)
+    positions = [index for index, target in targets.items() if target == common]
     positions.sort(key=lambda index: draw_seed(seed, "probe", items[index].index))
     return sorted(positions[:count])

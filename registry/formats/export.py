@@ -16,18 +16,18 @@ from PIL import Image
 
 from registry.errors import BadInput, StudioError
 from registry.files import atomic_file, atomic_folder, atomic_path, require_space, write_json
-from registry.formats import diffusers, kohya, lycoris, lycoris_tools, peft
+from registry.formats import diffusers, kohya, lycoris, lycoris_tools, peft, words
 from registry.formats.families import family_format
 from registry.formats.header import read_header
 from registry.formats.inspect import AdapterFacts
 from registry.formats.internal import AdapterForm
 from registry.formats.load import load_adapter
 from registry.formats.metadata import with_hashes
-from registry.formats.tensors import read_tensors, save
+from registry.formats.tensors import Array, cast, read_tensors, save
 from registry.formats.tools import TOOLS, Judge, Proof, Reading, ToolReport
 from registry.hashing import hash_adapter
 
-LAYOUTS = ("auto", "kohya", "diffusers", "peft")
+LAYOUTS = ("auto", "kohya", "diffusers", "peft", "embedding")
 # Relative error that rounding may cost: two factors of 24, 11 and 8 significant bits, with room for the small
 # values that fp16 keeps with fewer. Above it the export is refused.
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 2e-2}
@@ -100,7 +100,14 @@ def export_adapter(
         raise BadInput(f"format {layout!r}", "is unknown", f"use one of {', '.join(LAYOUTS)}")
     form, facts, header = load_adapter(source, family)
     _require_family(source, form, facts)
-    layout = family_format(form.family).auto_layout if layout == "auto" else layout
+    if layout == "auto":
+        layout = family_format(form.family).auto_layout if form.modules else "embedding"
+    if layout == "embedding":
+        return export_words(
+            form, _target(out, layout), dtype or facts.dtype, metadata or {}, overwrite=overwrite
+        )
+    if not form.modules:
+        raise BadInput(str(source), "holds new words alone", "export it with --format embedding")
     dtype = dtype or facts.dtype
     out = _target(out, layout)
     extra = _sidecar_files(out, sidecar) if layout != "peft" else []
@@ -144,16 +151,19 @@ def _write_file(
 ) -> tuple[Proof, tuple[ToolReport, ...]]:
     module = kohya if layout == "kohya" else diffusers
     tensors, extra = module.write(form)
+    tensors |= words.bundle(form.words, form.family) if layout == "kohya" else {}
     if form.others:
         tensors |= lycoris.write_kohya(form) if layout == "kohya" else lycoris.write_diffusers(form)
     stored = lycoris_tools.stored(tensors, dtype)
     with atomic_path(out) as temporary:
         save(temporary, stored, with_hashes(stored, {"format": "pt", **metadata, **extra}))
         header = read_header(temporary)
-        back = read_tensors(temporary, header)
+        kept, back = words.split(read_tensors(temporary, header))
         read = lycoris.reader(layout) if form.others else module.read
         proof = lycoris_tools.prove(form, read(back, header.metadata, form.family), judge)
         _require_proof(proof, judge, out, dtype)
+        for word in form.words if layout == "kohya" else ():
+            _require_word(word, form.words[word], kept.get(word, {}), out, dtype)
     names = family_format(form.family)
     reports = (
         judge.report(name, reader(back, header.metadata, names, form.modules))
@@ -184,6 +194,53 @@ def _write_peft(
     return proof, (judge.report("PEFT", Reading(back.modules)),)
 
 
+def export_words(
+    form: AdapterForm, out: Path, dtype: str, metadata: Mapping[str, str], *, overwrite: bool
+) -> ExportReport:
+    """The new words of an adapter as embedding files: at `out`, or `<stem>-<word>` for each of several.
+
+    Raises:
+        BadInput: there are none, or a file stands in the way.
+        StudioError: the disk is full, or what was written is not what it should be (it is removed).
+    """
+    if not form.words:
+        raise BadInput("adapter", "has no new words", "use another format")
+    several = len(form.words) > 1
+    paths = {word: out.with_name(f"{out.stem}-{word}.safetensors") if several else out for word in form.words}
+    _refuse_existing([*paths.values()], overwrite)
+    for word, path in paths.items():
+        stored = cast(words.embedding(form.words[word], form.family), dtype)
+        with atomic_path(path) as temporary:
+            save(temporary, stored, with_hashes(stored, {"format": "pt", **metadata}))
+            back = words.read_embedding(read_tensors(temporary, read_header(temporary)))
+            _require_word(word, form.words[word], back, path, dtype)
+    first = next(iter(paths.values()))
+    hashes = hash_adapter(first)
+    return ExportReport(
+        path=str(first),
+        files=tuple(map(str, paths.values())),
+        layout="embedding",
+        family=form.family,
+        dtype=dtype,
+        bytes=sum(path.stat().st_size for path in paths.values()),
+        sha256=hashes.sha256,
+        tensor_sha256=hashes.tensor_sha256,
+        modules=0,
+        matched=0,
+        worst_error=0.0,
+        tolerance=TOLERANCE[dtype],
+        tools=(),
+        notes=("a file's name is the word that calls it; rename it as you like",),
+    )
+
+
+def _require_word(
+    word: str, ours: Mapping[str, Array], theirs: Mapping[str, Array], out: Path, dtype: str
+) -> None:
+    if words.worst_error(ours, theirs) > TOLERANCE[dtype]:
+        raise StudioError(str(out), f"lost the vectors of {word} on the way", "please report this")
+
+
 def _require_proof(proof: Proof, judge: Judge, out: Path, dtype: str) -> None:
     if proof.missing:
         raise StudioError(str(out), f"lost module {proof.missing[0]} on the way", "please report this")
@@ -201,7 +258,7 @@ def _require_family(source: Path, form: AdapterForm, facts: AdapterFacts) -> Non
         raise BadInput(
             str(source), f"is of no known family ({facts.reason})", "set its family in the catalog first"
         )
-    if not form.everything:
+    if not form.everything and not form.words:
         raise BadInput(str(source), "has no adapter weights", "choose another file")
 
 
@@ -270,6 +327,10 @@ def _write_sidecar(out: Path, sidecar: Sidecar, sd_version: str) -> list[Path]:
 
 def _notes(layout: str, form: AdapterForm) -> tuple[str, ...]:
     notes = [*lycoris_tools.notes(form, layout)]
+    if form.words and layout == "kohya":
+        notes.append("A1111 and Forge read the new words from the file; for others use --format embedding")
+    elif form.words:
+        notes.append("the new words are left out; write them with --format embedding")
     if layout == "diffusers" or (layout == "peft" and form.modules):
         notes.append(
             "alpha / rank is folded into lora_B: every tool applies the trained strength at weight 1"

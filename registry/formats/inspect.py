@@ -16,6 +16,7 @@ from registry.formats import diffusers, lycoris
 from registry.formats.families import FORMATS
 from registry.formats.header import Header, read_header
 from registry.formats.tensors import read_scalars, stored_dtype
+from registry.formats.words import BUNDLE, is_word
 
 # Input width of attn2.to_k, which is the width of the text conditioning.
 CONTEXT_DIMS = {768: "sd15", 1024: "sd21", 2048: "sdxl"}
@@ -51,7 +52,7 @@ class AdapterFacts:
     """What the header says. `family` is "" while unidentified; `reason` says what decided or is missing."""
 
     family: str
-    method: str  # "lora", "dora", "loha", "lokr", "oft", "tucker", "full"
+    method: str  # "lora", "dora", "loha", "lokr", "oft", "tucker", "full", "embedding" (new words alone)
     rank: int  # the most frequent one; 0 when the method has none
     alpha: float  # the most frequent one
     targets: tuple[str, ...]  # components: "unet", "text_encoder"
@@ -80,6 +81,8 @@ def facts_of(path: Path, header: Header) -> AdapterFacts:
     method = next(
         (name for name, endings in _METHODS if any(k.endswith(endings) for k in header.tensors)), ""
     )
+    if not method and header.tensors and all(map(is_word, header.tensors)):
+        method = "embedding"
     if not method:
         raise BadInput(str(path), "has no adapter weights", "import checkpoints with studio bases add")
     family, confidence, reason, context = _family(header)
@@ -194,6 +197,8 @@ def _layout(header: Header) -> str:
 def _targets(header: Header) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for name in header.tensors:
+        if name.startswith(BUNDLE):
+            continue
         if name.startswith("lora_te2_") or name.startswith("text_encoder_2."):
             found["text_encoder_2"] = None
         elif name.startswith(("lora_te", "text_encoder.")) or ".self_attn." in name:

@@ -12,6 +12,8 @@ import numpy as np
 from registry.errors import BadInput
 from registry.formats.header import shown
 from registry.formats.tensors import Array
+from registry.formats.words import Words
+from registry.formats.words import components as word_components
 
 if TYPE_CHECKING:
     from registry.formats.factors import Factors
@@ -69,6 +71,7 @@ class AdapterForm:
     configs: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict[str, Any]
     )  # PEFT's, of our own files
+    words: Words = field(default_factory=dict[str, Mapping[str, Array]])  # new ones, see `formats.words`
 
     @property
     def everything(self) -> dict[str, "LoraFactors | Factors"]:
@@ -82,7 +85,7 @@ class AdapterForm:
     @property
     def components(self) -> tuple[str, ...]:
         """Pipeline components that the adapter changes, the denoiser first."""
-        found = {component_of(name) for name in self.everything}
+        found = {component_of(name) for name in self.everything} | set(word_components(self.words))
         return tuple(sorted(found, key=lambda name: (name.startswith("text"), name)))
 
     def of(self, component: str) -> dict[str, LoraFactors]:

@@ -1,5 +1,6 @@
 """Any adapter file that we can read -> `AdapterForm`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from registry.errors import BadInput
@@ -8,6 +9,7 @@ from registry.formats.header import Header, read_header
 from registry.formats.inspect import AdapterFacts, facts_of
 from registry.formats.internal import AdapterForm
 from registry.formats.tensors import read_tensors
+from registry.formats.words import split
 
 READERS = {
     "kohya": kohya.read,
@@ -30,6 +32,9 @@ def load_adapter(path: Path, family: str = "") -> tuple[AdapterForm, AdapterFact
     """
     header = read_header(path)
     facts = facts_of(path, header)
+    if facts.method == "embedding":
+        words, _ = split(read_tensors(path, header))
+        return AdapterForm(family or facts.family, words=words), facts, header
     if facts.method not in ("lora", *lycoris.METHODS) or facts.layout not in READERS:
         raise BadInput(
             str(path),
@@ -38,11 +43,12 @@ def load_adapter(path: Path, family: str = "") -> tuple[AdapterForm, AdapterFact
         )
     chosen = family or facts.family
     try:
-        tensors = read_tensors(path, header)
+        words, tensors = split(read_tensors(path, header))
         if facts.method == "lora":
             form = READERS[facts.layout](tensors, header.metadata, chosen)
         else:
             form = lycoris.read(tensors, header.metadata, chosen, facts.layout)
+        form = replace(form, words=words)
     except BadInput as error:
         if str(path) in error.thing:
             raise

@@ -85,7 +85,7 @@ def verify(
 def export(
     adapter: str,
     out: Annotated[Path, typer.Option(help="File to write (a folder for peft).")],
-    format: Annotated[str, typer.Option(help="auto, kohya, diffusers or peft.")] = "auto",
+    format: Annotated[str, typer.Option(help="auto, kohya, diffusers, peft or embedding.")] = "auto",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; default: as stored.")] = "",
     publish: Annotated[bool, typer.Option("--publish", help="Leave captions and folder names out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,

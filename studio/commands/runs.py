@@ -33,6 +33,9 @@ def train(
     dataset: Annotated[str, typer.Option(help="Data set: see `studio datasets list`.")] = "",
     goal: Annotated[str, typer.Option(help="style, character or concept.")] = "style",
     sets: Sets = None,
+    regularisation: Annotated[
+        str, typer.Option(help="Data set whose pictures the base should keep drawing as it does.")
+    ] = "",
     wait: Wait = False,
     forecast: Annotated[bool, typer.Option("--forecast", help="Only say what it would cost.")] = False,
 ) -> None:
@@ -58,7 +61,8 @@ def train(
     if forecast:
         show_record(plain(make_forecast(workspace, chosen, base_record, dataset_record)), title="Forecast")
         return
-    run = launch.launch(workspace, chosen, base_record, dataset_record, name)
+    kept = workspace.catalog.get(Dataset, regularisation) if regularisation else None
+    run = launch.launch(workspace, chosen, base_record, dataset_record, name, regularisation=kept)
     _started(workspace, run, wait=wait)
 
 

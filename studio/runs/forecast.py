@@ -58,6 +58,8 @@ def forecast(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset) -> F
     minutes = recipe.train.max_steps * float(seen["seconds_per_step"]) / 60 if seen else None
     train = recipe.train
     shown = train.max_steps * train.batch_size * train.accumulate * train.processes
+    if recipe.preservation.mode == "class_pictures":
+        shown //= 2  # every second one is a class picture
     notes = [f"The adapter has {parameters / 1e6:.2f} million parameters ({source})."]
     if seen:
         notes.append(f"Time and memory are those of run {seen['run']} on this machine.")
@@ -87,6 +89,10 @@ def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int
     if not shapes:
         count = adapter.rank * UNKNOWN_PER_RANK
         return count, "a generous guess: the base's files cannot be read here"
+    if adapter.method == "full":
+        parts = ("unet", "text_encoder") if adapter.train_text_encoder else ("unet",)
+        total = sum(math.prod(shape) for name, shape in shapes.items() if name.partition(":")[0] in parts)
+        return total, "all weights of the base that learn"
     chosen = re.compile(adapter.targets) if adapter.targets else None
     total = 0
     for name, shape in shapes.items():
@@ -162,6 +168,7 @@ def _disk(recipe: Recipe, pictures: int, parameters: int) -> int:
     adapter = parameters * FP32
     checkpoints = recipe.checkpoints.keep + int(recipe.checkpoints.keep_best) + 1  # one while it is written
     train, preview = recipe.train, recipe.preview
+    classes = recipe.preservation.count if recipe.preservation.mode == "class_pictures" else 0
     drawn = (train.max_steps // preview.every + 1) * max(1, len(preview.prompts)) if preview.every else 0
     data = recipe.data
     crops = data.crop_variants if data.crop == "random" else 1
@@ -170,7 +177,7 @@ def _disk(recipe: Recipe, pictures: int, parameters: int) -> int:
     return int(
         2 * adapter  # in the run directory and among the adapters
         + checkpoints * STATE_COPIES * adapter
-        + pictures * (pixels * LATENT_BYTES + texts * TEXT_BYTES)
-        + drawn * train.sizes[-1] ** 2 * 3
+        + (pictures + classes) * (pixels * LATENT_BYTES + texts * TEXT_BYTES)
+        + (drawn + classes) * train.sizes[-1] ** 2 * 3
         + train.max_steps * LOG_BYTES
     )

@@ -19,6 +19,7 @@ from registry.records import Base, Dataset, Image, Job, JobKind, JobState, Run, 
 from studio.runs.checkpoints import verified_checkpoints
 from studio.runs.forecast import forecast
 from trainers.families import FAMILIES
+from trainers.priors import REGULARISATION, check_preservation, check_words
 from trainers.recipe import Recipe, apply_sets, recipe_hash
 from trainers.rundir import CHECKPOINTS, MANIFEST, RECIPE, ManifestItem, RunDir, RunEnv, checkpoint_name
 
@@ -28,7 +29,15 @@ if TYPE_CHECKING:
 LIBRARIES = ("lora-studio", "torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
-def launch(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset, name: str = "") -> Run:
+def launch(
+    ws: "Workspace",
+    recipe: Recipe,
+    base: Base,
+    dataset: Dataset,
+    name: str = "",
+    *,
+    regularisation: Dataset | None = None,
+) -> Run:
     """Put a run into the queue; everything it needs is frozen in its run directory.
 
     Args:
@@ -37,9 +46,12 @@ def launch(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset, name: 
         base: What to train on.
         dataset: The pictures.
         name: Of the run and its adapter; default: the recipe's, else `<data set>-<goal>`.
+        regularisation: Pictures of what the base should keep drawing as it is: shown in turn with the others,
+            with weight `preservation.weight` and without the trigger word.
 
     Raises:
-        BadInput: family mismatch, missing base, no pictures, missing captions, unfit resolution, bad name.
+        BadInput: family mismatch, missing base, no pictures, missing captions, unfit resolution, bad name,
+            preservation of nothing.
         StudioError: not enough disk space.
     """
     if not recipe.data.trigger and dataset.trigger:
@@ -50,6 +62,9 @@ def launch(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset, name: 
     check_base(ws, base)
     _check_fit(recipe, base)
     _check_images(ws, recipe, dataset, images)
+    check_preservation(recipe)
+    check_words(recipe)
+    priors = _regularisation_images(ws, recipe, dataset, regularisation)
     name = check_name(name or recipe.name or f"{dataset.name}-{recipe.goal}", "run name")
     require_space(ws.home, forecast(ws, recipe, base, dataset).disk_bytes, "this run")
     run = Run(
@@ -69,6 +84,7 @@ def launch(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset, name: 
     )
     folder = ws.run_dir(run.id).path
     items = [_manifest_item(ws, folder, image) for image in images]
+    items += [_regularisation_item(ws, folder, image, recipe) for image in priors]
     with atomic_folder(folder) as temporary:
         _write_files(ws, RunDir(temporary), run, recipe, base, items)
     return _add(ws, run, folder)
@@ -243,6 +259,30 @@ def _check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset, images: lis
         wrong = f"has {len(bare)} pictures without a caption, the first is {bare[0]}"
         do = f"write them: studio datasets caption {dataset.name}, or set data.require_captions=false"
         raise BadInput(f"data set {dataset.name}", wrong, do)
+
+
+def _regularisation_images(
+    ws: "Workspace", recipe: Recipe, dataset: Dataset, regularisation: Dataset | None
+) -> list[Image]:
+    if regularisation is None:
+        return []
+    if regularisation.id == dataset.id:
+        wrong = "is also what is to be learned"
+        raise BadInput(f"data set {dataset.name}", wrong, "choose another one for regularisation")
+    images = ws.catalog.list(Image, dataset_id=regularisation.id)
+    calm = recipe.data.model_copy(update={"require_captions": False})  # the class prompt stands in
+    _check_images(ws, recipe.model_copy(update={"data": calm}), regularisation, images)
+    return images
+
+
+def _regularisation_item(ws: "Workspace", folder: Path, image: Image, recipe: Recipe) -> ManifestItem:
+    preservation = recipe.preservation
+    return replace(
+        _manifest_item(ws, folder, image),
+        caption=image.caption.strip() or preservation.class_prompt,
+        weight=preservation.loss_weight,
+        role=REGULARISATION,
+    )
 
 
 def _manifest_item(ws: "Workspace", folder: Path, image: Image) -> ManifestItem:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from registry.errors import BadInput, Damaged, StudioError
+from registry.errors import BadInput, Damaged, NotFound, StudioError
 from registry.records import Adapter, Checkpoint, Job, JobState, Run, RunState, now
 from studio.adapters import register_run_adapter
 from studio.runs import speed
 from studio.runs.checkpoints import Verified, verified_checkpoints
 from studio.runs.device import memory_kills
 from studio.runs.executors import Executor
+from studio.runs.full_results import is_full, register_run_base
 from studio.runs.outcome import Outcome, judge, log_tail
 from studio.runs.process import ProcessIdentity
 from trainers.recipe import Recipe
@@ -292,7 +293,12 @@ class Supervision:
         newest = max(self._known, default=None)
         run, step = self._run(), self._last.step if self._last else 0
         try:
-            if outcome.state is RunState.FINISHED:
+            if is_full(run):
+                if outcome.state is RunState.FINISHED:
+                    register_run_base(self._ws, run, self.rundir)
+                elif outcome.state is RunState.STOPPED and not outcome.reason:
+                    return replace(outcome, reason="the new base is written at the last step; resume the run")
+            elif outcome.state is RunState.FINISHED:
                 if not self.rundir.adapter.exists():
                     return Outcome(
                         RunState.FAILED, "the trainer finished without writing an adapter", "error"
@@ -303,9 +309,9 @@ class Supervision:
                 if outcome.kind == "nan" and not adapter.note:
                     note = f"From step {newest}, the last checkpoint before the loss stopped being finite."
                     self._ws.catalog.update(Adapter, adapter.id, note=note)
-        except (BadInput, Damaged) as error:
+        except (BadInput, Damaged, NotFound) as error:
             if outcome.state is RunState.FINISHED:
-                return Outcome(RunState.FAILED, f"the adapter was not registered: {error}", "error")
+                return Outcome(RunState.FAILED, f"the result was not registered: {error}", "error")
             self._say(f"run {self.run_id}: its last checkpoint was not registered: {error}")
         return outcome
 

@@ -19,7 +19,9 @@ from registry.errors import BadInput
 from registry.formats.factors import Factors, shape_of
 from registry.formats.internal import AdapterForm, LoraFactors, component_of
 from registry.formats.load import load_adapter
+from registry.formats.words import Words
 from studio.sampling.parts import AdaptedLayer, addition
+from trainers.new_tokens import set_words
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
@@ -53,6 +55,8 @@ class AdapterStack:
     def __init__(self, family: "Family") -> None:
         self._family = family
         self._loaded: OrderedDict[str, LoadReport] = OrderedDict()
+        self._words: dict[str, Words] = {}  # of the loaded adapters that have new ones
+        self._known: tuple[str, ...] = ()  # slots whose words the tokenizers know now
 
     def use(self, wanted: Sequence[AdapterUseInStack]) -> list[LoadReport]:
         """Make exactly these adapters act, in this order.
@@ -62,6 +66,7 @@ class AdapterStack:
         """
         reports = [self._load(use) for use in wanted]
         self._drop_old({_slot(use.key) for use in wanted})
+        self._speak([_slot(use.key) for use in wanted if use.weight or use.text_weight])
         for component, model in self._models().items():
             weights = {
                 _slot(use.key): use.weight if component == self._family.denoiser_name else use.text_weight
@@ -72,7 +77,21 @@ class AdapterStack:
 
     def clear(self) -> None:
         """Forget all adapters; the base is as it was loaded."""
+        self._speak([])
         self._drop_old(set(), keep=0)
+
+    def _speak(self, slots: Sequence[str]) -> None:
+        """Let the text encoders know the new words of these adapters; of two of one name the last counts."""
+        speaking = tuple(slot for slot in slots if slot in self._words)
+        if speaking == self._known:
+            return
+        words = {
+            word: {name: torch.from_numpy(value) for name, value in rows.items()}
+            for slot in speaking
+            for word, rows in self._words[slot].items()
+        }
+        set_words(self._family, words)
+        self._known = speaking
 
     def _models(self) -> dict[str, nn.Module]:
         return {self._family.denoiser_name: self._family.denoiser, **self._family.text_encoders}
@@ -84,12 +103,14 @@ class AdapterStack:
             return self._loaded[slot]
         form, _, _ = load_adapter(use.path, self._family.name)
         places, unmatched = self._places(use.name, form)
-        if not places:
+        if not places and not form.words:
             raise BadInput(
                 f"adapter {use.name}", "has no module that is part of this base", "choose another base"
             )
         for (model, path), factors in places.items():
             _attach(model, path, slot, factors)
+        if form.words:
+            self._words[slot] = form.words
         report = LoadReport(use.name, len(places), unmatched)
         self._loaded[slot] = report
         return report
@@ -121,6 +142,7 @@ class AdapterStack:
             for model in self._models().values():
                 _detach(model, slot)
             del self._loaded[slot]
+            self._words.pop(slot, None)
 
 
 def _slot(key: str) -> str:

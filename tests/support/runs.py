@@ -58,6 +58,8 @@ def draw_pictures(folder: Path, count: int = 5, size: int = 40) -> list[Manifest
 def recipe(changes: Mapping[str, object] | None = None, family: str = "sd15") -> Recipe:
     """The toy recipe with dotted overrides."""
     table = {"family": family, "goal": "style", **{name: dict(section) for name, section in TOY.items()}}
+    for section in ("schedule", "preservation", "tokens"):
+        table.setdefault(section, {})
     table.setdefault("schedule", {})
     if FAMILIES[family].flow:
         del table["objective"]["snr_gamma"]

@@ -305,3 +305,14 @@ def test_importing_the_module_costs_no_torch():
     code = "import sys, studio.adapters; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert module.FOLDER == "adapters"
+
+
+def test_new_words_alone_are_an_adapter_too(ws, run, tmp_path):
+    rows = np.random.default_rng(1).normal(size=(2, 32)).astype(np.float32)
+    file = tmp_path / "words.safetensors"
+    save_file({"text_encoder.new_tokens.zork": rows}, file)
+    adapter = register_run_adapter(ws, run, file, 10)
+    assert (adapter.method, adapter.family, adapter.targets) == ("embedding", "sd15", ("text_encoder",))
+    report = export(ws, adapter.id, "auto", tmp_path / "zork.safetensors", sidecar=False)
+    assert report.layout == "embedding"
+    assert np.array_equal(load_file(tmp_path / "zork.safetensors")["emb_params"], rows)

@@ -20,9 +20,8 @@ ALLOWED = {
     "trainers": {"trainers", "registry.files", "registry.hashing", "registry.errors"},
     "studio": {
         "studio", "registry", "trainers.captions", "trainers.families", "trainers.placing", "trainers.plan",
-        "trainers.recipe", "trainers.recipe_adapter", "trainers.recipe_docs", "trainers.recipe_fields",
-        "trainers.recipe_section", "trainers.recipe_text",
-        "trainers.rundir",
+        "trainers.priors", "trainers.recipe", "trainers.recipe_adapter", "trainers.recipe_docs",
+        "trainers.recipe_fields", "trainers.recipe_section", "trainers.recipe_text", "trainers.rundir",
     },
 }  # fmt: skip
 # Rooms of studio that may load what trains: inside functions, or in modules that only a child imports.

@@ -115,6 +115,9 @@ class Family(ABC):
     text_targets: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
     t5_targets: ClassVar[tuple[str, ...]] = ("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo")
     parts: ClassVar[Mapping[str, Part]]
+    single_file: ClassVar[
+        Mapping[str, str]
+    ] = {}  # component -> its prefix in the original checkpoint; {} = none
 
     def __init__(
         self, base: BaseFiles, *, dtype: torch.dtype, device: torch.device, use: Use | None = None
@@ -178,6 +181,10 @@ class Family(ABC):
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
         return self._loaded[name]
+
+    def put(self, name: str, part: Any) -> None:
+        """Use `part` as a component from now on."""
+        self._loaded[name] = part
 
     def free(self, *names: str) -> None:
         """Give back the memory of components that are no longer needed."""
@@ -297,6 +304,11 @@ class Family(ABC):
     @abstractmethod
     def pipeline_class(cls) -> Any:
         """The diffusers pipeline of this family (a slow import)."""
+
+    @property
+    def config_folder(self) -> Path:
+        """Local folder with configs and tokenizers, and with the weights unless the base is a single file."""
+        return self._folder()
 
     def _folder(self) -> Path:
         """Local folder of configs; of a hub id, its snapshot in the hub's cache."""

@@ -38,6 +38,12 @@ class StableDiffusion15(TextToImage):
         "tokenizer": Part("transformers.models.clip.tokenization_clip", "CLIPTokenizer"),
     }
 
+    single_file: ClassVar[Mapping[str, str]] = {
+        "unet": "model.diffusion_model.",
+        "vae": "first_stage_model.",
+        "text_encoder": "cond_stage_model.transformer.text_model.",
+    }
+
     def make_objective(self, section: "ObjectiveSection") -> DDPM:
         """The base's own scheduler config says epsilon (1.5, 2.1-base) or v_prediction (2.1 at 768 px)."""
         return ddpm(self.scheduler_config(), section)
@@ -88,6 +94,10 @@ class StableDiffusion21(StableDiffusion15):
     """SD2.1: OpenCLIP-H text encoder, linear projections, v prediction at 768 px (2.1-base: epsilon)."""
 
     name: ClassVar[str] = "sd21"
+    single_file: ClassVar[Mapping[str, str]] = {
+        **StableDiffusion15.single_file,
+        "text_encoder": "cond_stage_model.model.",
+    }
     _tiny_prediction: ClassVar[Prediction] = "v_prediction"
 
     @classmethod

@@ -36,6 +36,12 @@ class StableDiffusionXL(StableDiffusion15):
         "tokenizer_2": Part("transformers.models.clip.tokenization_clip", "CLIPTokenizer"),
     }
 
+    single_file: ClassVar[Mapping[str, str]] = {
+        **StableDiffusion15.single_file,
+        "text_encoder": "conditioner.embedders.0.transformer.text_model.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    }
+
     def encode_ids(self, text_encoder: str, ids: Tensor) -> Conditioning:
         """{"hidden": (B, 77, D)}: the layer before the last; of the second encoder also "pooled" (B, P)."""
         hidden, pooled = penultimate(self.part(text_encoder), ids)

@@ -153,12 +153,35 @@ def launch_panel(choice: Choice, recipe: Recipe) -> None:
             placeholder=f"{choice.dataset.name}-{choice.goal}",
             key="train-name",
         )
+        kept = regularisation_choice(choice)
         if st.button("Start training", type="primary", width="stretch", icon=":material/play_arrow:"):
             with shell.guarded():
-                run = launch(shell.workspace(), recipe, choice.base, choice.dataset, (name or "").strip())
+                run = launch(
+                    shell.workspace(),
+                    recipe,
+                    choice.base,
+                    choice.dataset,
+                    (name or "").strip(),
+                    regularisation=kept,
+                )
                 state.wake_worker()
                 shell.note(f"{run.name} is in line")
                 shell.go("runs", run=run.id)
+
+
+def regularisation_choice(choice: Choice) -> Dataset | None:
+    """Another data set whose pictures the base should keep drawing as it does; none is the rule."""
+    others = {d.id: d for d in shell.workspace().catalog.list(Dataset) if d.id != choice.dataset.id}
+    if not others:
+        return None
+    chosen = st.selectbox(
+        "Regularisation pictures",
+        ["", *others],
+        format_func=lambda id: others[id].name if id else "none",
+        key=f"train-regularisation-{choice.dataset.id}",
+        help="Other members of the class, with captions: what the base should keep drawing as it does.",
+    )
+    return others.get(chosen or "")
 
 
 def departures_list(choice: Choice, recipe: Recipe) -> None:

@@ -122,4 +122,6 @@ def state_badge(run: Run) -> None:
 
 def file_line(adapter: Adapter) -> str:
     """Method, rank and size in a line."""
+    if not adapter.rank and adapter.method == "embedding":
+        return f"new words, {size(adapter.size)}"
     return f"{adapter.method} rank {adapter.rank}, alpha {adapter.alpha:g}, {size(adapter.size)}"
