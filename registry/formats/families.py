@@ -104,10 +104,11 @@ class FamilyFormat:
             BadInput: no module of this family has that name, or several are one there.
         """
         component, place = self.place_of_kohya(name)
-        if len(place.modules) > 1:
+        module, *others = place.modules
+        if others:
             wrong = f"is {len(place.modules)} modules of {self.name} in one"
             raise BadInput(f"module {shown(name)}", wrong, "only LoRA can be divided")
-        return f"{component}.{place.modules[0]}"
+        return f"{component}.{module}"
 
     def module_of_path(self, path: str) -> str:
         """Full module name of a dotted path, with or without its component, with or without `text_model.`.

@@ -76,7 +76,7 @@ def _part(whole: LoraFactors, up: Array) -> LoraFactors:
 
 
 def swap_halves(factors: LoraFactors) -> LoraFactors:
-    """(shift, scale) <-> (scale, shift): the two halves of the outputs exchanged, where there are just two."""
+    """(shift, scale) <-> (scale, shift): the outputs' halves exchanged, where there are just two."""
     if factors.up.shape[0] != 2 * factors.down.shape[1]:
         return factors
     first, second = np.split(factors.up, 2)

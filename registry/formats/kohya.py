@@ -4,8 +4,8 @@ diffusers takes one alpha per component from such a file for the attention layer
 keys only when an `out_proj` is among them. So `write` gives every module of a component the same alpha, and
 adds an `out_proj` of zeros where the text encoder has none: the same weight change everywhere.
 
-From SDXL on, kohya goes by the names of the published checkpoints, where layers that read the same input may be
-one (see `original` and `fusing`).
+From SDXL on, kohya goes by the names of the published checkpoints, where layers that read the same input may
+be one (see `original` and `fusing`).
 """
 
 from collections import Counter

@@ -73,7 +73,7 @@ def _clip() -> Iterator[str]:
 def _t5() -> Iterator[str]:
     """`transformers.T5EncoderModel`."""
     yield from (f"encoder.block.#.layer.0.SelfAttention.{leaf}" for leaf in "qkvo")
-    yield from (f"encoder.block.#.layer.1.DenseReluDense.{leaf}" for leaf in ("wi_0", "wi_1", "wo"))
+    yield from (f"encoder.block.#.layer.1.DenseReluDense.{leaf}" for leaf in ("wi", "wi_0", "wi_1", "wo"))
 
 
 def _ends(*embedders: str) -> Iterator[str]:

@@ -4,8 +4,8 @@ kohya's files, ai-toolkit's and single checkpoints use the published names. Thre
 spelling: several of our linear layers may be one there (rows stacked), block numbers run through instead of
 starting anew at every level, and the two halves of some modulation layers are exchanged.
 
-Sources: Stability-AI/generative-models (sgm) openaimodel.py, Stability-AI/sd3.5 mmditx.py, black-forest-labs/flux
-model.py, and diffusers/loaders/single_file_utils.py for what corresponds to what.
+Sources: Stability-AI/generative-models (sgm) openaimodel.py, Stability-AI/sd3.5 mmditx.py,
+black-forest-labs/flux model.py, and diffusers/loaders/single_file_utils.py for what corresponds to what.
 """
 
 import re
@@ -128,10 +128,9 @@ def _sgm() -> Iterator[Row]:
         yield Row(f"input_blocks.{number}.0.op", (f"down_blocks.{level}.downsamplers.0.conv",))
         for layer in range(step):
             yield from _sgm_block(f"output_blocks.{step * level + layer}", f"up_blocks.{level}", layer)
-        for position in (2, 1):  # third behind residual block and attention; second where there is no attention
-            number = step * level + SGM_LAYERS
-            upsampler = f"up_blocks.{level}.upsamplers.0.conv"
-            yield Row(f"output_blocks.{number}.{position}.conv", (upsampler,))
+        last, upsampler = step * level + SGM_LAYERS, f"up_blocks.{level}.upsamplers.0.conv"
+        yield Row(f"output_blocks.{last}.2.conv", (upsampler,))  # behind residual block and attention
+        yield Row(f"output_blocks.{last}.1.conv", (upsampler,))  # at levels without attention
     yield from _sgm_inner("middle_block.0", "mid_block.resnets.0", _RESNET)
     yield from _sgm_inner("middle_block.1", "mid_block.attentions.0", {leaf: leaf for leaf in _ATTENTION})
     yield from _sgm_inner("middle_block.2", "mid_block.resnets.1", _RESNET)
@@ -168,7 +167,7 @@ def _mmdit() -> Iterator[Row]:
         "context_block.mlp.fc2": "ff_context.net.2",
     }
     yield from _rows("joint_blocks.#.", "transformer_blocks.#.", both)
-    # Only the last block's has two outputs a channel (the others have six), and only there they are exchanged.
+    # Only the last block's has two outputs a channel (the others six), and only there they are exchanged.
     context = "joint_blocks.#.context_block.adaLN_modulation.1"
     yield Row(context, ("transformer_blocks.#.norm1_context.linear",), halves=True)
     ends: dict[str, str | tuple[str, ...]] = {
@@ -196,9 +195,7 @@ def _bfl() -> Iterator[Row]:
     fused = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
     yield Row("single_blocks.#.linear1", tuple(single + leaf for leaf in fused), (1, 1, 1, 4))
     yield from _rows("single_blocks.#.", single, {"linear2": "proj_out", "modulation.lin": "norm.linear"})
-    time, text, guidance = (
-        f"time_text_embed.{n}_embedder.linear_" for n in ("timestep", "text", "guidance")
-    )
+    time, text, guidance = (f"time_text_embed.{n}_embedder.linear_" for n in ("timestep", "text", "guidance"))
     ends: dict[str, str | tuple[str, ...]] = {
         "img_in": "x_embedder", "txt_in": "context_embedder",
         "time_in.in_layer": f"{time}1", "time_in.out_layer": f"{time}2",
