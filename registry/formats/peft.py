@@ -67,7 +67,8 @@ def read_folder(folder: Path, family: str = "") -> AdapterForm:
 def _config(ranks: Mapping[str, int], base_name: str) -> dict[str, Any]:
     """What `peft.LoraConfig` reads; alpha = rank for every module, whatever its rank."""
     common = max(set(ranks.values()), key=list(ranks.values()).count)
-    others = {path: rank for path, rank in ranks.items() if rank != common}
+    # Without "^" a pattern counts for longer paths too: FLUX has a proj_out in its blocks and one at the end.
+    others = {f"^{path}": rank for path, rank in ranks.items() if rank != common}
     return {
         "peft_type": "LORA",
         "task_type": None,
