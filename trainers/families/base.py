@@ -139,6 +139,15 @@ class Family(ABC):
         return False
 
     @property
+    def second_call(self) -> bool:
+        """Whether guidance takes a second call with the negative prompt."""
+        return not self.guidance_input
+
+    def unguided(self, empty: Conditioning) -> Conditioning:
+        """What guidance starts from without a negative prompt, given the empty caption's conditioning."""
+        return empty
+
+    @property
     def side_multiple(self) -> int:
         """Pixels that both sides of a picture are multiples of."""
         return self.latent_factor * self.patch

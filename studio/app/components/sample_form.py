@@ -13,7 +13,8 @@ from studio.app import shell
 from studio.app.components import mix
 from studio.app.words import md
 from studio.sampling.request import AdapterChoice, SampleRequest
-from studio.sampling.schedulers import SCHEDULERS
+from studio.sampling.schedulers import SCHEDULERS, scheduler_names
+from trainers.families import FAMILIES
 from trainers.recipe import preset
 
 SEEDS = 2**32
@@ -218,7 +219,9 @@ def _more(base: Base) -> tuple[int, float, str]:
             key="s-cfg",
             persist_state=KEPT,
         )
-        names = ["default", *(name for name in SCHEDULERS if name != "default")]
+        names = scheduler_names(flow=FAMILIES[base.family].flow)
+        if st.session_state.get("s-scheduler") not in names:  # of another base
+            st.session_state.pop("s-scheduler", None)
         scheduler = st.selectbox(
             "Sampler (scheduler)",
             names,
