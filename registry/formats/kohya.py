@@ -93,13 +93,10 @@ def divided(component: str, place: Place, factors: LoraFactors, where: str) -> d
 
 
 def united(component: str, place: Place, parts: Mapping[str, LoraFactors]) -> LoraFactors:
-    """Inverse of `divided`; modules that are not in `parts` stay unchanged.
-
-    diffusers ignores the alpha of FLUX's final layer, which alone has halves, so there alpha = rank.
-    """
+    """Inverse of `divided`; modules that are not in `parts` stay unchanged."""
     row = [parts.get(f"{component}.{module}") for module in place.modules]
     factors = fuse(row, place.shares, f"module {shown(place.path)}")
-    return swap_halves(factors.with_alpha(float(factors.rank))) if place.halves else factors
+    return swap_halves(factors) if place.halves else factors
 
 
 def _level(modules: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:

@@ -16,6 +16,7 @@ FLUX_WIDTH = 3072
 FLUX_BLOCKS = {"transformer_blocks": 19, "single_transformer_blocks": 38}
 _LINEAR1_ROWS = 7 * FLUX_WIDTH  # q, k, v and the MLP's 4
 _EMBEDDERS = ("x_embedder", "context_embedder", "time_text_embed")
+_FINAL = ("norm_out", "proj_out")
 # InvokeAI looks for these before it takes a file for FLUX's.
 _INVOKE_SIGNS = ("single_transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_q_proj")
 _QKV = (("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"))
@@ -79,8 +80,9 @@ def diffusers_flux(
         return Reading(note="raises: it knows 19 double and 38 single blocks")
     if lacks_out_proj(tensors, names, _of(found, "text_encoder")):
         return Reading(note="raises or drops them: text-encoder attention without an out_proj")
-    gone = [*_of(found, _t5(names)), *(m for m in found if m.split(".")[1] in _EMBEDDERS)]
-    return _without(found, gone, "drops T5 and embedders")
+    ends = (*_EMBEDDERS, *_FINAL)  # named without "transformer." after the conversion, and so lost
+    gone = [*_of(found, _t5(names)), *(m for m in found if m.split(".")[1] in ends)]
+    return _without(found, gone, "drops T5, embedders and the final layer")
 
 
 def _diffusers_plain(
@@ -120,7 +122,7 @@ def invoke_flux(
         odd = [*_of(found, _t5(names)), *(m for m in found if m.split(".")[1] in _EMBEDDERS)]
         if odd:
             return Reading(note="does not recognise a file with T5 or embedders in it")
-        final = [m for m in found if m.split(".")[1] in {"norm_out", "proj_out"}]
+        final = [m for m in found if m.split(".")[1] in _FINAL]
         return _without(found, final, "skips the final layer")
     found = _plain_found(tensors, modules)
     if any(component_of(module).startswith("text") for module in found):
@@ -158,7 +160,7 @@ def sd_scripts(
         return Reading(note="reads kohya names only")
     found = _kohya_found(tensors, names, modules)
     single = any(m.startswith("single_transformer_blocks") for m in names.grammars[names.denoiser].templates)
-    final = [m for m in found if single and m.split(".")[1] in {"norm_out", "proj_out"}]
+    final = [m for m in found if single and m.split(".")[1] in _FINAL]
     return _without(found, final, "has no final layer")
 
 

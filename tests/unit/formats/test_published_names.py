@@ -269,7 +269,11 @@ def test_ai_toolkit_names_are_read_with_their_halves():
     wanted = np.concatenate([scale, shift])
     np.testing.assert_allclose(form.delta("transformer.norm_out.linear"), wanted, rtol=1e-5)
     with pytest.raises(BadInput, match=r"diffusion_model\.nothing.*is not part of flux1"):
-        diffusers.read({"diffusion_model.nothing.lora_A.weight": down}, {}, "flux1")
+        diffusers.read(
+            {"diffusion_model.nothing.lora_A.weight": down, "diffusion_model.nothing.lora_B.weight": up},
+            {},
+            "flux1",
+        )
 
 
 def test_only_sd3_s_last_text_modulation_is_exchanged():
