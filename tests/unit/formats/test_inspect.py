@@ -152,7 +152,7 @@ def test_24_another_family_s_adapter_on_this_base_names_both_widths(tmp_path):
         ({"transformer.single_transformer_blocks.0.attn.to_q": (8, 8)}, "flux1", ("flux1", "medium")),
         ({"transformer.transformer_blocks.0.attn.to_q": (8, 8)}, "sd35", ("sd35", "medium")),
         ({"unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q": (8, 8)}, "sdxl", ("", "none")),
-        ({"unet.down_blocks.2.attentions.0.transformer_blocks.9.attn1.to_q": (8, 8)}, "sdxl", ("sdxl", "medium")),
+        ({"unet.mid_block.attentions.0.transformer_blocks.9.attn1.to_q": (8, 8)}, "sdxl", ("sdxl", "medium")),
     ],
 )  # fmt: skip
 def test_newer_families_by_the_width_of_their_blocks_and_by_names(shapes, family, found, tmp_path):
