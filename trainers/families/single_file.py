@@ -91,4 +91,6 @@ class SingleFile:
             raise BadInput(
                 self._file.name, wrong, "check that it is a whole checkpoint of its family"
             ) from error
-        return getattr(pipeline, part)
+        loaded = getattr(pipeline, part)
+        loaded.tie_weights()  # diffusers leaves T5's second name for its embedding without a tensor
+        return loaded
