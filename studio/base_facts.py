@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from registry.errors import BadInput, NotFound
+from registry.formats.checkpoints import has_weights, parts_in
 from registry.formats.header import Header, read_header
 from studio.base_kinds import CONFIGS, KINDS, SUPPORTED, BaseFacts, Source, config_of
 from trainers.families import FAMILIES, FamilyInfo
-from trainers.families.single_file import has_weights, parts_in
 
 __all__ = [
     "CONFIGS", "BaseFacts", "check_tokenizers", "config_of", "file_facts", "folder_facts", "shipped_configs",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadInput, NotFound, StudioError
 from registry.files import atomic_folder, check_name, expand_home, write_json
-from registry.formats.header import read_header
+from registry.formats.checkpoints import has_weights, parts_of_file
 from registry.hashing import hash_folder, hash_json
 from registry.records import Base, Run, RunState
 from studio.base_facts import (
@@ -22,7 +22,6 @@ from studio.base_facts import (
     shipped_configs,
 )
 from trainers.families import FAMILIES, FamilyInfo
-from trainers.families.single_file import has_weights, parts_in
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -176,7 +175,7 @@ def _config_folder(ws: "Workspace", file: Path, facts: BaseFacts, config: str) -
     if (given / info.denoiser / "config.json").is_file():
         check_tokenizers(given, info)
         return given
-    whole = parts_in(facts.family, read_header(file).tensors)
+    whole = parts_of_file(facts.family, file)
     left_out = {part for part in info.text_encoders if part in info.optional and part not in whole}
     names = [name for name in info.tokenizers if name.replace("tokenizer", "text_encoder") not in left_out]
     present = {name: _tokenizer_files(given, name, info) for name in names}
@@ -225,7 +224,7 @@ def _set_variant(folder: Path, variant: str) -> None:
 
 def _file_hash(ws: "Workspace", file: Path, folder: Path, family: str) -> str:
     """Hash of a checkpoint, with that of the folder that brings the weights it lacks."""
-    info, there = FAMILIES[family], parts_in(family, read_header(file).tensors)
+    info, there = FAMILIES[family], parts_of_file(family, file)
     own = ws.memo.sha256(file)
     borrowed = {
         part: hash_folder(folder / part, ws.memo)
