@@ -59,8 +59,15 @@ class FamilyFormat:
         return next(iter(self.grammars))
 
     def kohya_name(self, module: str) -> str:
-        """`unet.conv_in` -> `lora_unet_conv_in`; the same for all modules that are one there."""
+        """`unet.conv_in` -> `lora_unet_conv_in`.
+
+        Raises:
+            BadInput: kohya has no name for it, or one that means more or other rows, see `Place`.
+        """
         component, place = self.place_of_module(module)
+        if place.special:
+            wrong = f"is {place.path} in kohya's layout, with other rows"
+            raise BadInput(f"module {shown(module)}", wrong, "only LoRA can be converted; use peft")
         return self.prefix_of(component) + place.name
 
     def prefix_of(self, component: str) -> str:
@@ -98,17 +105,16 @@ class FamilyFormat:
         raise unknown_module(name, self.name)
 
     def module_of_kohya(self, name: str) -> str:
-        """Inverse of `kohya_name`, for names that stand for one module.
+        """Inverse of `kohya_name`.
 
         Raises:
             BadInput: no module of this family has that name, or several are one there.
         """
         component, place = self.place_of_kohya(name)
-        module, *others = place.modules
-        if others:
-            wrong = f"is {len(place.modules)} modules of {self.name} in one"
-            raise BadInput(f"module {shown(name)}", wrong, "only LoRA can be divided")
-        return f"{component}.{module}"
+        if place.special:
+            wrong = f"holds the rows of {self.name} in another way ({', '.join(place.modules)})"
+            raise BadInput(f"module {shown(name)}", wrong, "only LoRA can be converted")
+        return f"{component}.{place.modules[0]}"
 
     def module_of_path(self, path: str) -> str:
         """Full module name of a dotted path, with or without its component, with or without `text_model.`.

@@ -40,6 +40,11 @@ class Place:
         """As kohya spells it, without prefix."""
         return self.path.replace(".", "_")
 
+    @property
+    def special(self) -> bool:
+        """Whether its rows are not simply those of one module."""
+        return len(self.modules) != 1 or self.halves
+
 
 Row = Place  # the same with "#" for indices
 

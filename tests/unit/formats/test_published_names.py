@@ -78,11 +78,26 @@ GOLDEN = {
 }  # fmt: skip
 
 
+def written(names, module):
+    """The name in a kohya file."""
+    component, place = names.place_of_module(module)
+    return names.prefix_of(component) + place.name
+
+
 @pytest.mark.parametrize(("family", "module"), [(f, m) for f, table in GOLDEN.items() for m in table])
 def test_kohya_names_by_hand(family, module):
     names = FORMATS[family]
-    assert names.kohya_name(module) == GOLDEN[family][module]
+    assert written(names, module) == GOLDEN[family][module]
     component, place = names.place_of_kohya(GOLDEN[family][module])
+    assert (names.place_of_module(module)[1], place.special) == (
+        place,
+        len(place.modules) > 1 or place.halves,
+    )
+    if place.special:
+        with pytest.raises(BadInput, match="in kohya's layout, with other rows"):
+            names.kohya_name(module)
+    else:
+        assert names.kohya_name(module) == GOLDEN[family][module]
     assert module in [f"{component}.{path}" for path in place.modules]
     assert names.module_of_path(module) == module
 
@@ -111,7 +126,8 @@ def test_other_spellings_are_read(family, name, module):
         ("sdxl", "lora_unet_input_blocks_04_1_proj_in", "is not part of sdxl"),
         ("flux1", "lora_unet_joint_blocks_0_x_block_attn_qkv", "is not part of flux1"),
         ("sd35", "lora_unet_double_blocks_0_img_attn_qkv", "is not part of sd35"),
-        ("flux1", "lora_unet_single_blocks_0_linear1", "is 4 modules of flux1 in one"),
+        ("flux1", "lora_unet_single_blocks_0_linear1", "holds the rows of flux1 in another way"),
+        ("sd35", "lora_unet_final_layer_adaLN_modulation_1", "holds the rows of sd35 in another way"),
     ],
 )
 def test_what_is_no_single_module(family, name, wrong):
@@ -134,7 +150,7 @@ def test_what_is_no_single_module(family, name, wrong):
 def test_every_layer_of_the_real_denoiser_has_a_name_that_comes_back(family, config, layers, kohya_modules):
     names = FORMATS[family]
     modules = [f"{names.denoiser}.{path}" for path in _layers_of(config)]
-    spelled = {names.kohya_name(module) for module in modules}
+    spelled = {written(names, module) for module in modules}
     assert (len(modules), len(spelled)) == (layers, kohya_modules)
     found = []
     for name in spelled:
