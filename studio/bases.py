@@ -31,7 +31,12 @@ __all__ = [
 ]  # fmt: skip
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_HUB_FILES = ("model_index.json", "*/*.json", "*/*.txt")  # enough to know what it is; weights come when used
+_HUB_FILES = (
+    "model_index.json",
+    "*/*.json",
+    "*/*.txt",
+    "*/*.model",
+)  # enough to know what it is; weights come when used
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "spiece.model",

@@ -20,6 +20,7 @@ from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import check_scheduler
 from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase
 from trainers.families import FAMILIES
+from trainers.recipe import preset
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -185,6 +186,14 @@ def default_size(ws: "Workspace", base: Base) -> tuple[int, int]:
     side = int(own) * 2 ** (len(blocks) - 1) if own and blocks else vae.get("sample_size")
     side = int(side or FAMILIES[base.family].resolution)
     return side, side
+
+
+def default_guidance(base: Base) -> float:
+    """What the base's own style preset draws its previews with: the pocket base burns its colours at 7."""
+    try:
+        return preset(base.family, "style", base.name).preview.cfg
+    except BadInput:  # a family without a shipped recipe
+        return 7.0
 
 
 def check_adapter(ws: "Workspace", adapter: Adapter, base: Base) -> None:

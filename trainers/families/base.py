@@ -316,7 +316,7 @@ class Family(ABC):
 
         patterns = [
             "model_index.json",
-            *(f"{n}/*.{end}" for n in self.parts for end in ("json", "safetensors", "txt")),
+            *(f"{n}/*.{end}" for n in self.parts for end in ("json", "safetensors", "txt", "model")),
         ]
         revision = self.base.revision or None
         return Path(snapshot_download(self.base.location, revision=revision, allow_patterns=patterns))

@@ -13,7 +13,13 @@ from torch import Tensor
 from registry.errors import BadInput
 from studio.sampling.engine import Engine
 from studio.sampling.request import SampleRequest
-from studio.sampling.schedulers import SCHEDULERS, check_scheduler, make_scheduler, scheduler_names
+from studio.sampling.schedulers import (
+    SCHEDULERS,
+    a1111_names,
+    check_scheduler,
+    make_scheduler,
+    scheduler_names,
+)
 from studio.sampling.task import SampleTask, TaskBase
 from tests.support.bases import save_base
 from trainers.families import FAMILIES
@@ -125,6 +131,11 @@ def test_flow_bases_take_their_own_samplers_only(family: str):
             with pytest.raises(BadInput, match=r"does not fit a base of flow matching\. use default, Euler"):
                 check_scheduler(name, flow=True)
         check_scheduler(name, flow=False)
+
+
+def test_samplers_of_flow_have_the_names_that_people_know():
+    assert a1111_names("default", "FlowMatchEulerDiscreteScheduler") == ("Euler", "Automatic")
+    assert a1111_names("Heun", "FlowMatchEulerDiscreteScheduler") == ("Heun", "Automatic")
 
 
 def test_heun_shifts_by_the_law_of_the_base(tmp_path: Path):
