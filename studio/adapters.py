@@ -359,6 +359,7 @@ def _facts(ws: "Workspace", adapter: Adapter, *, publish: bool) -> TrainingFacts
         tags=adapter.tags,
         base_name=base.name if base else "",
         base_hash=base.weight_hash if base else "",
+        variant=base.variant if base else "",
         prediction_type=_PREDICTIONS.get(base.variant, "") if base else "",
         run_id=adapter.run_id,
         step=adapter.step,

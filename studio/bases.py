@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadInput, NotFound, StudioError
 from registry.files import atomic_folder, check_name, expand_home, write_json
+from registry.formats.checkpoints import has_weights, parts_of_file
 from registry.hashing import hash_folder, hash_json
 from registry.records import Base, Run, RunState
-from studio.base_facts import CONFIGS, BaseFacts, check_tokenizer, config_of, file_facts, folder_facts
-from trainers.families import FAMILIES
+from studio.base_facts import (
+    BaseFacts,
+    check_tokenizers,
+    config_of,
+    file_facts,
+    folder_facts,
+    shipped_configs,
+)
+from trainers.families import FAMILIES, FamilyInfo
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -23,9 +31,15 @@ __all__ = [
 ]  # fmt: skip
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_HUB_FILES = ("model_index.json", "*/*.json", "*/*.txt")  # enough to know what it is; weights come when used
+_HUB_FILES = (
+    "model_index.json",
+    "*/*.json",
+    "*/*.txt",
+    "*/*.model",
+)  # enough to know what it is; weights come when used
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "spiece.model",
 )  # fmt: skip
 _PREDICTION_TYPES = {"eps": "epsilon", "v": "v_prediction"}
 
@@ -56,7 +70,8 @@ def add_base(
         name: What people call it.
         location: A diffusers folder, a .safetensors checkpoint, or a hub id such as owner/model.
         family: Overrides what is found where that leaves room.
-        config: For a checkpoint: folder with configs and tokenizer, or with the tokenizer alone.
+        config: For a checkpoint: folder with configs, tokenizers and the weights it lacks, or with the
+            tokenizers alone.
         revision: Commit, tag or branch of a hub id; pinned to its commit.
 
     Raises:
@@ -80,7 +95,9 @@ def add_base(
     )
     if facts.kind == "file":
         folder = _config_folder(ws, place, facts, config)
-        base = replace(base, config=ws.relative(folder), weight_hash=ws.memo.sha256(place))
+        base = replace(
+            base, config=ws.relative(folder), weight_hash=_file_hash(ws, place, folder, facts.family)
+        )
     else:
         base = replace(base, weight_hash=hash_folder(place, ws.memo))
     return ws.catalog.add(base)
@@ -146,47 +163,80 @@ def _existing(location: str) -> Path:
 
 
 def _config_folder(ws: "Workspace", file: Path, facts: BaseFacts, config: str) -> Path:
-    """The configs of a single file: the person's complete folder, or ours with the person's tokenizer.
+    """The configs of a single file: the person's complete folder, or ours with the person's tokenizers.
 
     Raises:
         BadInput: no tokenizer; it cannot be shipped, because it belongs to the model.
     """
-    label, hub = FAMILIES[facts.family].label, FAMILIES[facts.family].default_base
+    info = FAMILIES[facts.family]
+    folders = " and ".join(f"{name}/" for name in info.tokenizers if name not in info.optional)
     if not config:
         wrong = "is a single file, which brings no tokenizer"
-        raise BadInput(str(file), wrong, f"add --config DIR with the folder tokenizer/ of {label} ({hub})")
+        do = f"add --config DIR with {folders} of {info.label} ({info.default_base})"
+        raise BadInput(str(file), wrong, do)
     given = expand_home(config)
     if not given.is_dir():
-        raise NotFound(config, "is not a folder", "give a folder with tokenizer/")
-    if (given / "unet" / "config.json").is_file():
-        check_tokenizer(given)
+        raise NotFound(config, "is not a folder", f"give a folder with {folders}")
+    if (given / info.denoiser / "config.json").is_file():
+        check_tokenizers(given, info)
         return given
-    source = given / "tokenizer" if (given / "tokenizer").is_dir() else given
-    present = [source / name for name in _TOKENIZER_FILES if (source / name).is_file()]
-    if not present:
-        raise BadInput(str(given), "has no tokenizer", f"give the folder tokenizer/ of {label} ({hub})")
-    digest = hashlib.sha256(facts.variant.encode())
-    for path in present:
+    whole = parts_of_file(facts.family, file)
+    left_out = {part for part in info.text_encoders if part in info.optional and part not in whole}
+    names = [name for name in info.tokenizers if name.replace("tokenizer", "text_encoder") not in left_out]
+    present = {name: _tokenizer_files(given, name, info) for name in names}
+    digest = hashlib.sha256(f"{facts.variant} {sorted(left_out)}".encode())
+    for path in (path for paths in present.values() for path in paths):
         digest.update(path.read_bytes())
     folder = ws.home / "bases" / f"{facts.family}-{digest.hexdigest()[:12]}"
     with atomic_folder(folder) as made:
-        shutil.copytree(CONFIGS / facts.family, made, dirs_exist_ok=True)
-        (made / "tokenizer").mkdir()
-        for path in present:
-            shutil.copyfile(path, made / "tokenizer" / path.name)
-        _set_variant(made, facts.variant)
-        check_tokenizer(made)
+        for source in shipped_configs(facts.family, facts.variant):
+            shutil.copytree(source, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns("variants"))
+        for part in left_out:
+            shutil.rmtree(made / part)
+        for name, paths in present.items():
+            (made / name).mkdir()
+            for path in paths:
+                shutil.copyfile(path, made / name / path.name)
+        if info.denoiser == "unet":
+            _set_variant(made, facts.variant)
+        check_tokenizers(made, info)
     return folder
 
 
+def _tokenizer_files(given: Path, name: str, info: FamilyInfo) -> list[Path]:
+    """Files of a tokenizer in the person's folder, which may be the tokenizer itself where there is one only.
+
+    Raises:
+        BadInput: there are none.
+    """
+    source = given if len(info.tokenizers) == 1 and not (given / name).is_dir() else given / name
+    present = [source / file for file in _TOKENIZER_FILES if (source / file).is_file()]
+    if not present:
+        do = f"give the folder {name}/ of {info.label} ({info.default_base})"
+        raise BadInput(str(source), "has no tokenizer", do)
+    return present
+
+
 def _set_variant(folder: Path, variant: str) -> None:
-    """Say in the configs what the weights predict and how many channels they read."""
+    """Say in the configs of a UNet what the weights predict and how many channels they read."""
     prediction, _, inpaint = variant.partition("-")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     write_json(scheduler, config_of(scheduler) | {"prediction_type": _PREDICTION_TYPES[prediction]})
     if inpaint:
         unet = folder / "unet" / "config.json"
         write_json(unet, config_of(unet) | {"in_channels": 9})
+
+
+def _file_hash(ws: "Workspace", file: Path, folder: Path, family: str) -> str:
+    """Hash of a checkpoint, with that of the folder that brings the weights it lacks."""
+    info, there = FAMILIES[family], parts_of_file(family, file)
+    own = ws.memo.sha256(file)
+    borrowed = {
+        part: hash_folder(folder / part, ws.memo)
+        for part in (info.denoiser, "vae", *info.text_encoders)
+        if part not in there and has_weights(folder, part)
+    }
+    return hash_json({"file": own, **borrowed}) if borrowed else own
 
 
 def _hub_base(name: str, location: str, family: str, revision: str) -> Base:

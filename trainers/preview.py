@@ -20,8 +20,8 @@ from torch import Tensor
 from registry.files import append_line, atomic_path
 from trainers.checkpoints import Learning
 from trainers.families.base import Conditioning, Family
+from trainers.guidance import Guided, begin, first_latents, is_flow
 from trainers.metrics import Reporter
-from trainers.plan import Geometry
 from trainers.recipe_fields import PreviewSection
 from trainers.rundir import PREVIEW_INDEX, PREVIEWS, RunDir
 
@@ -98,6 +98,8 @@ class Previewer:
         generator = torch.Generator().manual_seed(self.section.seed + index)
         noise = torch.randn(1, channels, height, width, generator=generator)
         cond, negative = self.encode([self.prompts[index]]), self.encode([self.negative])
+        if not self.negative:
+            negative = self.family.unguided(negative)
         with self.autocast():
             latents = sample(
                 self.family, self.section, cond, negative, noise, generator, schedule=self.schedule
@@ -122,33 +124,17 @@ def sample(
     *,
     schedule: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): noise (1, C, h, w) -> latents (1, C, h, w), scaled.
-
-    A base with a guidance input gets section.cfg there and the negative prompt not at all.
-    """
+    """Noise (1, C, h, w) -> latents (1, C, h, w), scaled; guidance as the base takes it, see `guidance`."""
     scheduler = make_sampler(family, section.scheduler, schedule)
-    timing = family.sampler_options(section.steps, tuple(noise.shape))
-    scheduler.set_timesteps(section.steps, device=family.device, **timing)
-    guided = section.cfg != 1 and not family.guidance_input
-    both = {key: torch.cat([negative[key], cond[key]]) for key in cond} if guided else cond
-    if family.guidance_input:
-        both = both | {"guidance": torch.full((1,), section.cfg, device=family.device)}
+    scheduler = begin(family, scheduler, section.steps, noise.shape)
     size = noise.shape[-2] * family.latent_factor, noise.shape[-1] * family.latent_factor
-    geometry = [Geometry(size, (0, 0), size)] * (2 if guided else 1)
+    guided = Guided(family, cond, negative, section.cfg, size)
     options: dict[str, Any] = {}
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = generator
-    flow = is_flow(scheduler)  # its samplers scale neither the noise nor what the denoiser is given
-    x = noise.to(family.device) * (1 if flow else scheduler.init_noise_sigma)
+    x = first_latents(scheduler, noise.to(family.device))
     for t in scheduler.timesteps:
-        x_t = x if flow else scheduler.scale_model_input(x, t)
-        x_t = torch.cat([x_t, x_t]) if guided else x_t
-        time = family.sampler_time(t.expand(len(x_t)))
-        prediction = family.predict(x_t, time, both, geometry).float()
-        if guided:
-            without, with_prompt = prediction.chunk(2)
-            prediction = without + section.cfg * (with_prompt - without)
-        x = scheduler.step(prediction, t, x, return_dict=False, **options)[0]
+        x = scheduler.step(guided.predict(scheduler, x, t), t, x, return_dict=False, **options)[0]
     return x
 
 
@@ -161,11 +147,6 @@ def make_sampler(family: Family, name: str, schedule: Mapping[str, Any] | None =
     own: tuple[str, dict[str, Any]] = (config["_class_name"], {})
     class_name, overrides = own if is_flow(own[0]) else SAMPLERS.get(name, own)
     return getattr(import_module("diffusers"), class_name).from_config(config, **overrides)
-
-
-def is_flow(sampler: Any) -> bool:
-    """Whether a sampler, or the class that it is named after, is one of flow matching."""
-    return (sampler if isinstance(sampler, str) else type(sampler).__name__).startswith("FlowMatch")
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -91,9 +91,8 @@ class AdapterSection(Section):
         default = cls.model_fields[info.field_name].get_default(call_default_factory=True)
         methods, why = FITS_SOME_METHODS[info.field_name]
         chosen = info.data.get("method", "lora")
-        if (
-            chosen not in (*methods, "full") and value != default
-        ):  # full passes over what presets say of these
+        # A full fine-tune passes over what presets say of these.
+        if chosen not in (*methods, "full") and value != default:
             raise ValueError(f"left out with {chosen}: {why}")
         return value
 

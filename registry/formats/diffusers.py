@@ -1,7 +1,8 @@
 """The layouts of diffusers and PEFT: `<component>.<path>.lora_A.weight` (down) and `.lora_B.weight` (up).
 
 Read in all its ages: PEFT names, `.lora.down`, `processor.to_q_lora.down`, `lora_linear_layer.down`, and
-`base_model.model.` in front. Strength is in `lora_adapter_metadata`, else alpha = rank.
+`base_model.model.` in front; also ai-toolkit's `diffusion_model.` before the names of published checkpoints.
+Strength is in `lora_adapter_metadata`, else alpha = rank.
 
 Written with alpha / r folded into `lora_B` and without that metadata: ComfyUI and InvokeAI do not read it and
 would be wrong by exactly alpha / r, so does older diffusers, and for today's no metadata means alpha = rank.
@@ -13,13 +14,15 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from registry.errors import BadInput
-from registry.formats.families import family_format
+from registry.formats.families import FamilyFormat, family_format
 from registry.formats.header import shown
-from registry.formats.internal import AdapterForm, LoraFactors, make_factors
+from registry.formats.internal import AdapterForm, LoraFactors, make_factors, unknown_module
+from registry.formats.kohya import divided
 from registry.formats.tensors import Array
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 PEFT_ROOT = "base_model.model."
+PUBLISHED_ROOT = "diffusion_model."
 
 # Endings of keys -> which half they are; the first that fits decides.
 _ENDINGS = (
@@ -50,7 +53,9 @@ def read(tensors: Mapping[str, Array], metadata: Mapping[str, str], family: str 
             raise BadInput(
                 f"tensor {shown(key)}", "is not part of a LoRA in diffusers layout", "see docs/formats.md"
             )
-        groups.setdefault(names.module_of_path(modern_path(path)), {})[part] = value
+        path = modern_path(path)
+        published = path.startswith(PUBLISHED_ROOT) and names.original is not None
+        groups.setdefault(path if published else names.module_of_path(path), {})[part] = value
     strengths = Strengths.from_metadata(metadata)
     modules: dict[str, LoraFactors] = {}
     for module, parts in groups.items():
@@ -59,8 +64,19 @@ def read(tensors: Mapping[str, Array], metadata: Mapping[str, str], family: str 
         alpha = float(own.reshape(-1)[0]) if own is not None and own.size == 1 else None
         if alpha is None and down is not None:
             alpha = strengths.alpha(module, down.shape[0])
-        modules[module] = make_factors(f"module {shown(module)}", down, parts.get("up"), alpha)
+        factors = make_factors(f"module {shown(module)}", down, parts.get("up"), alpha)
+        published = module.startswith(PUBLISHED_ROOT)
+        modules |= _divided(module, factors, names) if published else {module: factors}
     return AdapterForm(family, modules)
+
+
+def _divided(module: str, factors: LoraFactors, names: FamilyFormat) -> dict[str, LoraFactors]:
+    """What a module of the published checkpoint is in ours: names of ai-toolkit, BFL and ComfyUI."""
+    assert names.original is not None
+    place = names.original.of_path(module.removeprefix(PUBLISHED_ROOT))
+    if place is None:
+        raise unknown_module(module, names.name)
+    return divided(names.denoiser, place, factors, f"module {shown(module)}")
 
 
 def write(form: AdapterForm) -> tuple[dict[str, Array], dict[str, str]]:

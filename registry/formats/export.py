@@ -24,13 +24,15 @@ from registry.formats.internal import AdapterForm
 from registry.formats.load import load_adapter
 from registry.formats.metadata import with_hashes
 from registry.formats.tensors import Array, cast, read_tensors, save
-from registry.formats.tools import TOOLS, Judge, Proof, Reading, ToolReport
+from registry.formats.tools import TOOLS, Judge, Proof, Reader, Reading, ToolReport
+from registry.formats.tools_flow import FLUX_TOOLS, SD35_TOOLS
 from registry.hashing import hash_adapter
 
 LAYOUTS = ("auto", "kohya", "diffusers", "peft", "embedding")
 # Relative error that rounding may cost: two factors of 24, 11 and 8 significant bits, with room for the small
 # values that fp16 keeps with fewer. Above it the export is refused.
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 2e-2}
+FAMILY_TOOLS: dict[str, dict[str, Reader]] = {"sd35": SD35_TOOLS, "flux1": FLUX_TOOLS}  # else TOOLS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,7 @@ def _write_file(
     names = family_format(form.family)
     reports = (
         judge.report(name, reader(back, header.metadata, names, form.modules))
-        for name, reader in TOOLS.items()
+        for name, reader in FAMILY_TOOLS.get(form.family, TOOLS).items()
     )
     return proof, lycoris_tools.with_others(tuple(reports), form, layout)
 
@@ -326,6 +328,7 @@ def _write_sidecar(out: Path, sidecar: Sidecar, sd_version: str) -> list[Path]:
 
 
 def _notes(layout: str, form: AdapterForm) -> tuple[str, ...]:
+    names = family_format(form.family)
     notes = [*lycoris_tools.notes(form, layout)]
     if form.words and layout == "kohya":
         notes.append("A1111 and Forge read the new words from the file; for others use --format embedding")
@@ -335,12 +338,12 @@ def _notes(layout: str, form: AdapterForm) -> tuple[str, ...]:
         notes.append(
             "alpha / rank is folded into lora_B: every tool applies the trained strength at weight 1"
         )
-    if layout == "diffusers":
+    if layout == "diffusers" and "unet" in form.components:
         notes.append("ComfyUI and Forge ignore attention under these names; use kohya for them")
-    if layout == "peft" and "text_encoder" in form.components:
-        notes.append(
-            'text encoder: PeftModel.from_pretrained(text_encoder, FOLDER, subfolder="text_encoder")'
-        )
-    if layout == "kohya" and len({factors.alpha for factors in form.modules.values()}) > len(form.components):
+    if layout == "peft":
+        texts = [name for name in form.components if name != names.denoiser]
+        notes += [f'text encoder: PeftModel.from_pretrained({t}, FOLDER, subfolder="{t}")' for t in texts]
+    alphas = {factors.alpha for factors in form.modules.values()}
+    if layout == "kohya" and names.one_alpha and len(alphas) > len(form.components):
         notes.append("alphas are levelled within a component, the difference is in lora_up")
     return tuple(notes)

@@ -6,7 +6,7 @@ Shapes decide before metadata, because metadata is copied and edited; what stays
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -20,12 +20,23 @@ from registry.formats.words import BUNDLE, is_word
 
 # Input width of attn2.to_k, which is the width of the text conditioning.
 CONTEXT_DIMS = {768: "sd15", 1024: "sd21", 2048: "sdxl"}
-# Parts of names that exist in one family only.
+# Width of a diffusion transformer's blocks -> family and size of the base.
+BLOCK_DIMS = {3072: ("flux1", ""), 2432: ("sd35", "large"), 1536: ("sd35", "medium")}
+# Parts of names that exist in one family only; the first that occurs decides.
 _MARKS = (
-    ("double_blocks", "flux1"), ("single_transformer_blocks", "flux1"), ("joint_blocks", "sd35"),
-    ("lora_te2_", "sdxl"),
+    ("double_blocks", "flux1"), ("single_blocks", "flux1"), ("single_transformer_blocks", "flux1"),
+    ("joint_blocks", "sd35"), ("lora_unet_input_blocks", "sdxl"), ("lora_unet_output_blocks", "sdxl"),
+    ("lora_unet_middle_block", "sdxl"), ("label_emb", "sdxl"), ("add_embedding", "sdxl"),
 )  # fmt: skip
-_VERSIONS = (("sd_v1", "sd15"), ("sd_v2", "sd21"), ("sdxl", "sdxl"), ("flux1", "flux1"), ("sd3", "sd35"))
+# Names that several families may have, asked after the metadata.
+_WEAK_MARKS = (
+    ("transformer.transformer_blocks", "sd35"), ("lora_transformer_transformer_blocks", "sd35"),
+    ("lora_te2_text_model", "sdxl"),
+)  # fmt: skip
+_VERSIONS = (
+    ("sd_v1", "sd15"), ("sd_v2", "sd21"), ("sdxl", "sdxl"), ("flux1", "flux1"), ("sd3", "sd35"),
+    ("5-large", "sd35"), ("5-medium", "sd35"), ("3-5", "sd35"),
+)  # fmt: skip
 _ARCHITECTURES = (
     ("stable-diffusion-v1", "sd15"), ("stable-diffusion-v2", "sd21"), ("stable-diffusion-xl", "sdxl"),
     ("stable-diffusion-v3", "sd35"), ("flux-1", "flux1"),
@@ -44,7 +55,15 @@ _METHODS = (
 _DOWN = re.compile(
     r"\.(lora_down|lora_A|lora_A\.default|lora\.down|lora_linear_layer\.down)\.weight$|_lora\.down\.weight$"
 )
-_CONTEXT = re.compile(r"attn2[._](processor\.)?to_[kv]")
+_CONTEXT = re.compile(r"attn2[._](processor\.)?to_[kv]")  # in a UNet; SD3.5 medium has an attn2 of its own
+_BLOCK = re.compile(
+    r"transformer_blocks[._]\d+[._](attn2?[._](to_[qkv]|add_[qkv]_proj)|ff(_context)?[._]net[._]0)"
+    r"|(double|joint)_blocks[._]\d+[._](\w+_block[._])?(img_|txt_)?(attn2?[._]qkv|mlp[._](0|fc1))"
+    r"|single_(transformer_)?blocks[._]\d+[._](linear1|attn[._]to_[qkv]|proj_mlp)"
+)
+_DEEP = re.compile(r"attentions[._]\d+[._]transformer_blocks[._]([2-9]|\d\d)[._]")  # only SDXL has so many
+_FLOW = re.compile(r"^transformer\.|^lora_transformer_|(double|single|joint)_blocks|^lora_unet_final_layer")
+_FLUX = re.compile(r"(double|single)_blocks|single_transformer_blocks")
 
 
 @dataclass(frozen=True)
@@ -159,20 +178,21 @@ def family_of_metadata(metadata: Mapping[str, str]) -> tuple[str, str]:
 
 def _family(header: Header) -> tuple[str, str, str, int]:
     """(family, confidence, reason, context width)."""
-    widths = Counter(
-        info.shape[1]
-        for name, info in header.tensors.items()
-        if _CONTEXT.search(name) and _DOWN.search(name) and len(info.shape) >= 2
-    )
-    context = widths.most_common(1)[0][0] if widths else lycoris.context_of(header)
+    context = _width(header, _CONTEXT, flow=False) or lycoris.context_of(header)
     if context in CONTEXT_DIMS:
         return CONTEXT_DIMS[context], "high", f"cross-attention reads {context} values", context
-    for mark, family in _MARKS:
-        if any(mark in name for name in header.tensors):
-            return family, "medium", f"has modules named {mark}", context
+    block = _width(header, _BLOCK, flow=True)
+    if block in BLOCK_DIMS:
+        family, size = BLOCK_DIMS[block]
+        return family, "high", f"its blocks are {block} wide" + (f" ({size})" if size else ""), context
+    if (found := _marked(header, _MARKS)) or any(_DEEP.search(name) for name in header.tensors):
+        mark, family = found or ("transformer_blocks.2", "sdxl")
+        return family, "medium", f"has modules named {mark}", context
     family, key = family_of_metadata(header.metadata)
     if family:
         return family, "medium", f"metadata {key} says so", context
+    if found := _marked(header, _WEAK_MARKS):
+        return found[1], "medium", f"has modules named {found[0]}", context
     widths = {
         info.shape[1]
         for name, info in header.tensors.items()
@@ -182,6 +202,27 @@ def _family(header: Header) -> tuple[str, str, str, int]:
         return CONTEXT_DIMS[width], "medium", f"its text encoder is {width} wide", context
     missing = f"reads {context} values, which no known family does" if context else "is not among its modules"
     return "", "none", f"unidentified: cross-attention {missing}, and its metadata names no base", context
+
+
+def _width(header: Header, pattern: re.Pattern[str], *, flow: bool) -> int:
+    """Most frequent input width of the modules that `pattern` finds, 0 when there are none.
+
+    `flow`: among those of diffusion transformers, or of UNets.
+    """
+    widths = Counter(
+        info.shape[1]
+        for name, info in header.tensors.items()
+        if pattern.search(name)
+        and bool(_FLOW.search(name)) == flow
+        and (_DOWN.search(name) or name.endswith("hada_w1_b"))
+        and len(info.shape) >= 2
+    )
+    return widths.most_common(1)[0][0] if widths else 0
+
+
+def _marked(header: Header, marks: Iterable[tuple[str, str]]) -> tuple[str, str] | None:
+    """The first mark that is in a name."""
+    return next((mark for mark in marks if any(mark[0] in name for name in header.tensors)), None)
 
 
 def _layout(header: Header) -> str:
@@ -196,18 +237,19 @@ def _layout(header: Header) -> str:
 
 def _targets(header: Header) -> tuple[str, ...]:
     found: dict[str, None] = {}
+    flux = any(_FLUX.search(name) for name in header.tensors)
     for name in header.tensors:
         if name.startswith(BUNDLE):
             continue
-        if name.startswith("lora_te2_") or name.startswith("text_encoder_2."):
+        if name.startswith(("lora_te3_", "text_encoder_3.")):
+            found["text_encoder_2" if flux else "text_encoder_3"] = None  # FLUX has T5 second, kohya third
+        elif name.startswith(("lora_te2_", "text_encoder_2.")):
             found["text_encoder_2"] = None
         elif name.startswith(("lora_te", "text_encoder.")) or ".self_attn." in name:
             found["text_encoder"] = None
-        elif name.startswith(("transformer.", "lora_transformer_")) or "double_blocks" in name:
-            found["transformer"] = None
         else:
-            found["unet"] = None
-    return tuple(sorted(found, key=lambda name: name.startswith("text")))
+            found["transformer" if _FLOW.search(name) else "unet"] = None
+    return tuple(sorted(found, key=lambda name: (name.startswith("text"), name)))
 
 
 def _alpha(path: Path, header: Header, rank: int) -> float:

@@ -3,6 +3,9 @@
 diffusers takes one alpha per component from such a file for the attention layers, and recognises text-encoder
 keys only when an `out_proj` is among them. So `write` gives every module of a component the same alpha, and
 adds an `out_proj` of zeros where the text encoder has none: the same weight change everywhere.
+
+From SDXL on, kohya goes by the names of the published checkpoints, where layers that read the same input may
+be one (see `original` and `fusing`).
 """
 
 from collections import Counter
@@ -12,8 +15,10 @@ import numpy as np
 
 from registry.errors import BadInput
 from registry.formats.families import family_format
+from registry.formats.fusing import fuse, swap_halves, unfuse
 from registry.formats.header import shown
 from registry.formats.internal import AdapterForm, LoraFactors, component_of, make_factors
+from registry.formats.original import Place
 from registry.formats.tensors import Array
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
@@ -37,24 +42,61 @@ def read(tensors: Mapping[str, Array], metadata: Mapping[str, str], family: str 
         groups.setdefault(name, {})[part] = value
     modules: dict[str, LoraFactors] = {}
     for name, parts in groups.items():
-        module = names.module_of_kohya(name)
-        if module in modules:
-            raise BadInput(f"module {shown(module)}", "is there twice under two prefixes", "keep one of them")
+        component, place = names.place_of_kohya(name)
+        where = f"module {shown(name)}"
         alpha = float(parts[ALPHA].reshape(-1)[0]) if ALPHA in parts and parts[ALPHA].size == 1 else None
-        modules[module] = make_factors(f"module {shown(name)}", parts.get(DOWN), parts.get(UP), alpha)
+        factors = make_factors(where, parts.get(DOWN), parts.get(UP), alpha)
+        for module, item in divided(component, place, factors, where).items():
+            if module in modules:
+                raise BadInput(
+                    f"module {shown(module)}", "is there twice under two prefixes", "keep one of them"
+                )
+            modules[module] = item
     return AdapterForm(family, modules)
 
 
 def write(form: AdapterForm) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors and metadata (none) of `form`; every module has an `.alpha`, equal within a component."""
+    """Tensors and metadata (none) of `form`; every module has an `.alpha`.
+
+    Raises:
+        BadInput: the layout has no name for a module.
+    """
     names = family_format(form.family)
+    complete = _complete(form)
+    modules = _level(complete) if names.one_alpha else complete
+    groups: dict[str, dict[str, LoraFactors]] = {}
+    places: dict[str, tuple[str, Place]] = {}
+    for module, factors in modules.items():
+        component, place = names.place_of_module(module)
+        name = names.prefix_of(component) + place.name
+        groups.setdefault(name, {})[module] = factors
+        places[name] = component, place
     tensors: dict[str, Array] = {}
-    for module, factors in _level(_complete(form)).items():
-        name = names.kohya_name(module)
+    for name, parts in groups.items():
+        factors = united(*places[name], parts)
         tensors[f"{name}.{DOWN}"] = factors.down
         tensors[f"{name}.{UP}"] = factors.up
         tensors[f"{name}.{ALPHA}"] = np.array(factors.alpha, np.float32)
     return tensors, {}
+
+
+def divided(component: str, place: Place, factors: LoraFactors, where: str) -> dict[str, LoraFactors]:
+    """Our modules, by full name, of one that a published checkpoint names.
+
+    Raises:
+        BadInput: its rows cannot be divided among them; `where` names it.
+    """
+    parts = unfuse(factors, place.shares, where)
+    if place.halves:
+        parts = [swap_halves(part) for part in parts]
+    return {f"{component}.{m}": part for m, part in zip(place.modules, parts, strict=True)}
+
+
+def united(component: str, place: Place, parts: Mapping[str, LoraFactors]) -> LoraFactors:
+    """Inverse of `divided`; modules that are not in `parts` stay unchanged."""
+    row = [parts.get(f"{component}.{module}") for module in place.modules]
+    factors = fuse(row, place.shares, f"module {shown(place.path)}")
+    return swap_halves(factors) if place.halves else factors
 
 
 def _level(modules: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
@@ -68,14 +110,13 @@ def _level(modules: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
 
 
 def _complete(form: AdapterForm) -> dict[str, LoraFactors]:
-    """The modules, plus an `out_proj` of zeros when the text encoder has only other attention layers."""
+    """The modules, plus an `out_proj` of zeros in each CLIP that has only other attention layers."""
     modules = dict(form.modules)
-    attention = [name for name in form.of("text_encoder") if ".self_attn." in name]
-    if attention and not any(name.endswith(".out_proj") for name in attention):
-        first = modules[attention[0]]
-        width = first.down.shape[1]  # all four projections of CLIP's attention are width x width
-        zeros = LoraFactors(
-            np.zeros((first.rank, width), np.float32), np.zeros((width, first.rank), np.float32), first.alpha
-        )
-        modules[attention[0].rpartition(".")[0] + ".out_proj"] = zeros
+    for component in form.components:
+        attention = [name for name in form.of(component) if ".self_attn." in name]
+        if attention and not any(name.endswith(".out_proj") for name in attention):
+            first = modules[attention[0]]
+            width = first.down.shape[1]  # all four projections of CLIP's attention are width x width
+            down, up = np.zeros((first.rank, width), np.float32), np.zeros((width, first.rank), np.float32)
+            modules[attention[0].rpartition(".")[0] + ".out_proj"] = LoraFactors(down, up, first.alpha)
     return modules

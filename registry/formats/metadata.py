@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from registry.formats.families import FORMATS
+from registry.formats.families import FORMATS, of_variant
 
 # What stays when an adapter is published: nothing that can carry captions, folder names or paths.
 _PUBLIC = {
@@ -53,6 +53,7 @@ class TrainingFacts:
     tags: Sequence[str] = ()
     base_name: str = ""
     base_hash: str = ""
+    variant: str = ""  # of the base: "medium", "schnell"
     prediction_type: str = ""  # "epsilon" or "v_prediction"
     run_id: str = ""
     step: int = 0
@@ -108,9 +109,9 @@ def _kohya(facts: TrainingFacts) -> dict[str, Any]:
     )
     subset = {"img_count": pictures, "class_tokens": ", ".join(facts.trigger_words), "num_repeats": 1}
     return {
-        "ss_base_model_version": family.ss_base_model_version if family else "",
+        "ss_base_model_version": of_variant(family.ss_base_model_version, facts.variant) if family else "",
         "ss_v2": str(family.ss_v2) if family else "",
-        "ss_network_module": "networks.lora",
+        "ss_network_module": family.network_module if family else "networks.lora",
         "ss_network_dim": facts.rank,
         "ss_network_alpha": alpha,
         "ss_network_args": _network_args(recipe),
@@ -165,7 +166,7 @@ def _modelspec(facts: TrainingFacts) -> dict[str, Any]:
     prediction = {"epsilon": "epsilon", "v_prediction": "v"}.get(facts.prediction_type, "")
     values = {
         "sai_model_spec": "1.0.1",
-        "architecture": family.architecture if family else "",
+        "architecture": of_variant(family.architecture, facts.variant) if family else "",
         "implementation": "diffusers",
         "title": facts.name,
         "description": facts.description,

@@ -2,7 +2,8 @@
 
 `PeftModel.from_pretrained(unet, FOLDER)` reads the UNet's part from the folder itself, and
 `PeftModel.from_pretrained(text_encoder, FOLDER, subfolder="text_encoder")` the text encoder's. PEFT matches
-the names of modules in memory, where transformers >= 5 has no `text_model.`: these names are written.
+the names of modules in memory, where transformers >= 5 has no `text_model.` in CLIPTextModel (it has in
+CLIPTextModelWithProjection): these names are written.
 """
 
 import json
@@ -23,17 +24,19 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def write(form: AdapterForm, base_name: str = "") -> dict[str, tuple[dict[str, Array], dict[str, Any]]]:
     """Subfolder ("" for the denoiser) -> tensors and LoraConfig; alpha / r is folded into `lora_B`."""
     parts: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {}
-    denoiser = next(iter(family_format(form.family).grammars))
+    names = family_format(form.family)
     for component in form.components:
         tensors: dict[str, Array] = {}
         ranks: dict[str, int] = {}
         for module, factors in form.of(component).items():
-            path = module.partition(".")[2].removeprefix(TEXT_ROOT)
+            path = module.partition(".")[2]
+            if component not in names.projected:
+                path = path.removeprefix(TEXT_ROOT)
             folded: LoraFactors = factors.with_alpha(float(factors.rank))
             tensors[f"{diffusers.PEFT_ROOT}{path}.lora_A.weight"] = folded.down
             tensors[f"{diffusers.PEFT_ROOT}{path}.lora_B.weight"] = folded.up
             ranks[path] = factors.rank
-        parts["" if component == denoiser else component] = (tensors, _config(ranks, base_name))
+        parts["" if component == names.denoiser else component] = (tensors, _config(ranks, base_name))
     return parts
 
 
@@ -50,14 +53,22 @@ def read_folder(folder: Path, family: str = "") -> AdapterForm:
     for file in found:
         if file.is_file():
             metadata = _strengths(file.with_name(CONFIG), family)
-            modules.update(diffusers.read(read_tensors(file), metadata, family).modules)
+            # Two text encoders have the same names inside; the subfolder tells them apart.
+            component = file.parent.name if file.parent != folder else ""
+            known = component in family_format(family).grammars
+            tensors = {
+                f"{component}.{key.removeprefix(diffusers.PEFT_ROOT)}" if known else key: value
+                for key, value in read_tensors(file).items()
+            }
+            modules.update(diffusers.read(tensors, metadata, family).modules)
     return AdapterForm(family, modules)
 
 
 def _config(ranks: Mapping[str, int], base_name: str) -> dict[str, Any]:
     """What `peft.LoraConfig` reads; alpha = rank for every module, whatever its rank."""
     common = max(set(ranks.values()), key=list(ranks.values()).count)
-    others = {path: rank for path, rank in ranks.items() if rank != common}
+    # Without "^" a pattern counts for longer paths too: FLUX has a proj_out in its blocks and one at the end.
+    others = {f"^{path}": rank for path, rank in ranks.items() if rank != common}
     return {
         "peft_type": "LORA",
         "task_type": None,

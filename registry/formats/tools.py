@@ -1,8 +1,8 @@
 """What each tool makes of an adapter file, from the rules by which it looks up keys.
 
 The rules were read in the tools' sources (diffusers 0.42, ComfyUI, A1111, Forge, InvokeAI, kohya sd-scripts;
-2026) and are emulated here for SD1.5 and SD2.1, so that an export can be proven without installing them.
-diffusers' are also checked against the library itself in the tests.
+2026) and are emulated, here for families with a UNet, in `tools_flow` for those with a transformer, so that
+an export can be proven without installing them. diffusers' are also checked against the library in the tests.
 """
 
 from collections import Counter
@@ -24,6 +24,12 @@ HALVES = (
     (".lora.up.weight", ".lora.down.weight"),
     (".lora_linear_layer.up.weight", ".lora_linear_layer.down.weight"),
 )
+_OUTSIDE = {
+    "conv_in",
+    "conv_out",
+    "time_embedding",
+    "add_embedding",
+}  # kohya's networks stay inside the blocks
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,8 @@ def diffusers_reading(
 
 
 def _diffusers_kohya(tensors: Tensors, names: FamilyFormat, modules: list[str]) -> Reading:
-    found = _kohya_modules(tensors, names, modules, tuple(names.kohya_prefixes))
-    text = [module for module in found if component_of(module) == "text_encoder"]
-    attention = [module for module in text if ".self_attn." in module]
-    has_out = any("self_attn_out_proj" in key for key in tensors)
-    if attention and not has_out:
+    found = kohya_modules(tensors, names, modules, tuple(names.kohya_prefixes))
+    if lacks_out_proj(tensors, names, found):
         return Reading(note="raises or drops them: text-encoder attention without an out_proj")
     # The name under which alpha is remembered reaches its module only outside attention.
     order = {
@@ -100,6 +103,15 @@ def _diffusers_kohya(tensors: Tensors, names: FamilyFormat, modules: list[str]) 
     return Reading(found)
 
 
+def lacks_out_proj(tensors: Tensors, names: FamilyFormat, found: Iterable[str]) -> bool:
+    """Whether diffusers will not recognise the kohya keys of a text encoder."""
+    attended = {component_of(module) for module in found if ".self_attn." in module}
+    starts = {c: tuple(p for p, owner in names.kohya_prefixes.items() if owner == c) for c in attended}
+    return not all(
+        any(key.startswith(starts[c]) and "self_attn_out_proj" in key for key in tensors) for c in attended
+    )
+
+
 def comfyui_reading(
     tensors: Tensors, metadata: Mapping[str, str], names: FamilyFormat, modules: Iterable[str]
 ) -> Reading:
@@ -109,7 +121,7 @@ def comfyui_reading(
     ignored = False
     for module in modules:
         component, _, path = module.partition(".")
-        keys = [p + path.replace(".", "_") for p, owner in names.kohya_prefixes.items() if owner == component]
+        keys = [p + spelling for p, spelling in kohya_spellings(module, names)]
         if component == "unet":
             old = path.replace(".to_", ".processor.to_").removesuffix(".0" if ".to_out" in path else "\0")
             keys += [old, f"unet.{old}"]
@@ -128,7 +140,7 @@ def kohya_names_reading(
 ) -> Reading:
     """A1111 and InvokeAI: kohya names only."""
     del metadata
-    found = _kohya_modules(tensors, names, modules, _written_prefixes(names))
+    found = kohya_modules(tensors, names, modules, written_prefixes(names))
     return Reading(found, "" if found else "reads kohya names only")
 
 
@@ -137,13 +149,13 @@ def sd_scripts_reading(
 ) -> Reading:
     """kohya's own network: kohya names, inside attention, resnet and sampling blocks only."""
     del metadata
-    found = _kohya_modules(tensors, names, modules, _written_prefixes(names))
-    outside = [m for m in found if m.split(".")[1] in {"conv_in", "conv_out", "time_embedding"}]
+    found = kohya_modules(tensors, names, modules, written_prefixes(names))
+    outside = [m for m in found if m.split(".")[1] in _OUTSIDE]
     for module in outside:
         del found[module]
     if not found:
         return Reading(note="reads kohya names only")
-    return Reading(found, "has no conv_in, conv_out and time_embedding" if outside else "")
+    return Reading(found, "has no conv_in, conv_out and embeddings" if outside else "")
 
 
 Reader = Callable[[Tensors, Mapping[str, str], FamilyFormat, Iterable[str]], Reading]
@@ -208,21 +220,31 @@ def relative_error(got: LoraFactors, wanted: LoraFactors) -> float:
     return difference / size if size else difference
 
 
-def _written_prefixes(names: FamilyFormat) -> tuple[str, ...]:
+def written_prefixes(names: FamilyFormat) -> tuple[str, ...]:
     """The prefix of each component that tools agree on: the first in the table."""
-    first: dict[str, str] = {}
-    for prefix, component in names.kohya_prefixes.items():
-        first.setdefault(component, prefix)
-    return tuple(first.values())
+    return tuple(names.prefix_of(component) for component in names.grammars)
 
 
-def _kohya_modules(
+def kohya_spellings(module: str, names: FamilyFormat) -> list[tuple[str, str]]:
+    """(prefix, rest) under which tools look for a module that is none of several in one.
+
+    Published names, and diffusers' own, which tools also know for a UNet.
+    """
+    component, _, path = module.partition(".")
+    spellings = [path.replace(".", "_")]
+    if names.original is not None and component == names.denoiser:
+        spellings.insert(0, names.place_of_module(module)[1].name)
+    prefixes = [p for p, owner in names.kohya_prefixes.items() if owner == component]
+    return [(prefix, spelling) for spelling in spellings for prefix in prefixes]
+
+
+def kohya_modules(
     tensors: Tensors, names: FamilyFormat, modules: Iterable[str], prefixes: tuple[str, ...]
 ) -> dict[str, LoraFactors]:
+    """Those of `modules` that are in a kohya file under one of `prefixes`."""
     found: dict[str, LoraFactors] = {}
     for module in modules:
-        component, _, path = module.partition(".")
-        keys = [p + path.replace(".", "_") for p in prefixes if names.kohya_prefixes[p] == component]
+        keys = [p + spelling for p, spelling in kohya_spellings(module, names) if p in prefixes]
         halves = _halves(tensors, keys, HALVES[:1])
         if halves:
             alpha = next((float(tensors[f"{k}.alpha"].item()) for k in keys if f"{k}.alpha" in tensors), None)

@@ -86,7 +86,9 @@ def sample(
     ] = None,
     negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
     steps: Annotated[int, typer.Option(min=1, max=500, help="Inference steps.")] = 25,
-    cfg: Annotated[float, typer.Option(min=0, max=50, help="Guidance scale.")] = 7.0,
+    cfg: Annotated[
+        float | None, typer.Option(min=0, max=50, help="Guidance scale; default: that of the base's presets.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the first picture.")] = 0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; default: the base's own.")] = "",
     scheduler: Annotated[str, typer.Option(help="Sampler; default: the base's own.")] = "default",
@@ -98,7 +100,14 @@ def sample(
     """
     from registry.records import Base
     from studio.sampling.request import SampleRequest
-    from studio.sampling.submit import collect, default_size, prepare_folder, submit, wait
+    from studio.sampling.submit import (
+        collect,
+        default_guidance,
+        default_size,
+        prepare_folder,
+        submit,
+        wait,
+    )
 
     workspace = open_workspace()
     record = workspace.catalog.get(Base, base)
@@ -110,7 +119,7 @@ def sample(
         prompt=prompt,
         negative=negative,
         steps=steps,
-        cfg=cfg,
+        cfg=default_guidance(record) if cfg is None else cfg,
         seed=seed,
         width=width,
         height=height,

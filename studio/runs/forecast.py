@@ -6,13 +6,14 @@ Nothing is loaded and nothing is made up: what is not known is None, and `notes`
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.errors import StudioError
+from registry.formats.checkpoints import layers_of
 from registry.formats.header import read_header
 from registry.records import Base, Dataset
 from studio.runs import speed
+from trainers.families import FAMILIES, FamilyInfo
 from trainers.recipe import AdapterSection, Recipe
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 FP32 = 4  # bytes
 STATE_COPIES = 4  # a checkpoint holds the adapter, its running mean and AdamW's two moments
-LATENT_BYTES = 2 * 4 * FP32 / 64  # per pixel: mean and deviation, 4 channels, 8x8 pixels a cell
-TEXT_BYTES = 77 * 1024 * FP32  # per caption, of the widest encoder of our families
+LATENT_BYTES = 2 * FP32 / 64  # per pixel and channel: mean and deviation, 8x8 pixels a cell
+CLIP_TOKENS, T5_TOKENS = 77, 512  # that a caption is encoded to, at most
 LOG_BYTES = 400  # per step, metrics.jsonl and event file together
 UNKNOWN_PER_RANK = 2**20  # parameters per rank when no header can be read: more than SDXL's attention needs
 
@@ -72,7 +73,7 @@ def forecast(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset) -> F
     return Forecast(
         steps=train.max_steps,
         minutes=minutes,
-        disk_bytes=_disk(recipe, dataset.image_count, parameters),
+        disk_bytes=_disk(recipe, dataset.image_count, parameters, FAMILIES[base.family]),
         memory_bytes=int(seen["memory"]) if seen and seen["memory"] else None,
         notes=tuple(notes),
     )
@@ -84,7 +85,7 @@ def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int
     A linear layer (out, in) gets rank * (in + out), a 3x3 convolution (out, in, 3, 3) rank * (9 in + out);
     other methods than LoRA see `_count`.
     """
-    shapes = _shapes(ws.resolve(base.location), base.kind) if base.kind != "hub" else {}
+    shapes = _shapes(ws, base) if base.kind != "hub" else {}
     adapter = recipe.adapter
     if not shapes:
         count = adapter.rank * UNKNOWN_PER_RANK
@@ -141,34 +142,42 @@ def _rank(
     return adapter.rank if len(shape) >= 2 and wanted else 0
 
 
-def _shapes(location: Path, kind: str) -> dict[str, tuple[int, ...]]:
-    """`component:path` -> shape of every weight of denoiser and text encoder, from headers alone."""
-    folders = {"unet": "unet", "transformer": "unet"}
-    folders |= dict.fromkeys(("text_encoder", "text_encoder_2", "text_encoder_3"), "text_encoder")
-    files = (
-        [(location, "unet")]
-        if kind == "file"
-        else [(f, part) for name, part in folders.items() for f in (location / name).glob("*.safetensors")]
-    )
+def _shapes(ws: "Workspace", base: Base) -> dict[str, tuple[int, ...]]:
+    """`component:path` -> shape of every weight of denoiser and text encoders, from headers alone.
+
+    A single file's layers go by the names of diffusers' classes; what it lacks is in its folder of configs.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
-    for file, component in files:
-        try:
-            tensors = read_header(file).tensors
-        except (StudioError, OSError):
-            return {}  # the trainer says what is wrong with it; a forecast only says it does not know
-        for name, info in tensors.items():
-            part = "text_encoder" if name.startswith(("cond_stage_model", "conditioner")) else component
-            if name.endswith(".weight") and not name.startswith("first_stage_model"):
-                place = f"{file.parent.name}/" if part == "text_encoder" else ""  # several may have one name
-                shapes[f"{part}:{place}{name}"] = tuple(info.shape)
+    try:
+        place = ws.resolve(base.location)
+        if base.kind == "file":
+            for part, path, shape in layers_of(base.family, read_header(place).tensors):
+                shapes[_key(part, f"{path}.weight")] = shape
+            place = ws.resolve(base.config) if base.config else place
+        info = FAMILIES[base.family]
+        for part in (info.denoiser, *info.text_encoders):
+            for file in place.glob(f"{part}/*.safetensors"):
+                for name, tensor in read_header(file).tensors.items():
+                    if name.endswith(".weight"):
+                        shapes.setdefault(_key(part, name), tuple(tensor.shape))
+    except (StudioError, OSError):
+        return {}  # the trainer says what is wrong with it; a forecast only says it does not know
     return shapes
 
 
-def _disk(recipe: Recipe, pictures: int, parameters: int) -> int:
+def _key(part: str, name: str) -> str:
+    """Several text encoders may have layers of one name; their `text_model.` depends on the class."""
+    if part.startswith("text_encoder"):
+        return f"text_encoder:{part}/{name.removeprefix('text_model.')}"
+    return f"unet:{name}"
+
+
+def _disk(recipe: Recipe, pictures: int, parameters: int, info: FamilyInfo) -> int:
     adapter = parameters * FP32
     checkpoints = recipe.checkpoints.keep + int(recipe.checkpoints.keep_best) + 1  # one while it is written
     train, preview = recipe.train, recipe.preview
     classes = recipe.preservation.count if recipe.preservation.mode == "class_pictures" else 0
+    text = (CLIP_TOKENS + (T5_TOKENS if info.flow else 0)) * info.cross_attention_dim * FP32
     drawn = (train.max_steps // preview.every + 1) * max(1, len(preview.prompts)) if preview.every else 0
     data = recipe.data
     crops = data.crop_variants if data.crop == "random" else 1
@@ -177,7 +186,7 @@ def _disk(recipe: Recipe, pictures: int, parameters: int) -> int:
     return int(
         2 * adapter  # in the run directory and among the adapters
         + checkpoints * STATE_COPIES * adapter
-        + (pictures + classes) * (pixels * LATENT_BYTES + texts * TEXT_BYTES)
+        + (pictures + classes) * (pixels * LATENT_BYTES * info.latent_channels + texts * text)
         + (drawn + classes) * train.sizes[-1] ** 2 * 3
         + train.max_steps * LOG_BYTES
     )

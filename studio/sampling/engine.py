@@ -26,8 +26,8 @@ from studio.sampling.schedulers import make_scheduler
 from studio.sampling.stack import AdapterStack, AdapterUseInStack, LoadReport
 from studio.sampling.task import SampleTask, TaskAdapter, TaskBase
 from trainers.families import FAMILIES
-from trainers.families.base import BaseFiles, Conditioning, Family
-from trainers.plan import Geometry
+from trainers.families.base import BaseFiles, Family
+from trainers.guidance import Guided, begin, first_latents
 
 GPU_BATCH = 4
 PREVIEW_EVERY = 0.5  # seconds
@@ -159,21 +159,26 @@ class Engine:
         if tiled:
             family.part("vae").enable_tiling()
         own_scheduler = str(loaded.scheduler_config["_class_name"])
-        guided = request.cfg > 1.0
-        texts = [request.negative, request.prompt] if guided else [request.prompt]
-        cond = family.encode_text(texts)
+        cond, negative = family.encode_text([request.prompt]), family.encode_text([request.negative])
+        if not request.negative:
+            negative = family.unguided(negative)
         left = [index for index in range(request.count) if index not in done]
         for start in range(0, len(left), batch):
             indices = left[start : start + batch]
             scheduler = make_scheduler(
                 request.scheduler, loaded.scheduler_config
             )  # they keep state: one a batch
-            painter = _Painter(family, scheduler, request, cond, indices, loaded.preview, say, cancelled)
+            rows = {key: value.repeat_interleave(len(indices), dim=0) for key, value in cond.items()}
+            avoid = {key: value.repeat_interleave(len(indices), dim=0) for key, value in negative.items()}
+            guided = Guided(family, rows, avoid, request.cfg, (request.height, request.width))
+            painter = _Painter(guided, scheduler, request, indices, loaded.preview, say, cancelled)
             latents = painter.paint()
             for row, index in enumerate(indices):
                 picture = to_picture(family.decode_image(latents[row : row + 1]))
                 keep(index, picture, own_scheduler)
         warnings = [_unmatched(report) for report in reports if report.unmatched]
+        if request.negative and not family.second_call:
+            warnings.append("The negative prompt has no effect: this base takes no second call for guidance.")
         warnings += [
             f"The last {cut} tokens of the {name} are beyond what the text encoder reads."
             for name, text in (("prompt", request.prompt), ("negative prompt", request.negative))
@@ -199,7 +204,9 @@ class Engine:
             return self._bases[key]
         kind = cast(Literal["folder", "file", "hub"], base.kind)
         files = BaseFiles(base.location, kind, base.config, base.revision)
-        family = FAMILIES[base.family].load_class()(files, dtype=_dtype(self.device), device=self.device)
+        family = FAMILIES[base.family].load_class()(
+            files, dtype=_dtype(self.device, base.family), device=self.device
+        )
         parts: list[Any] = [family.denoiser, *family.text_encoders.values(), family.part("vae")]
         size = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
         while self._bases and size + sum(item.bytes for item in self._bases.values()) > self._budget:
@@ -229,38 +236,32 @@ class _Painter:
 
     def __init__(
         self,
-        family: Family,
+        guided: Guided,
         scheduler: Any,
         request: SampleRequest,
-        cond: Conditioning,
         indices: list[int],
         preview: LatentPreview | None,
         say: Callable[[Progress], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        self._family, self._scheduler, self._request = family, scheduler, request
+        self._guided, self._scheduler, self._request = guided, scheduler, request
+        self._family = guided.family
         self._indices, self._preview, self._say, self._cancelled = indices, preview, say, cancelled
-        self._guided = request.cfg > 1.0
-        count = len(indices)
-        # Rows of `cond` are (negative, prompt); the batch is all negatives, then all prompts.
-        self._cond = {key: value.repeat_interleave(count, dim=0) for key, value in cond.items()}
-        size = (request.height, request.width)
-        self._geometry = [Geometry(size, (0, 0), size)] * (count * (2 if self._guided else 1))
         # Noise on the CPU, one generator a picture: the same on every device and for every count.
         self._generators = [torch.Generator("cpu").manual_seed((request.seed + i) % 2**32) for i in indices]
         self._previewed_at = monotonic()
 
     def paint(self) -> Tensor:
         """Latents of the finished pictures, (B, C, h, w), fp32."""
-        scheduler, steps = self._scheduler, self._request.steps
-        scheduler.set_timesteps(steps, device=self._family.device)
-        latents = self._noise() * float(scheduler.init_noise_sigma)
+        steps, noise = self._request.steps, self._noise()
+        self._scheduler = scheduler = begin(self._family, self._scheduler, steps, noise.shape)
+        latents = first_latents(scheduler, noise)
         extra = self._step_arguments()
         total = len(scheduler.timesteps)  # some samplers evaluate twice a step
         for number, t in enumerate(scheduler.timesteps):
             if self._cancelled():
                 raise Cancelled
-            prediction = self._predict(scheduler.scale_model_input(latents, t), t)
+            prediction = self._guided.predict(scheduler, latents, t)
             latents = scheduler.step(prediction, t, latents, return_dict=False, **extra)[0]
             self._report(latents, (number + 1) * steps // total)
         if not bool(torch.isfinite(latents).all()):
@@ -275,14 +276,6 @@ class _Painter:
         shape = (1, channels, self._request.height // factor, self._request.width // factor)
         noise = [torch.randn(shape, generator=generator) for generator in self._generators]
         return torch.cat(noise).to(self._family.device)
-
-    def _predict(self, x: Tensor, t: Tensor) -> Tensor:
-        """Classifier-free guidance, u + cfg (c - u): Ho & Salimans 2022, arXiv:2207.12598, eq. 6."""
-        if not self._guided:
-            return self._family.predict(x, t, self._cond, self._geometry).float()
-        both = self._family.predict(torch.cat([x, x]), t, self._cond, self._geometry).float()
-        without, with_prompt = both.chunk(2)
-        return without + self._request.cfg * (with_prompt - without)
 
     def _step_arguments(self) -> dict[str, Any]:
         accepted = inspect.signature(self._scheduler.step).parameters
@@ -321,16 +314,21 @@ def _unmatched(report: LoadReport) -> str:
 
 
 def _check_size(family: Family, request: SampleRequest) -> None:
-    """Sides must be whole latent cells."""
-    step = family.latent_factor
+    """Sides must be whole latent cells, or patches of them where the denoiser reads patches."""
+    step = family.side_multiple
     if request.width % step or request.height % step:
         size = f"size {request.width}x{request.height}"
         raise BadInput(size, f"does not fit: sides are multiples of {step} for this base", "change the size")
 
 
-def _dtype(device: torch.device) -> torch.dtype:
-    """fp32 on the CPU; fp16 on a GPU, which is finer than bf16 and what these bases were published in."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+def _dtype(device: torch.device, family: str) -> torch.dtype:
+    """fp32 on the CPU; on a GPU fp16, finer than bf16 and what the bases with a UNet were published in.
+
+    bf16 for those with T5, which overflows in fp16.
+    """
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if FAMILIES[family].flow else torch.float16
 
 
 def _budget(device: torch.device) -> int:

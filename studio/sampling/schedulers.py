@@ -27,6 +27,7 @@ class SchedulerInfo:
         sampler: A1111's "Sampler".
         schedule: A1111's "Schedule type".
         evaluations: Model evaluations per step; what a step costs.
+        flow: Class in diffusers for bases trained by flow matching; "" = it does not fit them.
         note: What it is good for, one line.
     """
 
@@ -37,6 +38,7 @@ class SchedulerInfo:
     note: str
     overrides: Mapping[str, Any] = field(default_factory=dict[str, Any])
     evaluations: int = 1
+    flow: str = ""
 
 
 def _row(
@@ -46,13 +48,15 @@ def _row(
     schedule: str = "Automatic",
     overrides: Mapping[str, Any] | None = None,
     evaluations: int = 1,
+    flow: str = "",
 ) -> SchedulerInfo:
     name = sampler if schedule == "Automatic" else f"{sampler} {schedule}"
-    return SchedulerInfo(name, cls, sampler, schedule, note, overrides or {}, evaluations)
+    return SchedulerInfo(name, cls, sampler, schedule, note, overrides or {}, evaluations, flow)
 
 
 _MULTISTEP, _SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 _EULER, _ANCESTRAL = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"
+FLOW_EULER, FLOW_HEUN = "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
 
 # LMS and beta sigmas are left out: diffusers computes them with scipy, which nothing else here needs.
 _ROWS = (
@@ -64,10 +68,10 @@ _ROWS = (
     _row("DPM++ 3M SDE", _MULTISTEP, "for 40 steps and more", overrides=_SDE | {"solver_order": 3}),
     _row("DPM++ SDE", _SINGLESTEP, "good at few steps", "Karras", _SDE | _KARRAS),
     _row("DPM++ SDE", _SINGLESTEP, "good at few steps", overrides=_SDE),
-    _row("Euler", _EULER, "plain and predictable"),
+    _row("Euler", _EULER, "plain and predictable", flow=FLOW_EULER),
     _row("Euler", _EULER, "reaches full noise at the start", "SGM Uniform", {"timestep_spacing": "trailing"}),
     _row("Euler a", _ANCESTRAL, "adds noise at every step; never settles"),
-    _row("Heun", "HeunDiscreteScheduler", "exact, twice the time", evaluations=2),
+    _row("Heun", "HeunDiscreteScheduler", "exact, twice the time", evaluations=2, flow=FLOW_HEUN),
     _row("DPM2", "KDPM2DiscreteScheduler", "exact, twice the time", evaluations=2),
     _row("DPM2 a", "KDPM2AncestralDiscreteScheduler", "fresh noise, twice the time", evaluations=2),
     _row("UniPC", "UniPCMultistepScheduler", "good in 10 to 15 steps"),
@@ -82,9 +86,21 @@ _ROWS = (
 SCHEDULERS: dict[str, SchedulerInfo] = {row.name: row for row in _ROWS}
 
 
-def scheduler_names() -> list[str]:
-    """What a request may name, the base's own first."""
-    return [DEFAULT, *SCHEDULERS]
+def scheduler_names(*, flow: bool = False) -> list[str]:
+    """What a request may name, the base's own first; `flow`: for a base trained by flow matching."""
+    return [DEFAULT, *(name for name, row in SCHEDULERS.items() if row.flow or not flow)]
+
+
+def check_scheduler(name: str, *, flow: bool) -> None:
+    """Refuse a sampler that does not fit the base.
+
+    Raises:
+        BadInput: unknown, or not for a base trained by flow matching; those that fit are named.
+    """
+    row = scheduler_info(name)
+    if flow and row is not None and not row.flow:
+        fitting = ", ".join(scheduler_names(flow=True))
+        raise BadInput(f"scheduler {row.name}", "does not fit a base of flow matching", f"use {fitting}")
 
 
 def scheduler_info(name: str) -> SchedulerInfo | None:
@@ -106,7 +122,7 @@ def a1111_names(name: str, base_class: str = "") -> tuple[str, str]:
     """A1111's ("Sampler", "Schedule type") for a scheduler; `base_class` says what "default" stands for."""
     row = scheduler_info(name)
     if row is None:
-        row = next((r for r in SCHEDULERS.values() if r.cls == base_class), None)
+        row = next((r for r in SCHEDULERS.values() if base_class in (r.cls, r.flow)), None)
     return (
         (row.sampler, row.schedule)
         if row
@@ -131,10 +147,16 @@ def make_scheduler(name: str, config: Mapping[str, Any]) -> Any:
         config: Config of the base's own scheduler (`pipe.scheduler.config`): betas, prediction type, spacing.
 
     Raises:
-        BadInput: no such sampler.
+        BadInput: no such sampler, or none for this base.
     """
     import diffusers  # costs seconds; only where a picture is made
 
+    own = str(config["_class_name"])
+    flow = own.startswith("FlowMatch")
+    check_scheduler(name, flow=flow)
     row = scheduler_info(name)
-    cls: Any = getattr(diffusers, row.cls if row else str(config["_class_name"]))
-    return cls.from_config(dict(config), **(row.overrides if row else {}))
+    if row is None or flow:
+        cls: Any = getattr(diffusers, row.flow if row else own)
+        return cls.from_config(dict(config))
+    cls = getattr(diffusers, row.cls)
+    return cls.from_config(dict(config), **row.overrides)

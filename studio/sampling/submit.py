@@ -17,9 +17,10 @@ from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, 
 from studio.adapters import require_file
 from studio.runs.launch import check_base
 from studio.sampling.request import SampleRequest
-from studio.sampling.schedulers import scheduler_info
+from studio.sampling.schedulers import check_scheduler
 from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase
 from trainers.families import FAMILIES
+from trainers.recipe import preset
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -41,7 +42,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     """
     base = ws.catalog.get(Base, request.base)
     check_base(ws, base)
-    scheduler_info(request.scheduler)
+    check_scheduler(request.scheduler, flow=FAMILIES[base.family].flow)
     adapters = [ws.catalog.get(Adapter, choice.id) for choice in request.adapters]
     if len({adapter.id for adapter in adapters}) < len(adapters):
         raise BadInput("adapters", "name the same one twice", "give it one weight")
@@ -176,14 +177,23 @@ def job_of(ws: "Workspace", sample: Sample) -> Job:
 
 
 def default_size(ws: "Workspace", base: Base) -> tuple[int, int]:
-    """(width, height) that the base was made for: its denoiser's own size times its VAE's factor."""
-    unet, vae = _config(ws, base, "unet"), _config(ws, base, "vae")
-    blocks = vae.get("block_out_channels")
-    if not unet.get("sample_size") or not blocks:
-        side = FAMILIES[base.family].resolution
-        return side, side
-    side = int(unet["sample_size"]) * 2 ** (len(blocks) - 1)
+    """(width, height) that the base was made for: its denoiser's own size times its VAE's factor.
+
+    A denoiser without a size of its own (FLUX.1) goes by the VAE's.
+    """
+    denoiser, vae = _config(ws, base, FAMILIES[base.family].denoiser), _config(ws, base, "vae")
+    blocks, own = vae.get("block_out_channels"), denoiser.get("sample_size")
+    side = int(own) * 2 ** (len(blocks) - 1) if own and blocks else vae.get("sample_size")
+    side = int(side or FAMILIES[base.family].resolution)
     return side, side
+
+
+def default_guidance(base: Base) -> float:
+    """What the base's own style preset draws its previews with: the pocket base burns its colours at 7."""
+    try:
+        return preset(base.family, "style", base.name).preview.cfg
+    except BadInput:  # a family without a shipped recipe
+        return 7.0
 
 
 def check_adapter(ws: "Workspace", adapter: Adapter, base: Base) -> None:

@@ -17,7 +17,9 @@ HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbyt
 # What each package may import from the others.
 ALLOWED = {
     "registry": {"registry"},
-    "trainers": {"trainers", "registry.files", "registry.hashing", "registry.errors"},
+    "trainers": {
+        "trainers", "registry.files", "registry.hashing", "registry.errors", "registry.formats.checkpoints",
+    },
     "studio": {
         "studio", "registry", "trainers.captions", "trainers.families", "trainers.placing", "trainers.plan",
         "trainers.priors", "trainers.recipe", "trainers.recipe_adapter", "trainers.recipe_docs",

@@ -93,7 +93,7 @@ def rename_weights(folder: Path) -> None:
 DAMAGE: list[tuple[Any, str]] = [
     (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
     (lambda f: (f / "model_index.json").write_text("{"), "is not JSON"),
-    (lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"), "holds a FluxPipeline"),
+    (lambda f: edit(f / "model_index.json", _class_name="FluxFillPipeline"), "holds a FluxFillPipeline"),
     (lambda f: (f / "unet" / "custom.py").write_text("x"), r"holds code \(unet/custom.py\)"),
     (rename_weights, "weights of its unet as a pickle only, which can run code"),
     (lambda f: next((f / "vae").glob("*.safetensors")).unlink(), r"vae: has no weights"),
@@ -175,11 +175,12 @@ def test_toy_files_go_by_their_text_encoder(tmp_path: Path):
     ("changes", "wrong"),
     [
         ({"lora_unet_x.lora_down.weight": 1}, "is an adapter, not a base"),
-        ({"model.diffusion_model.double_blocks.0.x": 1}, "is a FLUX checkpoint"),
-        ({"conditioner.embedders.0.x": 1}, "is an SDXL checkpoint"),
+        ({"conditioner.embedders.0.x": 1}, "is the SDXL refiner"),
+        ({"double_blocks.0.x.absmax": 1}, "has weights of 4 bits"),
+        ({"transformer_blocks.0.attn.add_q_proj.weight": 1}, "is one component of a diffusers folder"),
         ({"control_model.x": 1}, "is a ControlNet"),
         ({CONV: 0}, "is no Stable Diffusion checkpoint"),
-        ({VAE: 0}, "has no VAE"),
+        ({VAE: 0}, "lacks vae of Stable Diffusion 1.5"),
     ],
 )
 def test_files_that_cannot_be_bases(tmp_path: Path, changes: dict[str, int], wrong: str):

@@ -7,6 +7,7 @@ the optimizer, the accelerator or the step; the objective samples timesteps and 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from registry.errors import BadInput
 from registry.files import read_json
 from registry.hashing import FileHasher, hash_folder, sha256_file
+from trainers.families.single_file import SingleFile
 from trainers.objectives import Objective
 
 if TYPE_CHECKING:
@@ -142,6 +144,15 @@ class Family(ABC):
         return False
 
     @property
+    def second_call(self) -> bool:
+        """Whether guidance takes a second call with the negative prompt."""
+        return not self.guidance_input
+
+    def unguided(self, empty: Conditioning) -> Conditioning:
+        """What guidance starts from without a negative prompt, given the empty caption's conditioning."""
+        return empty
+
+    @property
     def side_multiple(self) -> int:
         """Pixels that both sides of a picture are multiples of."""
         return self.latent_factor * self.patch
@@ -203,7 +214,7 @@ class Family(ABC):
 
     def component_hash(self, name: str, memo: FileHasher | None = None) -> str:
         """Hex hash of a component's files: the part of a cache key that says which weights made the entry."""
-        if self.base.kind == "file":
+        if self._checkpoint and self._checkpoint.holds(name):
             path = Path(self.base.location)
             return memo.sha256(path) if memo else sha256_file(path)
         return hash_folder(self._folder() / name, memo)
@@ -256,11 +267,19 @@ class Family(ABC):
                 others, for `conditioning` to finish.
         """
 
+    @cached_property
+    def _checkpoint(self) -> SingleFile | None:
+        """The single file that the base is, if it is one."""
+        if self.base.kind != "file":
+            return None
+        return SingleFile(self.name, Path(self.base.location), Path(self.base.config))
+
     def _load(self, name: str) -> Any:
         cls = self.parts[name].load_class()
-        loaded = (
-            self._load_single_file(name, cls) if self.base.kind == "file" else self._load_folder(name, cls)
-        )
+        if self._checkpoint and self._checkpoint.holds(name):
+            loaded = self._checkpoint.load(self, name, cls, {"dtype": self._part_dtype(name)})
+        else:
+            loaded = self._load_folder(name, cls)
         if isinstance(loaded, nn.Module):
             loaded = loaded.to(self.device).requires_grad_(False).eval()
         return loaded
@@ -269,36 +288,25 @@ class Family(ABC):
         return torch.float32 if name == "vae" else self.dtype
 
     def _load_folder(self, name: str, cls: Any) -> Any:
+        """From the base's folder; of a single file, from its folder of configs."""
+        place = self.base.config if self.base.kind == "file" else self.base.location
         options: dict[str, Any] = {"subfolder": name, "local_files_only": self.base.kind != "hub"}
         if self.base.revision:
             options["revision"] = self.base.revision
         if _is_model(cls):
             options |= {"dtype": self._part_dtype(name), "use_safetensors": True, **self._variant(name)}
         try:
-            return cls.from_pretrained(self.base.location, **options)
+            return cls.from_pretrained(place, **options)
         except OSError as error:
             reason = str(error).splitlines()[0].rstrip(". ")
-            raise BadInput(
-                f"{self.base.location}/{name}", f"cannot be loaded ({reason})", "check the base"
-            ) from error
+            raise BadInput(f"{place}/{name}", f"cannot be loaded ({reason})", "check the base") from error
 
     def _variant(self, name: str) -> dict[str, str]:
         """Folders that carry only half precision files name them *.fp16.safetensors."""
         if self.base.kind == "hub":
             return {}
-        files = [file.name for file in (Path(self.base.location) / name).glob("*.safetensors")]
+        files = [file.name for file in (self._folder() / name).glob("*.safetensors")]
         return {"variant": "fp16"} if files and all(".fp16." in file for file in files) else {}
-
-    def _load_single_file(self, name: str, cls: Any) -> Any:
-        if not _is_model(cls):
-            return cls.from_pretrained(self.base.config, subfolder=name, local_files_only=True)
-        options = {"config": self.base.config, "local_files_only": True, "dtype": self._part_dtype(name)}
-        if hasattr(cls, "from_single_file"):
-            return cls.from_single_file(self.base.location, subfolder=name, **options)
-        # Text encoders know no single files; their pipeline does, and leaves out what it is given as None.
-        others: dict[str, Any] = {other: None for other in self.parts if other not in (name, "tokenizer")}
-        pipeline = self.pipeline_class().from_single_file(self.base.location, **others, **options)
-        return getattr(pipeline, name)
 
     @classmethod
     @abstractmethod
@@ -320,7 +328,7 @@ class Family(ABC):
 
         patterns = [
             "model_index.json",
-            *(f"{n}/*.{end}" for n in self.parts for end in ("json", "safetensors", "txt")),
+            *(f"{n}/*.{end}" for n in self.parts for end in ("json", "safetensors", "txt", "model")),
         ]
         revision = self.base.revision or None
         return Path(snapshot_download(self.base.location, revision=revision, allow_patterns=patterns))

@@ -48,6 +48,11 @@ class Flux1(FlowFamily):
         return bool(self.config("transformer").get("guidance_embeds"))
 
     @property
+    def second_call(self) -> bool:
+        """False: in dev guidance is an input, in schnell it is part of what was distilled."""
+        return False
+
+    @property
     def default_text_length(self) -> int:
         """512 for dev, 256 for schnell."""
         return 512 if self.guidance_input else 256

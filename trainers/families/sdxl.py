@@ -4,9 +4,9 @@ Podell et al. 2023, "SDXL: Improving Latent Diffusion Models for High-Resolution
 
 The VAE runs in fp32 as in every family: in fp16 the published one overflows to NaN.
 
-The empty caption is encoded like any other. diffusers' pipeline puts zeros in its place, but only when it is
-called without a negative prompt; with an empty one, and in the other programs that people draw with, the
-encoded empty text is what guidance starts from, so that is what caption dropout trains.
+The empty caption is encoded like any other, and that is what caption dropout trains: it is what guidance
+starts from in most programs that people draw with. diffusers' pipeline, and we when we draw, put zeros in its
+place when there is no negative prompt, see `unguided`.
 """
 
 from collections.abc import Mapping
@@ -53,6 +53,12 @@ class StableDiffusionXL(StableDiffusion15):
         """{"hidden": (B, 77, 2048), "pooled": (B, 1280)}."""
         both = [outputs["text_encoder.hidden"], outputs["text_encoder_2.hidden"]]
         return {"hidden": torch.cat(both, dim=-1), "pooled": outputs["text_encoder_2.pooled"]}
+
+    def unguided(self, empty: Conditioning) -> Conditioning:
+        """Zeros if the base says so, as published ones do, which were trained with zeros for no caption."""
+        if not self._read_config("", "model_index.json").get("force_zeros_for_empty_prompt", True):
+            return empty
+        return {key: torch.zeros_like(value) for key, value in empty.items()}
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, geometry: "list[Geometry]") -> Tensor:
         """One UNet call; t in integer train timesteps."""

@@ -13,8 +13,9 @@ from studio.app import shell
 from studio.app.components import mix
 from studio.app.words import md
 from studio.sampling.request import AdapterChoice, SampleRequest
-from studio.sampling.schedulers import SCHEDULERS
-from trainers.recipe import preset
+from studio.sampling.schedulers import SCHEDULERS, scheduler_names
+from studio.sampling.submit import default_guidance
+from trainers.families import FAMILIES
 
 SEEDS = 2**32
 PENDING = "sample-pending"  # settings to put back before the widgets are made
@@ -197,16 +198,8 @@ def _dice() -> None:
     st.session_state["s-seed"] = random.randrange(SEEDS)
 
 
-def _guidance(base: Base) -> float:
-    """What the base's own style preset draws its previews with: the pocket base burns its colours at 7."""
-    try:
-        return preset(base.family, "style", base.name).preview.cfg
-    except BadInput:  # a family without a shipped recipe
-        return 7.0
-
-
 def _more(base: Base) -> tuple[int, float, str]:
-    for name, start in (("steps", 25), ("cfg", _guidance(base))):
+    for name, start in (("steps", 25), ("cfg", default_guidance(base))):
         st.session_state.setdefault(f"s-{name}", start)
     with st.expander("More", icon=":material/tune:"):
         steps = st.slider("How many steps (inference steps)", 1, 100, key="s-steps", persist_state=KEPT)
@@ -218,7 +211,9 @@ def _more(base: Base) -> tuple[int, float, str]:
             key="s-cfg",
             persist_state=KEPT,
         )
-        names = ["default", *(name for name in SCHEDULERS if name != "default")]
+        names = scheduler_names(flow=FAMILIES[base.family].flow)
+        if st.session_state.get("s-scheduler") not in names:  # of another base
+            st.session_state.pop("s-scheduler", None)
         scheduler = st.selectbox(
             "Sampler (scheduler)",
             names,

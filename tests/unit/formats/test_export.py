@@ -115,7 +115,7 @@ def test_peft_folder(source, tmp_path):
     }  # fmt: skip
     config = json.loads((tmp_path / "ink/adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 4, 4)
-    assert config["rank_pattern"]["conv_in"] == config["alpha_pattern"]["conv_in"] == 2
+    assert config["rank_pattern"]["^conv_in"] == config["alpha_pattern"]["^conv_in"] == 2
     assert config["base_model_name_or_path"] == "pocket"
     assert all(
         k.startswith("base_model.model.")

@@ -141,3 +141,47 @@ def test_24_another_family_s_adapter_on_this_base_names_both_widths(tmp_path):
     with pytest.raises(BadInput, match="adapter ink: was trained for a text width of 1024, base SD has 768"):
         check_fits(facts, "ink", "SD", 768)
     check_fits(facts, "ink", "SD", 1024)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "family", "found"),
+    [
+        ({"transformer.transformer_blocks.0.attn.to_q": (3072, 3072)}, "flux1", ("flux1", "high")),
+        ({"transformer.transformer_blocks.0.ff.net.0.proj": (9728, 2432)}, "sd35", ("sd35", "high")),
+        ({"transformer.transformer_blocks.0.attn2.to_k": (1536, 1536)}, "sd35", ("sd35", "high")),
+        ({"transformer.single_transformer_blocks.0.attn.to_q": (8, 8)}, "flux1", ("flux1", "medium")),
+        ({"transformer.transformer_blocks.0.attn.to_q": (8, 8)}, "sd35", ("sd35", "medium")),
+        ({"unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q": (8, 8)}, "sdxl", ("", "none")),
+        ({"unet.mid_block.attentions.0.transformer_blocks.9.attn1.to_q": (8, 8)}, "sdxl", ("sdxl", "medium")),
+    ],
+)  # fmt: skip
+def test_newer_families_by_the_width_of_their_blocks_and_by_names(shapes, family, found, tmp_path):
+    facts = inspect_adapter(_write(tmp_path / "d.safetensors", shapes, diffusers, family=family))
+    assert (facts.family, facts.confidence) == found
+    facts = inspect_adapter(_write(tmp_path / "k.safetensors", shapes, kohya, family=family))
+    assert facts.family == family  # the names of published checkpoints say more
+
+
+def test_metadata_comes_before_names_that_two_families_have(tmp_path):
+    shapes = {"transformer.transformer_blocks.0.attn.to_q": (8, 8)}
+    for metadata in ({"studio.family": "flux1"}, {"ss_base_model_version": "flux1"}):
+        path = _write(tmp_path / "a.safetensors", shapes, diffusers, metadata, family="flux1")
+        assert inspect_adapter(path).family == "flux1"
+    medium = {"ss_base_model_version": "5-medium"}
+    assert inspect_adapter(_write(path, shapes, diffusers, medium, family="sd35")).family == "sd35"
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd35", "flux1"])
+@pytest.mark.parametrize("layout", [kohya, diffusers])
+def test_targets_of_several_text_encoders(family, layout, tmp_path):
+    from registry.formats.families import FORMATS
+
+    clip, t5 = "text_model.encoder.layers.0.mlp.fc1", "encoder.block.0.layer.1.DenseReluDense.wo"
+    names = FORMATS[family]
+    inside = {c: clip if g.knows(clip) else t5 if g.knows(t5) else "" for c, g in names.grammars.items()}
+    inside[names.denoiser] = "conv_in" if family == "sdxl" else "transformer_blocks.0.attn.to_q"
+    if family == "flux1":
+        inside[names.denoiser] = f"single_{inside[names.denoiser]}"
+    shapes = {f"{c}.{path}": (8, 8) for c, path in inside.items()}
+    facts = inspect_adapter(_write(tmp_path / "a.safetensors", shapes, layout, family=family))
+    assert facts.targets == tuple(names.grammars)

@@ -134,3 +134,32 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
     with pytest.raises(StudioError, match=r"this run needs .* the disk has 1 MiB free"):
         launch.launch(ws, recipe(), base, dataset)
     assert list((ws.home / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd35"])
+def test_a_single_file_counts_as_its_folder(ws: Workspace, tmp_path: Path, name: str):
+    """Published names, fused layers and OpenCLIP's included; two residual blocks a level, as published."""
+    from tests.support.checkpoints import save_checkpoint, save_sd35, save_sdxl
+    from trainers.families import FAMILIES
+
+    folder = save_base(name, tmp_path / "base")
+    if name != "sd35":
+        unet = FAMILIES[name].load_class().tiny()["unet"]
+        type(unet).from_config({**unet.config, "layers_per_block": 2}).save_pretrained(folder / "unet")
+    file = tmp_path / "model.safetensors"
+    if name == "sd15":
+        save_checkpoint(folder, file, layers=2)
+    else:
+        {"sdxl": save_sdxl, "sd35": save_sd35}[name](folder, file)
+    sets = ["adapter.rank=4", "adapter.train_text_encoder=true", "adapter.text_rank=3"]
+    sets += ["adapter.train_t5=true"] if name == "sd35" else ["adapter.conv_rank=2"]
+    wanted = apply_sets(preset(name, "style"), sets)
+    whole = Base(name="f", family=name, location=str(file), kind="file")
+    counted = adapter_parameters(ws, wanted, whole)[0]
+    assert (
+        counted == adapter_parameters(ws, wanted, replace(whole, location=str(folder), kind="folder"))[0] > 0
+    )
+    if name == "sd35":  # the transformer alone, with the rest in its folder of configs
+        save_sd35(folder, file, whole=False)
+        assert adapter_parameters(ws, wanted, replace(whole, config=str(folder)))[0] == counted
+        assert adapter_parameters(ws, wanted, whole)[0] < counted

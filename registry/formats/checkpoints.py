@@ -1,0 +1,99 @@
+"""Single-file checkpoints of bases: which components are in one, and which layers these have.
+
+Names as published: sgm (UNet, first_stage_model, cond_stage_model, conditioner), MMDiT and BFL (transformer,
+with a prefix or without), and ComfyUI's `text_encoders.`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from registry.formats.families import FORMATS
+from registry.formats.header import TensorInfo, read_header
+from registry.formats.original import SGM, OriginalNames
+
+_UNET, _VAE = ("model.diffusion_model.",), ("first_stage_model.",)
+_CLIP, _T5 = "text_encoders.clip_l.", "text_encoders.t5xxl."
+# Family -> component -> how the names of its tensors begin.
+CHECKPOINT_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "sd15": {"unet": _UNET, "vae": _VAE, "text_encoder": ("cond_stage_model.",)},
+    "sd21": {"unet": _UNET, "vae": _VAE, "text_encoder": ("cond_stage_model.",)},
+    "sdxl": {
+        "unet": _UNET,
+        "vae": _VAE,
+        "text_encoder": ("conditioner.embedders.0.transformer.",),
+        "text_encoder_2": ("conditioner.embedders.1.",),
+    },
+    "sd35": {
+        "transformer": (*_UNET, "joint_blocks."),
+        "vae": (*_VAE, "vae."),
+        "text_encoder": (_CLIP,),
+        "text_encoder_2": ("text_encoders.clip_g.",),
+        "text_encoder_3": (_T5,),
+    },
+    "flux1": {
+        "transformer": (*_UNET, "double_blocks.", "single_blocks."),
+        "vae": (*_VAE, "vae."),
+        "text_encoder": (_CLIP,),
+        "text_encoder_2": (_T5,),
+    },
+}
+# OpenCLIP's names of layers, where transformers has its own; query, key and value are one there.
+_OPEN_CLIP = {"attn.out_proj.weight": "self_attn.out_proj", "mlp.c_fc.weight": "mlp.fc1",
+              "mlp.c_proj.weight": "mlp.fc2"}  # fmt: skip
+_RESBLOCK = re.compile(r"\.resblocks\.(\d+)\.(.*)$")
+
+
+def parts_in(family: str, names: Iterable[str]) -> set[str]:
+    """Components of `family` that a checkpoint with tensors of these names holds."""
+    names = list(names)
+    table = CHECKPOINT_PARTS[family]
+    return {part for part, starts in table.items() if any(name.startswith(starts) for name in names)}
+
+
+def parts_of_file(family: str, file: Path) -> set[str]:
+    """`parts_in` for a file, of which the header is read."""
+    return parts_in(family, read_header(file).tensors)
+
+
+def has_weights(folder: Path, part: str) -> bool:
+    """Whether a diffusers folder brings the weights of a component."""
+    return any((folder / part).glob("*.safetensors"))
+
+
+def layers_of(family: str, tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(component, path in diffusers' class, shape of the weight) of the layers whose names are known."""
+    table = CHECKPOINT_PARTS[family]
+    denoiser = FORMATS[family].denoiser
+    original = FORMATS[family].original or SGM
+    for name, info in tensors.items():
+        component = next((part for part, starts in table.items() if name.startswith(starts)), "")
+        if component == denoiser:
+            yield from _denoiser_layers(component, name, info, original)
+        elif component.startswith("text_encoder"):
+            yield from _text_layers(component, name, tuple(info.shape))
+
+
+def _denoiser_layers(
+    component: str, name: str, info: TensorInfo, original: OriginalNames
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    path = name.removeprefix(_UNET[0]).removesuffix(".weight")
+    place = original.of_path(path) if name.endswith(".weight") else None
+    if place is not None:
+        unit = info.shape[0] // sum(place.shares)
+        for module, share in zip(place.modules, place.shares, strict=True):
+            yield component, module, (unit * share, *info.shape[1:])
+
+
+def _text_layers(
+    component: str, name: str, shape: tuple[int, ...]
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    if (found := _RESBLOCK.search(name)) is not None:
+        block = f"text_model.encoder.layers.{found[1]}"
+        if found[2] == "attn.in_proj_weight":
+            for leaf in ("q_proj", "k_proj", "v_proj"):
+                yield component, f"{block}.self_attn.{leaf}", (shape[0] // 3, *shape[1:])
+        elif found[2] in _OPEN_CLIP:
+            yield component, f"{block}.{_OPEN_CLIP[found[2]]}", shape
+    elif name.endswith(".weight"):
+        yield component, name.partition(".transformer.")[2].removesuffix(".weight"), shape
