@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,7 @@ def main() -> int:
             print(json.dumps(measure(case, options.steps, options.sets, toy=options.toy)), flush=True)
         except Exception as error:  # noqa: BLE001 - one case that fails must not end the others
             failed += 1
+            traceback.print_exc()
             said = f"{type(error).__name__}: {str(error)[:300]}"
             print(json.dumps({"case": case, "error": said}), flush=True)
         gc.collect()

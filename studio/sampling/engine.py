@@ -28,6 +28,7 @@ from studio.sampling.task import SampleTask, TaskAdapter, TaskBase
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Family
 from trainers.guidance import Guided, begin, first_latents
+from trainers.kernels import settle_kernels
 
 GPU_BATCH = 4
 PREVIEW_EVERY = 0.5  # seconds
@@ -81,6 +82,7 @@ class Engine:
 
     def __init__(self, *, device: str | None = None, budget: int | None = None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        settle_kernels()
         self._budget = budget or _budget(self.device)
         self._threads = torch.get_num_threads()
         self._bases: OrderedDict[str, _Loaded] = OrderedDict()
