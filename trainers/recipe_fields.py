@@ -213,8 +213,8 @@ class TrainSection(Section):
     resolution: Side = 512
     """Side in pixels of the square whose area no bucket exceeds."""
     resolutions: Annotated[tuple[Side, ...], Field(max_length=8, strict=False)] = ()
-    """Several of them (512, 768, 1024): each picture is shown once an epoch in every one that does not
-    enlarge it. Empty = train.resolution only; else train.resolution does not count."""
+    """Smaller sizes beside it (512, 768 below 1024): each picture is also shown once an epoch at every one
+    that does not enlarge it. Sizes that are not below train.resolution do not count."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Compute precision; adapter weights stay fp32. auto = bf16 on a GPU that has it, else fp16; CPU fp32."""
     gradient_checkpointing: bool = False
@@ -247,8 +247,10 @@ class TrainSection(Section):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Resolutions in force, ascending: `resolutions`, or the one `resolution`."""
-        return tuple(sorted(set(self.resolutions))) or (self.resolution,)
+        """Resolutions in force, ascending: `resolution` and what `resolutions` has below it."""
+        return tuple(
+            sorted({side for side in self.resolutions if side < self.resolution} | {self.resolution})
+        )
 
 
 class CheckpointsSection(Section):

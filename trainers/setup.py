@@ -168,6 +168,11 @@ def load_data(setting: Setting) -> list[Item]:
     if step % family.side_multiple:
         need = f"sides of this base are multiples of {family.side_multiple} px"
         raise BadInput("data.bucket_step", f"is {step}; {need}", "set it to 0 for the family's own")
+    if idle := [side for side in train.resolutions if side not in train.sizes]:
+        listed = ", ".join(map(str, idle))
+        setting.reporter.warn(
+            f"train.resolutions: {listed} do not count, they are not below train.resolution"
+        )
     items, notes = place_items(
         sources,
         sizes=train.sizes,

@@ -238,7 +238,7 @@ def _check_fit(recipe: Recipe, base: Base) -> None:
     for size in recipe.train.sizes:
         if size < step or size % step:
             near = max(step, round(size / step) * step)
-            key = "train.resolutions" if recipe.train.resolutions else "train.resolution"
+            key = "train.resolution" if size == recipe.train.resolution else "train.resolutions"
             wrong = f"is {size}, sides are multiples of {step}"
             raise BadInput(key, wrong, f"use {near}, or set data.bucket_step")
 

@@ -24,7 +24,9 @@ def key(base_hash: str, recipe: JSON) -> str:
     shape = [train.get(k) for k in ("resolution", "batch_size", "accumulate", "gradient_checkpointing")]
     shape += train.get("resolutions") or []
     text = recipe.get("adapter", {}).get("train_text_encoder", False)
-    return "-".join(str(part) for part in (base_hash[:16], *shape, "text" if text else "unet"))
+    method = recipe.get("adapter", {}).get("method", "lora")
+    kept = recipe.get("preservation", {}).get("mode", "none")
+    return "-".join(str(p) for p in (base_hash[:16], *shape, "text" if text else "unet", method, kept))
 
 
 def remember(ws: "Workspace", run: Run, status: Status) -> None:

@@ -273,7 +273,8 @@ def test_a_run_with_everything_drawn_resumes_bit_for_bit(tmp_path, request, pict
     """Masks, two sizes, random crops, flips, versions, repeats: what is drawn depends on its place alone."""
     items = masked_pictures(tmp_path / "masks", pictures, 0)
     changes = {
-        "train.resolutions": (32, 40), "data.crop": "random", "data.shuffle_tags": True, "data.flip": True,
+        "train.resolution": 40, "train.resolutions": (32,), "data.crop": "random", "data.flip": True,
+        "data.shuffle_tags": True,
         "data.tag_dropout": 0.2, "data.buckets": False, "train.batch_size": 2, "train.accumulate": 2,
     }  # fmt: skip
     base = request.getfixturevalue(f"tiny_{family}")

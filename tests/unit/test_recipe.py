@@ -272,10 +272,12 @@ def test_text_encoder_and_convolutions_fall_back_to_rank_and_rate():
 
 @pytest.mark.parametrize("text", ["[512, 768]", "512, 768", "512 768", '["512", "768"]'])
 def test_resolutions_are_read_as_people_write_them(text):
-    train = apply_sets(preset("sd15", "style"), [f"train.resolutions={text}"]).train
-    assert train.resolutions == train.sizes == (512, 768)
-    assert apply_sets(preset("sd15", "style"), ["train.resolutions=768"]).train.sizes == (768,)
-    assert apply_sets(preset("sd15", "style"), ["train.resolution=640"]).train.sizes == (640,)
+    train = apply_sets(preset("sdxl", "style"), [f"train.resolutions={text}"]).train
+    assert train.resolutions == (512, 768)
+    assert train.sizes == (512, 768, 1024)
+    assert apply_sets(preset("sdxl", "style"), ["train.resolutions=768"]).train.sizes == (768, 1024)
+    lower = apply_sets(preset("sdxl", "style"), [f"train.resolutions={text}", "train.resolution=640"]).train
+    assert lower.sizes == (512, 640)  # a lower resolution is the largest size, whatever a preset lists
     with pytest.raises(BadInput, match=r"train\.resolutions is 'big'; must be a list of whole numbers"):
         apply_sets(preset("sd15", "style"), ["train.resolutions=[512, 'big']"])
 
