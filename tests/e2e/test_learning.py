@@ -1,0 +1,38 @@
+"""The pocket base learns a style, a character and a concept; preservation keeps what it knew before.
+
+A third of the shipped recipes' steps: enough to see it, in a few minutes. `benchmarks/learning.py` goes all
+the way.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from studio.workspace import Workspace
+from tests.support.learning import KINDS, demo_dataset, drift, learn, likeness
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
+
+SHORT = ("train.max_steps=260", "checkpoints.every=260", "checkpoints.keep_best=false")
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    return Workspace.open(tmp_path / "home")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_is_learned(ws: Workspace, kind: str):
+    dataset = demo_dataset(ws, kind)
+    figures = likeness(ws, dataset, learn(ws, dataset, kind, *SHORT), kind)
+    print(f"{kind}: {figures.closed:.0%} of the distance closed")
+    assert figures.adapter.total < figures.base.total
+    assert figures.closed > 0.4
+
+
+def test_preservation_keeps_other_prompts_closer_to_the_base(ws: Workspace):
+    dataset = demo_dataset(ws, "character", pictures=12)
+    without = drift(ws, learn(ws, dataset, "character", *SHORT))
+    kept = drift(ws, learn(ws, dataset, "character", *SHORT, "preservation.mode=base_prediction"))
+    print(f"other prompts drift by {without:.3f} without preservation, {kept:.3f} with it")
+    assert kept < 0.8 * without
