@@ -60,9 +60,8 @@ def make_flats(
 
 def _check(trainables: Trainables, section: OptimizerSection) -> None:
     if section.lora_plus_ratio != 1 and not any(key.endswith(".lora_B.weight") for key in trainables.named):
-        raise BadInput(
-            "optimizer.lora_plus_ratio", "what is trained has no A and B to tell apart", "set it to 1"
-        )
+        what = trainables.method if trainables.separable else "a full fine-tune"
+        raise BadInput("optimizer.lora_plus_ratio", f"{what} has no A and B to tell apart", "set it to 1")
     one_rate = section.name in OPTIMIZERS and OPTIMIZERS[section.name].one_rate
     if one_rate and (section.lora_plus_ratio != 1 or section.block_lrs):
         wrong = f"{section.name} has one rate for everything"
