@@ -84,6 +84,7 @@ smoke: ## a fresh environment with runtime dependencies only: the commands start
 bench: dev  ## the figures of docs/benchmarks.md, measured here
 	$(BIN)/python benchmarks/train_vs_plain.py
 	$(BIN)/python benchmarks/style_closed.py
+	$(BIN)/python benchmarks/learning.py
 	$(BIN)/python benchmarks/light.py
 
 # A browser for the tests: what is there, else Debian's, else Playwright's own.
