@@ -61,9 +61,9 @@ def class_pictures(setting: "Setting") -> list[ManifestItem]:
 
 
 def class_side(setting: "Setting") -> int:
-    """Side in pixels of the square pictures: train.resolution, rounded down to what fits a bucket."""
+    """Side in pixels of the square pictures: the largest resolution, rounded down to what fits a bucket."""
     step = setting.recipe.data.bucket_step or setting.family.bucket_multiple
-    return max(step, setting.recipe.train.resolution // step * step)
+    return max(step, setting.recipe.train.sizes[-1] // step * step)
 
 
 def class_key(setting: "Setting", side: int) -> str:
@@ -92,7 +92,8 @@ def _draw(setting: "Setting", paths: list[Path], numbers: list[int], side: int) 
         setting.reporter.warn(f"preservation.scheduler is none of {known}: using the base's own")
     setting.reporter.phase("class pictures", len(paths))
     how = PreviewSection(steps=section.steps, cfg=section.cfg, scheduler=section.scheduler)
-    cond, negative = (family.encode_text([text]) for text in (section.class_prompt.strip(), ""))
+    cond, empty = (family.encode_text([text]) for text in (section.class_prompt.strip(), ""))
+    negative = family.unguided(empty)
     family.free(*family.text_encoder_names)
     channels = int(family.config("vae")["latent_channels"])
     cells = side // family.latent_factor
