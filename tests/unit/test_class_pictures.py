@@ -86,17 +86,18 @@ def test_they_are_as_large_as_the_largest_resolution(tmp_path, tiny_sd15, pictur
     assert class_side(open_setting(rundir, {"train.resolutions": [48, 64]})) == 64
 
 
-def test_sdxl_is_told_of_no_prompt_as_its_pipeline_does(tmp_path, pictures, monkeypatch):
+def test_guidance_is_as_that_of_previews_and_sdxl_gets_zeros_for_no_prompt(tmp_path, pictures, monkeypatch):
     seen = []
 
     def sample(family, how, cond, negative, noise, generator):
-        seen.append(negative)
+        seen.append((how.cfg, negative))
         return noise
 
     monkeypatch.setattr("trainers.class_pictures.sample", sample)
     rundir = write_run(tmp_path / "run", save_base("sdxl", tmp_path / "base"), pictures, family="sdxl")
-    class_pictures(open_setting(rundir, {"preservation.count": 1}, "sdxl"))
-    assert not any(value.any() for value in seen[0].values())
+    class_pictures(open_setting(rundir, {"preservation.count": 1, "preview.cfg": 4.5}, "sdxl"))
+    assert seen[0][0] == 4.5
+    assert not any(value.any() for value in seen[0][1].values())
 
 
 def test_a_run_killed_while_drawing_goes_on_where_it_was(tmp_path, tiny_sd15, pictures):
