@@ -103,12 +103,12 @@ def export_adapter(
     form, facts, header = load_adapter(source, family)
     _require_family(source, form, facts)
     if layout == "auto":
-        layout = family_format(form.family).auto_layout if form.modules else "embedding"
+        layout = family_format(form.family).auto_layout if form.everything else "embedding"
     if layout == "embedding":
         return export_words(
             form, _target(out, layout), dtype or facts.dtype, metadata or {}, overwrite=overwrite
         )
-    if not form.modules:
+    if not form.everything:
         raise BadInput(str(source), "holds new words alone", "export it with --format embedding")
     dtype = dtype or facts.dtype
     out = _target(out, layout)
