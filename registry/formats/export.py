@@ -338,7 +338,7 @@ def _notes(layout: str, form: AdapterForm) -> tuple[str, ...]:
         notes.append(
             "alpha / rank is folded into lora_B: every tool applies the trained strength at weight 1"
         )
-    if layout == "diffusers" and "unet" in form.components:
+    if layout == "diffusers" and "unet" in form.components and form.modules:
         notes.append("ComfyUI and Forge ignore attention under these names; use kohya for them")
     if layout == "peft":
         texts = [name for name in form.components if name != names.denoiser]

@@ -9,7 +9,7 @@ from registry.errors import BadInput
 from registry.formats import lycoris
 from registry.formats.export import export_adapter
 from registry.formats.factors import DoraFactors, OftBlocks, OftFactors, change_of, merged_weight
-from registry.formats.internal import LoraFactors
+from registry.formats.internal import AdapterForm, LoraFactors
 from registry.formats.load import load_adapter
 from registry.formats.metadata import training_metadata
 from registry.formats.tensors import save
@@ -144,6 +144,13 @@ def file_of(parts, path, **metadata):
     values = {f"{NAME}.{part}": value for part, value in parts.items()}
     save(path, values, metadata)
     return path
+
+
+@pytest.mark.parametrize(("family", "do"), [("sd15", "kohya or peft"), ("flux1", "use --format peft")])
+def test_what_diffusers_cannot_hold_is_sent_where_it_can_go(family, do):
+    form = lycoris.read({f"{NAME}.{part}": value for part, value in loha().items()}, {}, "sd15", "kohya")
+    with pytest.raises(BadInput, match=do):
+        lycoris.write_diffusers(AdapterForm(family, others=form.others))
 
 
 def test_a_foreign_file_is_inspected_and_written_again(tmp_path):
