@@ -83,10 +83,12 @@ def test_more_sizes_crops_and_versions_need_more_disk_and_their_own_time(ws: Wor
     for sets in (["train.resolutions=[32]"], ["data.crop=random"], ["data.flip=true"],
                  ["data.shuffle_tags=true"]):  # fmt: skip
         assert forecast(ws, recipe(*sets), base, dataset).disk_bytes > least
-    keys = {
-        speed.key("h", recipe(*sets).model_dump(mode="json")) for sets in ([], ["train.resolutions=[32]"])
-    }
-    assert len(keys) == 2
+    different = ([], ["train.resolutions=[32]"], ["adapter.method=full"], ["adapter.method=dora"],
+                 ["adapter.train_text_encoder=true"], ["adapter.train_t5=true"],
+                 ["preservation.mode=base_prediction"],
+                 ["preservation.mode=base_prediction", "preservation.rows=2"])  # fmt: skip
+    keys = {speed.key("h", recipe(*sets).model_dump(mode="json")) for sets in different}
+    assert len(keys) == len(different)
 
 
 def test_time_and_memory_are_only_known_from_a_run_like_it(ws: Workspace):
