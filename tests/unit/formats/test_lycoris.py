@@ -169,6 +169,14 @@ def test_a_foreign_file_is_inspected_and_written_again(tmp_path):
     assert form.components == ("unet",)
 
 
+@pytest.mark.parametrize(("whole", "verdict"), [(True, "loads"), (False, "no")])
+def test_invokeai_does_not_recognise_a_factored_lokr_of_sd15_alone(tmp_path, whole, verdict):
+    parts = {"lokr_w1": noise(2, 3), "alpha": scalar(1.0)}
+    parts |= {"lokr_w2": noise(3, 256)} if whole else {"lokr_w2_a": noise(3, 2), "lokr_w2_b": noise(2, 256)}
+    report = export_adapter(file_of(parts, tmp_path / "a.safetensors"), tmp_path / "b")
+    assert {tool.tool: tool.verdict for tool in report.tools}["InvokeAI"] == verdict
+
+
 def test_lora_and_lokr_modules_in_one_file(tmp_path):
     parts = {"lokr_w1": noise(2, 3), "lokr_w2": noise(3, 256), "alpha": scalar(1.0)}
     path = file_of(parts, tmp_path / "a.safetensors")
