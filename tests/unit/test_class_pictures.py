@@ -12,7 +12,7 @@ from PIL import Image
 from tests.support.bases import save_base
 from tests.support.runs import draw_pictures, recipe, resume, start_trainer, train, write_run
 from trainers.captions import captions_needed, wording
-from trainers.class_pictures import class_key, class_pictures, class_side
+from trainers.class_pictures import class_key, class_pictures
 from trainers.metrics import Reporter
 from trainers.plan import assign_buckets, batch_plan
 from trainers.priors import REGULARISATION, showings
@@ -79,11 +79,6 @@ def test_what_changes_a_picture_changes_its_place(key, value, tmp_path, tiny_sd1
     assert class_key(usual, 32) != class_key(other, 64 if key == "train.resolution" else 32)
     more = open_setting(rundir, {"preservation.count": 9, "preservation.weight": 0.3, "data.trigger": "x"})
     assert class_key(usual, 32) == class_key(more, 32)
-
-
-def test_they_are_as_large_as_the_largest_resolution(tmp_path, tiny_sd15, pictures):
-    rundir = write_run(tmp_path / "run", tiny_sd15, pictures)
-    assert class_side(open_setting(rundir, {"train.resolutions": [48, 64]})) == 64
 
 
 def test_guidance_is_as_that_of_previews_and_sdxl_gets_zeros_for_no_prompt(tmp_path, pictures, monkeypatch):

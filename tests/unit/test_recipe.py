@@ -282,7 +282,7 @@ def test_resolutions_are_read_as_people_write_them(text):
     assert apply_sets(preset("sdxl", "style"), ["train.resolutions=768"]).train.sizes == (768, 1024)
     lower = apply_sets(preset("sdxl", "style"), [f"train.resolutions={text}", "train.resolution=640"]).train
     assert lower.sizes == (512, 640)  # a lower resolution is the largest size, whatever a preset lists
-    with pytest.raises(BadInput, match=r"train\.resolutions is 'big'; must be a list of whole numbers from 32"):
+    with pytest.raises(BadInput, match=r"resolutions is 'big'; must be a list of whole numbers from 32"):
         apply_sets(preset("sd15", "style"), ["train.resolutions=[512, 'big']"])
 
 
@@ -352,6 +352,12 @@ def test_hash_depends_on_choices_and_not_on_the_name():
     assert recipe_hash(recipe) == recipe_hash(apply_sets(recipe, ["name=mine"]))
     assert recipe_hash(recipe) != recipe_hash(apply_sets(recipe, ["train.seed=1"]))
     assert len(recipe_hash(recipe)) == 64
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_another_way_of_preservation_has_its_own_weight(name):
+    sets = ["preservation.mode=class_pictures", "preservation.class_prompt=a dog"]
+    assert apply_sets(preset_by_name(name), sets).preservation.loss_weight == 1.0
 
 
 def test_differences_accept_a_preset_as_name_or_recipe():
