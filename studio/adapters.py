@@ -84,7 +84,7 @@ def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Ad
         method=facts.method,
         rank=facts.rank,
         alpha=facts.alpha,
-        targets=form.components,
+        targets=form.targets,
         trigger_words=_trigger_words(run, dataset),
         origin="run",
         run_id=run.id,

@@ -61,9 +61,9 @@ def class_pictures(setting: "Setting") -> list[ManifestItem]:
 
 
 def class_side(setting: "Setting") -> int:
-    """Side in pixels of the square pictures: train.resolution, rounded down to what fits a bucket."""
+    """Side in pixels of the square pictures: the largest resolution, rounded down to what fits a bucket."""
     step = setting.recipe.data.bucket_step or setting.family.bucket_multiple
-    return max(step, setting.recipe.train.resolution // step * step)
+    return max(step, setting.recipe.train.sizes[-1] // step * step)
 
 
 def class_key(setting: "Setting", side: int) -> str:
@@ -78,10 +78,16 @@ def class_key(setting: "Setting", side: int) -> str:
             "prompt": section.class_prompt.strip(),
             "side": side,
             "steps": section.steps,
-            "cfg": section.cfg,
+            "cfg": guidance_scale(setting),
             "scheduler": section.scheduler,
         }
     )
+
+
+def guidance_scale(setting: "Setting") -> float:
+    """The recipe's own, or that of the previews: 7 is too much for FLUX.1, which its presets know."""
+    recipe = setting.recipe
+    return recipe.preview.cfg if recipe.preservation.cfg is None else recipe.preservation.cfg
 
 
 def _draw(setting: "Setting", paths: list[Path], numbers: list[int], side: int) -> None:
@@ -91,8 +97,9 @@ def _draw(setting: "Setting", paths: list[Path], numbers: list[int], side: int) 
         known = ", ".join(SAMPLERS)
         setting.reporter.warn(f"preservation.scheduler is none of {known}: using the base's own")
     setting.reporter.phase("class pictures", len(paths))
-    how = PreviewSection(steps=section.steps, cfg=section.cfg, scheduler=section.scheduler)
-    cond, negative = (family.encode_text([text]) for text in (section.class_prompt.strip(), ""))
+    how = PreviewSection(steps=section.steps, cfg=guidance_scale(setting), scheduler=section.scheduler)
+    cond, empty = (family.encode_text([text]) for text in (section.class_prompt.strip(), ""))
+    negative = family.unguided(empty)
     family.free(*family.text_encoder_names)
     channels = int(family.config("vae")["latent_channels"])
     cells = side // family.latent_factor

@@ -127,11 +127,17 @@ def _copy_weights(source: Path, place: Path) -> None:
 
 
 def _weights(name: str, module: nn.Module) -> dict[str, Tensor]:
-    """A component's weights by the names that files have: text encoders with their `text_model.`."""
+    """A component's weights by the names that files have: text encoders with their `text_model.`.
+
+    What a module has under two names, as T5 its embedding, is there under the first.
+    """
     head = len(name) + 1
-    state = module.state_dict()
+    twice = {key for key, _ in module.named_parameters(remove_duplicate=False)}
+    twice -= {key for key, _ in module.named_parameters()}
     return {
-        file_key(name, module, key)[head:]: value.detach().cpu().contiguous() for key, value in state.items()
+        file_key(name, module, key)[head:]: value.detach().cpu().contiguous()
+        for key, value in module.state_dict().items()
+        if key not in twice
     }
 
 

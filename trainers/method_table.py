@@ -214,9 +214,13 @@ def initial_of(component: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def doubled(values: dict[str, Tensor], initial: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """PiSSA's A and B with the initial ones subtracted, as a LoRA of twice the rank: [A; A0], [B, -B0]."""
-    done: dict[str, Tensor] = {}
-    for key, value in values.items():
+    """PiSSA's A and B with the initial ones subtracted, as a LoRA of twice the rank: [A; A0], [B, -B0].
+
+    What has no initial value, as new words, stays as it is.
+    """
+    done = dict(values)
+    for key in values.keys() & initial.keys():
+        value = values[key]
         start = initial[key].detach().to(value)
         is_down = key.endswith(".lora_A.weight")
         done[key] = torch.cat([value, start], 0) if is_down else torch.cat([value, -start], 1)

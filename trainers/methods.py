@@ -72,7 +72,8 @@ class Trainables:
         """Largest absolute value of what an untrained adapter has at zero: 0 = no effect, infinity = there is
         no such thing. Waits for the device."""
         if self.initial:
-            moved = [(p.detach() - self.initial[key]).abs().max() for key, p in self.named.items()]
+            named = self.named
+            moved = [(named[key].detach() - start).abs().max() for key, start in self.initial.items()]
         else:
             zero = METHODS[self.method].zero
             moved = [p.detach().abs().max() for key, p in self.named.items() if key.endswith(zero)]

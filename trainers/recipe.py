@@ -256,11 +256,15 @@ def _validate(table: Any, source: str) -> Recipe:
 
 
 def _parse_value(text: str, facts: FieldFacts) -> Any:
-    """Text fields take the text as it is, unless it is quoted; other fields try TOML first."""
+    """Text fields take the text as it is, unless it is quoted; other fields try TOML first. A text alone is a
+    list of one."""
+    value: Any = text
     try:
         parsed = tomllib.loads(f"value = {text}")
     except ValueError:  # not TOML, or a number of thousands of digits
-        return text
-    if set(parsed) != {"value"} or (facts.kind == "text" and not isinstance(parsed["value"], str)):
-        return text
-    return parsed["value"]
+        parsed = {}
+    if set(parsed) == {"value"} and (facts.kind != "text" or isinstance(parsed["value"], str)):
+        value = parsed["value"]
+    if facts.kind == "list" and facts.items.endswith("texts") and isinstance(value, str):
+        return value if value.startswith("[") else [value] if value else []
+    return value

@@ -93,7 +93,8 @@ class AdapterSection(Section):
         chosen = info.data.get("method", "lora")
         # A full fine-tune passes over what presets say of these.
         if chosen not in (*methods, "full") and value != default:
-            raise ValueError(f"left out with {chosen}: {why}")
+            usual = "none" if default is None else str(default).lower()  # presets have other values
+            raise ValueError(f"{usual} with {chosen}: {why}")
         return value
 
     @property

@@ -30,8 +30,8 @@ class PreservationSection(Section):
     """class_pictures: how many are drawn; those of earlier runs are used again."""
     steps: Annotated[int, Field(ge=1, le=200)] = 30
     """class_pictures: sampling steps."""
-    cfg: Annotated[float, Field(ge=0, le=50)] = 7.0
-    """class_pictures: guidance scale; 1 = none."""
+    cfg: Annotated[float | None, Field(ge=0, le=50)] = None
+    """class_pictures: guidance scale; 1 = no guidance; none = preview.cfg, which suits the base."""
     scheduler: Annotated[str, Field(max_length=50)] = "default"
     """class_pictures: sampler; default = the base's own."""
 

@@ -100,14 +100,16 @@ def _facts(key: str, info: FieldInfo) -> FieldFacts:
         low_open="gt" in bounds,
         high_open="lt" in bounds,
         multiple_of=bounds.get("multiple_of"),
-        items="whole numbers" if _holds_numbers(annotation) else "at most 16 texts",
+        items=_items(key, annotation),
     )
 
 
-def _holds_numbers(annotation: Any) -> bool:
-    """Whether a field is a tuple of whole numbers: `tuple[Annotated[int, ...], ...]`."""
-    inner = get_args(annotation)[:1]
-    return get_origin(annotation) is tuple and bool(inner) and (get_args(inner[0]) or inner)[0] is int
+def _items(key: str, annotation: Any) -> str:
+    """What a list holds: numbers within their range in `tuple[Annotated[int, ...], ...]`, else texts."""
+    inner = get_args(annotation)[0] if get_origin(annotation) is tuple else str
+    if get_args(inner)[:1] != (int,):
+        return "at most 16 texts"
+    return _facts(key, FieldInfo.from_annotation(inner)).allowed.replace("a whole number", "whole numbers")
 
 
 def _bounds(metadata: Sequence[Any]) -> dict[str, Any]:

@@ -103,12 +103,12 @@ def export_adapter(
     form, facts, header = load_adapter(source, family)
     _require_family(source, form, facts)
     if layout == "auto":
-        layout = family_format(form.family).auto_layout if form.modules else "embedding"
+        layout = family_format(form.family).auto_layout if form.everything else "embedding"
     if layout == "embedding":
         return export_words(
             form, _target(out, layout), dtype or facts.dtype, metadata or {}, overwrite=overwrite
         )
-    if not form.modules:
+    if not form.everything:
         raise BadInput(str(source), "holds new words alone", "export it with --format embedding")
     dtype = dtype or facts.dtype
     out = _target(out, layout)
@@ -338,7 +338,7 @@ def _notes(layout: str, form: AdapterForm) -> tuple[str, ...]:
         notes.append(
             "alpha / rank is folded into lora_B: every tool applies the trained strength at weight 1"
         )
-    if layout == "diffusers" and "unet" in form.components:
+    if layout == "diffusers" and "unet" in form.components and form.modules:
         notes.append("ComfyUI and Forge ignore attention under these names; use kohya for them")
     if layout == "peft":
         texts = [name for name in form.components if name != names.denoiser]

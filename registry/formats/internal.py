@@ -84,13 +84,21 @@ class AdapterForm:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Pipeline components that the adapter changes, the denoiser first."""
-        found = {component_of(name) for name in self.everything} | set(word_components(self.words))
-        return tuple(sorted(found, key=lambda name: (name.startswith("text"), name)))
+        """Pipeline components that have modules, the denoiser first."""
+        return _denoiser_first({component_of(name) for name in self.everything})
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Pipeline components that the adapter changes: those with modules, and those with new words."""
+        return _denoiser_first({*self.components, *word_components(self.words)})
 
     def of(self, component: str) -> dict[str, LoraFactors]:
         """Modules of one component, by full name."""
         return {name: item for name, item in self.modules.items() if component_of(name) == component}
+
+
+def _denoiser_first(components: set[str]) -> tuple[str, ...]:
+    return tuple(sorted(components, key=lambda name: (name.startswith("text"), name)))
 
 
 def component_of(module: str) -> str:

@@ -99,7 +99,9 @@ def write_diffusers(form: AdapterForm) -> dict[str, Array]:
         inner = factors.inner if isinstance(factors, DoraFactors) and factors.per_output else None
         if not isinstance(factors, DoraFactors) or not isinstance(inner, LoraFactors):
             wrong = f"cannot hold {factors.method}: diffusers loads LoRA and DoRA per output only"
-            raise BadInput("the diffusers layout", wrong, "use --format kohya or peft")
+            # kohya's layout turns other sides of OFT, and fuses layers of SD3.5 and FLUX.1.
+            fits = factors.method != "oft" and family_format(form.family).auto_layout == "kohya"
+            raise BadInput("the diffusers layout", wrong, "use --format kohya or peft" if fits else _USE_PEFT)
         folded = inner.with_alpha(float(inner.rank))
         tensors[f"{module}.lora_A.weight"] = folded.down
         tensors[f"{module}.lora_B.weight"] = folded.up

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from registry.errors import BadInput
 from registry.files import read_json
 from registry.formats import diffusers, lycoris, peft
-from registry.formats.factors import DoraFactors, OftBlocks, OftFactors, factors_error
+from registry.formats.factors import DoraFactors, LokrFactors, OftBlocks, OftFactors, factors_error
 from registry.formats.families import TEXT_ROOT, family_format
 from registry.formats.internal import AdapterForm, component_of
 from registry.formats.tensors import Array, cast, read_tensors
@@ -87,6 +87,11 @@ def with_others(reports: tuple[ToolReport, ...], form: AdapterForm, layout: str)
     done: list[ToolReport] = []
     for report in reports:
         verdict, note = table.get(report.tool, (_NO, "not known to read it"))
+        if report.tool == "InvokeAI" and _hides_its_family(form):
+            verdict, note = (
+                _NO,
+                "does not recognise a LoKr of SD1.5 with a factored w2 and no text encoder",
+            )
         known = verdict == _LOADS
         if (known and report.verdict != _LOADS) or (verdict == _NO and report.matched):
             verdict = _PARTLY
@@ -96,6 +101,12 @@ def with_others(reports: tuple[ToolReport, ...], form: AdapterForm, layout: str)
         total = report.modules + len(form.others)
         done.append(ToolReport(report.tool, verdict, total, matched, missing, report.worst_error, text))
     return tuple(done)
+
+
+def _hides_its_family(form: AdapterForm) -> bool:
+    """Whether InvokeAI cannot tell the family: it looks at text encoders or at whole factors."""
+    reads = [f for f in form.others.values() if isinstance(f, LokrFactors)]
+    return form.family == "sd15" and form.components == ("unet",) and any(f.w2 is None for f in reads)
 
 
 def write_peft(form: AdapterForm) -> dict[str, tuple[dict[str, Array], dict[str, Any]]]:

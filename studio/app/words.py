@@ -52,7 +52,22 @@ SPOKEN = {
     "adapter.rank": "Capacity (rank)",
     "schedule.name": "Shape of the learning rate",
     "optimizer.name": "Optimizer",
+    "optimizer.block_lrs": "Learning rates by layer (factors)",
     "data.trigger": "Trigger word",
+    "preservation.mode": "What keeps the class",
+    "preservation.weight": "Weight of what is kept",
+    "preservation.class_prompt": "What the class is called",
+    "preservation.rows": "Extra rows per picture",
+    "preservation.count": "Class pictures",
+    "preservation.steps": "Steps of a class picture",
+    "preservation.cfg": "Guidance of a class picture",
+    "preservation.scheduler": "Sampler of a class picture",
+    "tokens.words": "New words",
+    "tokens.init": "What they mean at the start",
+    "tokens.vectors": "Vectors per word",
+    "tokens.only": "Words alone, no adapter",
+    "tokens.lr": "Learning rate, new words",
+    "tokens.until": "Words learn until",
 }
 ORIGIN_WORDS = {"run": "trained here", "import": "imported", "merge": "merged"}
 

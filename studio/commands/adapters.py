@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from studio.commands.shared import ago, note, open_workspace, plain, show_done, show_record, show_rows
+from trainers.families import FAMILIES
 
 app = typer.Typer(
     name="adapters",
@@ -17,7 +18,7 @@ app = typer.Typer(
 @app.command("list")
 def list_(
     query: Annotated[str, typer.Argument(help="Words to look for in names, tags, triggers and notes.")] = "",
-    base_family: Annotated[str, typer.Option(help="Only this family: sd15, sd21.")] = "",
+    base_family: Annotated[str, typer.Option(help=f"Only this family: {', '.join(FAMILIES)}.")] = "",
     tag: Annotated[str, typer.Option(help="Only with this tag.")] = "",
     sort: Annotated[str, typer.Option(help="newest, oldest, name, rating or size.")] = "newest",
     trashed: Annotated[bool, typer.Option("--trashed", help="What is in the trash instead.")] = False,

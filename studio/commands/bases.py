@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from studio.commands.shared import ago, open_workspace, plain, show_done, show_record, show_rows
+from trainers.families import FAMILIES
 
 app = typer.Typer(name="bases", help="Base models: add, list, show, remove.", no_args_is_help=True)
 
@@ -13,7 +14,7 @@ app = typer.Typer(name="bases", help="Base models: add, list, show, remove.", no
 def add(
     name: str,
     location: Annotated[str, typer.Argument(help="Diffusers folder, .safetensors checkpoint, or hub id.")],
-    family: Annotated[str, typer.Option(help="Overrides what was detected: sd15, sd21.")] = "",
+    family: Annotated[str, typer.Option(help=f"Overrides what was detected: {', '.join(FAMILIES)}.")] = "",
     config: Annotated[str, typer.Option(help="Folder with configs and tokenizer for a single file.")] = "",
     revision: Annotated[str, typer.Option(help="Commit of a hub id.")] = "",
 ) -> None:

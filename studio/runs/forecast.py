@@ -5,6 +5,7 @@ Nothing is loaded and nothing is made up: what is not known is None, and `notes`
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,9 @@ def forecast(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset) -> F
     shown = train.max_steps * train.batch_size * train.accumulate * train.processes
     if recipe.preservation.mode == "class_pictures":
         shown //= 2  # every second one is a class picture
-    notes = [f"The adapter has {parameters / 1e6:.2f} million parameters ({source})."]
+    full = recipe.adapter.method == "full"
+    amount = f"{parameters / 1e6:.2f} million" if parameters >= 10_000 else f"{parameters:,}"
+    notes = [f"{'What learns' if full else 'The adapter'} has {amount} parameters ({source})."]
     if seen:
         notes.append(f"Time and memory are those of run {seen['run']} on this machine.")
     else:
@@ -73,7 +76,8 @@ def forecast(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset) -> F
     return Forecast(
         steps=train.max_steps,
         minutes=minutes,
-        disk_bytes=_disk(recipe, dataset.image_count, parameters, FAMILIES[base.family]),
+        disk_bytes=_disk(recipe, dataset.image_count, parameters, FAMILIES[base.family])
+        + (_frozen(ws, base, parameters) if full else 0),
         memory_bytes=int(seen["memory"]) if seen and seen["memory"] else None,
         notes=tuple(notes),
     )
@@ -91,11 +95,13 @@ def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int
         count = adapter.rank * UNKNOWN_PER_RANK
         return count, "a generous guess: the base's files cannot be read here"
     if adapter.method == "full":
-        parts = ("unet", "text_encoder") if adapter.train_text_encoder else ("unet",)
-        total = sum(math.prod(shape) for name, shape in shapes.items() if name.partition(":")[0] in parts)
-        return total, "all weights of the base that learn"
+        return _learning(adapter, shapes), "all weights of the base that learn"
+    tokens, source = recipe.tokens, "from the shapes in the base's weight files"
+    widths = (shape[1] for name, shape in shapes.items() if name.endswith("token_embedding.weight"))
+    total = len(tokens.words) * tokens.vectors * sum(widths)
+    if tokens.only:
+        return total, source
     chosen = re.compile(adapter.targets) if adapter.targets else None
-    total = 0
     for name, shape in shapes.items():
         component, _, path = name.partition(":")
         rank = _rank(recipe, component, path, shape, chosen)
@@ -103,7 +109,25 @@ def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int
             module, blocks = path.removesuffix(".weight"), adapter.block_ranks.items()
             rank = next((given for pattern, given in blocks if re.fullmatch(pattern, module)), rank)
         total += _count(adapter, rank, shape[0], math.prod(shape[1:]))
-    return total, "from the shapes in the base's weight files"
+    return total, source
+
+
+def _learning(adapter: AdapterSection, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Values of the parts that a full fine-tune trains."""
+    t5 = {name.partition("/")[0] for name in shapes if name.startswith("text_encoder:") and _T5.search(name)}
+    total = 0
+    for name, shape in shapes.items():
+        part = name.partition("/")[0]
+        of_text = adapter.train_t5 if part in t5 else adapter.train_text_encoder
+        if of_text or not name.startswith("text_encoder:"):
+            total += math.prod(shape)
+    return total
+
+
+def _frozen(ws: "Workspace", base: Base, parameters: int) -> int:
+    """Bytes of what does not learn in the two results of a full fine-tune, a folder and a single file."""
+    whole = sum(math.prod(shape) for shape in _shapes(ws, base).values())
+    return 2 * FP32 * max(0, whole - parameters)
 
 
 def _count(adapter: AdapterSection, rank: int, rows: int, columns: int) -> int:

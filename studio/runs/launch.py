@@ -158,7 +158,8 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
         name: Of the new run; default: `<name>-from-<step>`.
 
     Raises:
-        BadInput: no such checkpoint, other shape of adapter, nothing left to train.
+        BadInput: no such checkpoint, other shape of adapter or other words, nothing left to train, or as
+            `launch`.
     """
     source = ws.run_dir(run.id)
     verified = verified_checkpoints(source, ws.key, {})
@@ -169,11 +170,16 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
     recipe = apply_sets(parent, sets)
     if recipe.adapter.model_copy(update={"dropout": parent.adapter.dropout}) != parent.adapter:
         raise BadInput("--set adapter", "changes the shape of the adapter", "start a new run for that")
+    if _words(recipe) != _words(parent):
+        raise BadInput("--set tokens", "changes the words that are learned", "start a new run for that")
+    check_preservation(recipe)
+    check_words(recipe)
     if recipe.train.max_steps <= step:
         wrong = f"is {recipe.train.max_steps}, the checkpoint is at {step}"
         raise BadInput("train.max_steps", wrong, f"add --set train.max_steps={step + parent.train.max_steps}")
     base = ws.catalog.get(Base, run.base_id)
     check_base(ws, base)
+    _check_fit(recipe, base)
     made = replace(
         run,
         id=new_id(),
@@ -241,6 +247,12 @@ def _check_fit(recipe: Recipe, base: Base) -> None:
             key = "train.resolution" if size == recipe.train.resolution else "train.resolutions"
             wrong = f"is {size}, sides are multiples of {step}"
             raise BadInput(key, wrong, f"use {near}, or set data.bucket_step")
+
+
+def _words(recipe: Recipe) -> tuple[tuple[str, ...], int, bool]:
+    """What decides which vectors a run has, and whether there is an adapter beside them."""
+    tokens = recipe.tokens
+    return tokens.words, tokens.vectors if tokens.words else 0, tokens.only
 
 
 def _check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset, images: list[Image]) -> None:

@@ -23,10 +23,14 @@ def key(base_hash: str, recipe: JSON) -> str:
     train: dict[str, Any] = recipe.get("train", {})
     shape = [train.get(k) for k in ("resolution", "batch_size", "accumulate", "gradient_checkpointing")]
     shape += train.get("resolutions") or []
-    text = recipe.get("adapter", {}).get("train_text_encoder", False)
-    method = recipe.get("adapter", {}).get("method", "lora")
-    kept = recipe.get("preservation", {}).get("mode", "none")
-    return "-".join(str(p) for p in (base_hash[:16], *shape, "text" if text else "unet", method, kept))
+    adapter, kept = recipe.get("adapter", {}), recipe.get("preservation", {})
+    wanted = {"text": adapter.get("train_text_encoder"), "t5": adapter.get("train_t5")}
+    shape += [name for name, trained in wanted.items() if trained] or ["unet"]
+    if adapter.get("method", "lora") != "lora":
+        shape.append(adapter["method"])
+    if kept.get("mode") == "base_prediction":
+        shape.append(f"base{kept.get('rows')}")
+    return "-".join(str(part) for part in (base_hash[:16], *shape))
 
 
 def remember(ws: "Workspace", run: Run, status: Status) -> None:

@@ -9,6 +9,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from tests.support.bases import save_base
 from tests.support.runs import draw_pictures, recipe, resume, start_trainer, train, write_run
 from trainers.captions import captions_needed, wording
 from trainers.class_pictures import class_key, class_pictures
@@ -33,9 +34,9 @@ def _new_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def open_setting(rundir, changes):
+def open_setting(rundir, changes, family="sd15"):
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Setting(recipe(CLASSES | changes), rundir.read_env(), rundir, Reporter(rundir), StopFlag())
+    return Setting(recipe(CLASSES | changes, family), rundir.read_env(), rundir, Reporter(rundir), StopFlag())
 
 
 def drawn(folder):
@@ -78,6 +79,20 @@ def test_what_changes_a_picture_changes_its_place(key, value, tmp_path, tiny_sd1
     assert class_key(usual, 32) != class_key(other, 64 if key == "train.resolution" else 32)
     more = open_setting(rundir, {"preservation.count": 9, "preservation.weight": 0.3, "data.trigger": "x"})
     assert class_key(usual, 32) == class_key(more, 32)
+
+
+def test_guidance_is_as_that_of_previews_and_sdxl_gets_zeros_for_no_prompt(tmp_path, pictures, monkeypatch):
+    seen = []
+
+    def sample(family, how, cond, negative, noise, generator):
+        seen.append((how.cfg, negative))
+        return noise
+
+    monkeypatch.setattr("trainers.class_pictures.sample", sample)
+    rundir = write_run(tmp_path / "run", save_base("sdxl", tmp_path / "base"), pictures, family="sdxl")
+    class_pictures(open_setting(rundir, {"preservation.count": 1, "preview.cfg": 4.5}, "sdxl"))
+    assert seen[0][0] == 4.5
+    assert not any(value.any() for value in seen[0][1].values())
 
 
 def test_a_run_killed_while_drawing_goes_on_where_it_was(tmp_path, tiny_sd15, pictures):

@@ -58,9 +58,12 @@ def test_words_are_learned_by_every_clip_encoder(family, request, tmp_path, pict
     assert all(value.count_nonzero() == value.numel() for value in moments)  # every vector had a gradient
 
 
+@pytest.mark.parametrize("texts", [False, True])
 @pytest.mark.parametrize("family", OTHERS)
-def test_a_full_fine_tune_gives_a_base_of_the_family(family, request, tmp_path, pictures):
-    base, rundir = run(request, tmp_path, family, pictures, {"adapter.method": "full", "optimizer.lr": 1e-5})
+def test_a_full_fine_tune_gives_a_base_of_the_family(family, texts, request, tmp_path, pictures):
+    changes = {"adapter.method": "full", "optimizer.lr": 1e-5, "adapter.train_text_encoder": texts}
+    changes["adapter.train_t5"] = texts and FAMILIES[family].flow
+    base, rundir = run(request, tmp_path, family, pictures, changes)
     model = rundir.file(MODEL)
     made = FAMILIES[family].load_class()(
         BaseFiles(str(model)), dtype=torch.float32, device=torch.device("cpu")
@@ -75,6 +78,11 @@ def test_a_full_fine_tune_gives_a_base_of_the_family(family, request, tmp_path, 
     assert any(not torch.equal(before[key], after[key]) for key in before)
     for other in made.text_encoder_names:
         assert (model / other / "config.json").is_file()
+        mine, theirs = (
+            {key.removeprefix("text_model.") for key in component_weights(folder / other)}
+            for folder in (model, base)
+        )
+        assert mine == theirs
     assert rundir.file(MODEL_FILE).exists() == bool(made.single_file)
 
 

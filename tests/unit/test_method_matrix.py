@@ -237,7 +237,7 @@ def test_resumed_in_the_middle_it_is_bit_identical(name, tmp_path, tiny_sd15, pi
 @pytest.mark.parametrize(
     ("values", "wrong"),
     [
-        ({"method": "oft", "conv_rank": 4}, "left out with oft: PEFT's oft adds up overlapping patches"),
+        ({"method": "oft", "conv_rank": 4}, "0 with oft: PEFT's oft adds up overlapping patches"),
         ({"method": "oft", "alpha": 2.0}, "oft has no strength"),
         ({"method": "pissa", "dropout": 0.1}, "pissa would drop parts of the base"),
         ({"method": "lora", "lokr_factor": 4}, "only lokr has Kronecker factors"),

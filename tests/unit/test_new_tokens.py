@@ -137,6 +137,15 @@ def test_pivotal_tuning_saves_both(tmp_path, tiny_sd15, pictures):
     assert rundir.read_status().warnings == []
 
 
+def test_pissa_and_words_go_together(tmp_path, tiny_sd15, pictures):
+    changes = {"adapter.method": "pissa", "adapter.alpha": None, "train.max_steps": 2}
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures, CHANGES | changes)
+    assert train(rundir) == 0, rundir.file("log.txt").read_text()
+    saved = load_file(rundir.checkpoints()[-1] / "adapter.safetensors")
+    assert saved[KEY].shape[0] == 3
+    assert {value.shape[0] for key, value in saved.items() if key.endswith("lora_A.weight")} == {8}
+
+
 def test_a_word_finds_what_it_is_trained_towards(tiny_sd15):
     """Inversion proper: the base's own predictions for "a red disc" are the target of "a zork disc"."""
     family = load(tiny_sd15)

@@ -48,6 +48,11 @@ def test_preservation_that_would_undo_the_learning_is_refused():
     with pytest.raises(BadInput, match="class_prompt: is empty"):
         check_preservation(recipe({"preservation.mode": "class_pictures"}))
     check_preservation(recipe({"preservation.mode": "base_prediction", "data.trigger": "zork"}))
+    named = {"preservation.mode": "base_prediction", "data.trigger": "zork"}
+    for prompt in ("a Zork dog", "a [trigger] dog"):
+        with pytest.raises(BadInput, match="would be kept from being learned"):
+            check_preservation(recipe(named | {"preservation.class_prompt": prompt}))
+    check_preservation(recipe(named | {"preservation.class_prompt": "a zorkian dog"}))
     check_preservation(recipe({"preservation.mode": "base_prediction", "preservation.class_prompt": "a dog"}))
 
 

@@ -226,9 +226,13 @@ def test_sets_take_toml_values_and_plain_words():
             "train.max_steps=10", "optimizer.lr = 3e-4", "data.flip=true", "optimizer.name=adamw",
             "data.trigger=sks=1", "adapter.alpha=8", "objective.snr_gamma=none", "name=2024",
             'preview.prompts=["a, b", "c"]', 'preview.negative="blurry"', "train.seed=0x10",
-            "optimizer.lr=1e-5",
+            "optimizer.lr=1e-5", "tokens.words=zork", 'tokens.init="a dog"',
         ],
     )  # fmt: skip
+    assert (recipe.tokens.words, recipe.tokens.init) == (("zork",), ("a dog",))
+    assert apply_sets(recipe, ["tokens.words="]).tokens.words == ()
+    with pytest.raises(BadInput, match="must be a list"):
+        apply_sets(recipe, ["tokens.words=[zork, "])
     assert recipe.train.max_steps == 10
     assert recipe.optimizer.lr == 1e-5  # the last one wins
     assert recipe.data.flip is True
@@ -278,7 +282,7 @@ def test_resolutions_are_read_as_people_write_them(text):
     assert apply_sets(preset("sdxl", "style"), ["train.resolutions=768"]).train.sizes == (768, 1024)
     lower = apply_sets(preset("sdxl", "style"), [f"train.resolutions={text}", "train.resolution=640"]).train
     assert lower.sizes == (512, 640)  # a lower resolution is the largest size, whatever a preset lists
-    with pytest.raises(BadInput, match=r"train\.resolutions is 'big'; must be a list of whole numbers"):
+    with pytest.raises(BadInput, match=r"resolutions is 'big'; must be a list of whole numbers from 32"):
         apply_sets(preset("sd15", "style"), ["train.resolutions=[512, 'big']"])
 
 
@@ -292,7 +296,7 @@ def _values(facts):
         base = st.integers(math.ceil(facts.low / step), math.floor(facts.high / step)).map(lambda n: n * step)
     elif facts.kind == "number":
         base = st.floats(facts.low, facts.high, exclude_min=facts.low_open, exclude_max=facts.high_open)
-    elif facts.kind == "list" and facts.items == "whole numbers":
+    elif facts.kind == "list" and facts.items.startswith("whole numbers"):
         base = st.lists(st.sampled_from([64, 512, 768, 1024]), max_size=3)
     elif facts.kind == "list":
         base = st.lists(st.text(max_size=30), max_size=3)
@@ -348,6 +352,12 @@ def test_hash_depends_on_choices_and_not_on_the_name():
     assert recipe_hash(recipe) == recipe_hash(apply_sets(recipe, ["name=mine"]))
     assert recipe_hash(recipe) != recipe_hash(apply_sets(recipe, ["train.seed=1"]))
     assert len(recipe_hash(recipe)) == 64
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_another_way_of_preservation_has_its_own_weight(name):
+    sets = ["preservation.mode=class_pictures", "preservation.class_prompt=a dog"]
+    assert apply_sets(preset_by_name(name), sets).preservation.loss_weight == 1.0
 
 
 def test_differences_accept_a_preset_as_name_or_recipe():

@@ -9,7 +9,7 @@ from registry.errors import BadInput
 from registry.formats import lycoris
 from registry.formats.export import export_adapter
 from registry.formats.factors import DoraFactors, OftBlocks, OftFactors, change_of, merged_weight
-from registry.formats.internal import LoraFactors
+from registry.formats.internal import AdapterForm, LoraFactors
 from registry.formats.load import load_adapter
 from registry.formats.metadata import training_metadata
 from registry.formats.tensors import save
@@ -146,6 +146,13 @@ def file_of(parts, path, **metadata):
     return path
 
 
+@pytest.mark.parametrize(("family", "do"), [("sd15", "kohya or peft"), ("flux1", "use --format peft")])
+def test_what_diffusers_cannot_hold_is_sent_where_it_can_go(family, do):
+    form = lycoris.read({f"{NAME}.{part}": value for part, value in loha().items()}, {}, "sd15", "kohya")
+    with pytest.raises(BadInput, match=do):
+        lycoris.write_diffusers(AdapterForm(family, others=form.others))
+
+
 def test_a_foreign_file_is_inspected_and_written_again(tmp_path):
     path = file_of(loha(), tmp_path / "a.safetensors")
     form, facts, _ = load_adapter(path)
@@ -160,6 +167,14 @@ def test_a_foreign_file_is_inspected_and_written_again(tmp_path):
     with pytest.raises(BadInput, match="the peft layout: needs the configuration"):
         export_adapter(path, tmp_path / "c", "peft")
     assert form.components == ("unet",)
+
+
+@pytest.mark.parametrize(("whole", "verdict"), [(True, "loads"), (False, "no")])
+def test_invokeai_does_not_recognise_a_factored_lokr_of_sd15_alone(tmp_path, whole, verdict):
+    parts = {"lokr_w1": noise(2, 3), "alpha": scalar(1.0)}
+    parts |= {"lokr_w2": noise(3, 256)} if whole else {"lokr_w2_a": noise(3, 2), "lokr_w2_b": noise(2, 256)}
+    report = export_adapter(file_of(parts, tmp_path / "a.safetensors"), tmp_path / "b")
+    assert {tool.tool: tool.verdict for tool in report.tools}["InvokeAI"] == verdict
 
 
 def test_lora_and_lokr_modules_in_one_file(tmp_path):

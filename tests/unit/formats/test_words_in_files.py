@@ -8,7 +8,9 @@ from safetensors.numpy import load_file, save_file
 
 from registry.errors import BadInput
 from registry.formats.export import export_adapter
+from registry.formats.header import read_header
 from registry.formats.inspect import inspect_adapter
+from registry.formats.internal import AdapterForm
 from registry.formats.load import load_adapter
 from registry.formats.words import split
 from tests.support.adapters import make_form, write_run_file
@@ -23,8 +25,6 @@ RUN = {"text_encoder.new_tokens.zork": ZORK, "text_encoder.new_tokens.ring": RIN
 def pivotal(tmp_path):
     """A run's file with a LoRA and two words."""
     path = write_run_file(make_form(), tmp_path / "run.safetensors")
-    from registry.formats.header import read_header
-
     save_file(load_file(path) | RUN, path, read_header(path).metadata)
     return path
 
@@ -48,9 +48,19 @@ def test_a_kohya_file_carries_them_in_its_bundle(pivotal, tmp_path, dtype):
     assert report.tools
 
 
-def load_back(path):
-    from registry.formats.header import read_header
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "peft"])
+def test_words_of_an_encoder_without_modules(tmp_path, layout):
+    form = make_form()
+    unet = AdapterForm(form.family, form.of("unet"))
+    path = write_run_file(unet, tmp_path / "run.safetensors")
+    save_file(load_file(path) | RUN, path, read_header(path).metadata)
+    read, _, _ = load_adapter(path)
+    assert (read.components, read.targets) == (("unet",), ("unet", "text_encoder"))
+    report = export_adapter(path, tmp_path / "out", layout)
+    assert report.matched == report.modules == len(unet.modules)
 
+
+def load_back(path):
     return set(read_header(Path(path)).tensors)
 
 
@@ -84,7 +94,7 @@ def test_an_inversion_alone_is_an_adapter_of_its_own_kind(tmp_path):
         0,
     )
     form, _, _ = load_adapter(path, "sd15")
-    assert form.components == ("text_encoder",)
+    assert form.targets == ("text_encoder",)
     report = export_adapter(path, tmp_path / "out.safetensors", family="sd15")
     assert report.layout == "embedding"
     assert np.array_equal(load_file(report.path)["emb_params"], ZORK)

@@ -77,16 +77,55 @@ def test_layers_of_other_families_are_counted(
     assert adapter_parameters(ws, wanted, base)[0] == count
 
 
+@pytest.mark.parametrize("sets", [(), ("text_encoder",), ("t5",), ("text_encoder", "t5")], ids=str)
+def test_a_full_fine_tune_counts_the_parts_that_learn(ws: Workspace, tmp_path: Path, sets: tuple[str, ...]):
+    import torch
+
+    from trainers.families import FAMILIES
+    from trainers.families.base import BaseFiles
+    from trainers.full import attach_full
+
+    folder = save_base("flux1", tmp_path / "base")
+    more = [f"adapter.train_{name}=true" for name in sets]
+    wanted = apply_sets(preset("flux1", "style"), ["adapter.method=full", *more])
+    base = Base(name="b", family="flux1", location=str(folder), kind="folder")
+    files = BaseFiles(str(folder))
+    family = FAMILIES["flux1"].load_class()(files, dtype=torch.float32, device=torch.device("cpu"))
+    count = sum(p.numel() for p in attach_full(family, wanted.adapter).named.values())
+    said, source = adapter_parameters(ws, wanted, base)
+    assert 0.97 * count < said <= count  # biases are not counted
+    assert source == "all weights of the base that learn"
+    cost = forecast(ws, wanted, base, make_dataset(ws))
+    assert cost.notes[0].startswith("What learns has")
+    whole = sum(file.stat().st_size for part in ("transformer", "text_encoder", "text_encoder_2")
+                for file in (folder / part).glob("*.safetensors"))  # fmt: skip
+    checkpoints = (wanted.checkpoints.keep + 2) * 4 * said * FP32
+    assert cost.disk_bytes > checkpoints + 1.9 * whole
+
+
+def test_new_words_count_alone_or_beside_the_adapter(ws: Workspace):
+    base = ws.catalog.get(Base, "pocket")
+    word, both = 'tokens.words=["zork"]', "tokens.vectors=3"
+    words, _ = adapter_parameters(ws, recipe(word, both, "tokens.only=true"), base)
+    assert words == 3 * 96
+    assert (
+        adapter_parameters(ws, recipe(word, both), base)[0]
+        == words + adapter_parameters(ws, recipe(), base)[0]
+    )
+
+
 def test_more_sizes_crops_and_versions_need_more_disk_and_their_own_time(ws: Workspace):
     base, dataset = ws.catalog.get(Base, "pocket"), make_dataset(ws)
     least = forecast(ws, recipe(), base, dataset).disk_bytes
     for sets in (["train.resolutions=[32]"], ["data.crop=random"], ["data.flip=true"],
                  ["data.shuffle_tags=true"]):  # fmt: skip
         assert forecast(ws, recipe(*sets), base, dataset).disk_bytes > least
-    keys = {
-        speed.key("h", recipe(*sets).model_dump(mode="json")) for sets in ([], ["train.resolutions=[32]"])
-    }
-    assert len(keys) == 2
+    different = ([], ["train.resolutions=[32]"], ["adapter.method=full"], ["adapter.method=dora"],
+                 ["adapter.train_text_encoder=true"], ["adapter.train_t5=true"],
+                 ["preservation.mode=base_prediction"],
+                 ["preservation.mode=base_prediction", "preservation.rows=2"])  # fmt: skip
+    keys = {speed.key("h", recipe(*sets).model_dump(mode="json")) for sets in different}
+    assert len(keys) == len(different)
 
 
 def test_time_and_memory_are_only_known_from_a_run_like_it(ws: Workspace):

@@ -181,6 +181,13 @@ def test_a_branch_starts_from_its_own_copy_of_the_checkpoint(ws: Workspace):
         launch.branch(ws, run, 10, ["adapter.rank=4"])
     with pytest.raises(BadInput, match="max_steps"):
         launch.branch(ws, run, 10, ["train.max_steps=10"])
+    for sets, wrong in (
+        ('tokens.words=["zork"]', "changes the words"),
+        ("preservation.mode=class_pictures", "class_prompt: is empty"),
+        ("family=sdxl", "is for sdxl"),
+    ):
+        with pytest.raises(BadInput, match=wrong):
+            launch.branch(ws, run, 10, [sets])
     branch = launch.branch(ws, run, 10, ["optimizer.lr=5e-5", "train.max_steps=30"])
     assert (branch.state, branch.parent_run_id, branch.parent_step) == (RunState.QUEUED, run.id, 10)
     rundir = ws.run_dir(branch.id)
