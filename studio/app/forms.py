@@ -17,6 +17,8 @@ SECTION_WORDS = {
     "schedule": ("How the learning rate moves", "schedule"),
     "objective": ("What it predicts", "objective"),
     "data": ("Pictures and captions", "data"),
+    "preservation": ("What is kept", "preservation"),
+    "tokens": ("New words", "tokens"),
     "train": ("How long and how much", "train"),
     "checkpoints": ("What is saved on the way", "checkpoints"),
     "preview": ("Pictures while training", "preview"),
