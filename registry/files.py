@@ -233,6 +233,8 @@ def check_name(name: str, what: str = "name") -> str:
         raise BadInput(f"{what} {shown}", "is empty or only dots", do)
     if len(name) > 100:
         raise BadInput(f"{what} {shown}", f"has {len(name)} characters", do)
+    if name != name.strip():
+        raise BadInput(f"{what} {shown}", "begins or ends with a space", "leave the space out")
     if any(c in "/\\" or unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in name):
         raise BadInput(f"{what} {shown}", "has a path separator, control or direction character", do)
     if name.split(".")[0].upper() in _RESERVED:

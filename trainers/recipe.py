@@ -195,7 +195,9 @@ def apply_sets(recipe: Recipe, sets: Sequence[str]) -> Recipe:
         if not equals:
             raise BadInput("--set", f"{item!r} has no '='", "write it as train.max_steps=1000")
         if key not in known:
-            raise BadInput("--set", f"{key!r} is not a recipe key", suggest(key, list(known)))
+            inside = next((name for name in known if name.startswith(f"{key}.")), "")
+            do = f"name one of its keys, as {inside}" if inside else suggest(key, list(known))
+            raise BadInput("--set", f"{key!r} is not a recipe key", do)
         values[key] = _parse_value(text, known[key])
     return _validate(nest(values), "--set")
 

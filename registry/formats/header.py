@@ -123,7 +123,7 @@ def _parse(file: str, raw: bytes, data_size: int, *, data_start: int) -> Header:
     try:
         pairs: Any = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
         raise BadInput(file, f"has a header that is not JSON ({reason})", AGAIN) from error
     if not isinstance(pairs, _Pairs):
         raise BadInput(file, "has a header that is not a JSON object", AGAIN)

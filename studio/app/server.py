@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 from registry.errors import BadInput, StudioError
@@ -20,6 +21,8 @@ from studio.workspace import Workspace
 SCRIPT = theme.HERE / "streamlit_app.py"
 UPLOAD_MB = 1024  # a folder of photographs as a zip; held in memory until it is read
 START_SECONDS = 30
+WATCH_SECONDS = 3.0  # between looks whether there is a worker
+LONGEST_WATCH_SECONDS = 300.0
 
 
 def serve(
@@ -33,7 +36,7 @@ def serve(
     door = make_door(workspace, listen)
     _require_free(listen, port)
     state.use(workspace, works=True)
-    threading.Thread(target=_start_worker, daemon=True).start()
+    threading.Thread(target=keep_worker, daemon=True).start()
     address = f"http://{_shown(listen)}:{port}"
     threading.Thread(target=_announce, args=(address, open_browser), daemon=True).start()
     make_app(listen=listen, door=door).run(config=options(port, listen))
@@ -132,12 +135,21 @@ def _shown(listen: str) -> str:
     return f"[{listen}]" if ":" in listen else listen
 
 
-def _start_worker() -> None:
-    """Beside the server's own start, which takes as long; pages say so when there is no worker."""
-    try:
-        state.wake_worker()
-    except StudioError as error:
-        sys.stderr.write(f"error: {error}\n")
+def keep_worker(ended: Callable[[], bool] = lambda: False) -> None:
+    """See to it that there is a worker for as long as we serve: one that was killed, or that an earlier app
+    left behind and that ended when its queue was empty, is replaced. Why none comes up is said once.
+    """
+    said, wait = "", WATCH_SECONDS
+    while not ended():
+        try:
+            state.wake_worker()
+            said, wait = "", WATCH_SECONDS
+        except StudioError as error:
+            if str(error) != said:
+                said = str(error)
+                sys.stderr.write(f"error: {said}\n")
+            wait = min(2 * wait, LONGEST_WATCH_SECONDS)  # a start that fails costs seconds
+        time.sleep(wait)
 
 
 def _announce(address: str, open_browser: bool) -> None:

@@ -5,6 +5,7 @@ import threading
 from studio.workspace import Workspace
 
 _lock = threading.Lock()
+_waking = threading.Lock()  # two that find no worker must not both start one
 _workspace: Workspace | None = None
 _works = False
 
@@ -30,7 +31,8 @@ def wake_worker() -> None:
     if _works:
         from studio.runs.background import ensure_worker
 
-        ensure_worker(current())
+        with _waking:
+            ensure_worker(current())
 
 
 def current() -> Workspace:

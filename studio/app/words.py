@@ -47,8 +47,17 @@ SPOKEN = {
     "preview.cfg": "Guidance of a preview",
     "preview.seed": "Seed of the previews",
     "preview.negative": "What previews avoid",
+    "preview.prompts": "What previews show",
+    "preview.size": "Size of a preview",
+    "preview.scheduler": "Sampler of previews",
+    "optimizer.eps": "Epsilon",
+    "optimizer.lora_plus_ratio": "LoRA+ ratio",
+    "schedule.min_lr": "Lowest learning rate",
     "optimizer.lr": "Learning rate",
     "optimizer.text_lr": "Learning rate, text encoder",
+    "adapter.train_text_encoder": "Teach the text encoder, too",
+    "adapter.train_t5": "Teach T5, too",
+    "adapter.block_ranks": "Ranks of single blocks",
     "adapter.rank": "Capacity (rank)",
     "schedule.name": "Shape of the learning rate",
     "optimizer.name": "Optimizer",
@@ -70,6 +79,17 @@ SPOKEN = {
     "tokens.until": "Words learn until",
 }
 ORIGIN_WORDS = {"run": "trained here", "import": "imported", "merge": "merged"}
+
+PROPER = {  # how words that are names or abbreviations are written
+    "cfg": "CFG",
+    "ema": "EMA",
+    "lokr": "LoKr",
+    "oft": "OFT",
+    "pissa": "PiSSA",
+    "snr": "SNR",
+    "tensorboard": "TensorBoard",
+    "wandb": "Weights & Biases",
+}
 
 _LINKS = re.compile(r"(?i)(?<=http)(?=s?:)|(?<=www)(?=\.)|(?=@)")  # where Markdown would see an address begin
 _JOINER = "\N{WORD JOINER}"  # not seen and not a place to break a line
@@ -147,7 +167,10 @@ def value_text(value: Any) -> str:
 
 def spoken(key: str) -> str:
     """`train.max_steps` -> "Steps"; a few by hand, the others by their name."""
-    return SPOKEN.get(key) or key.rpartition(".")[2].replace("_", " ").capitalize()
+    if key in SPOKEN:
+        return SPOKEN[key]
+    first, *others = (PROPER.get(word, word) for word in key.rpartition(".")[2].split("_"))
+    return " ".join((first[:1].upper() + first[1:], *others))
 
 
 def tail(path: Path, lines: int) -> str:

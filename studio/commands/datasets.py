@@ -1,10 +1,19 @@
 """`studio datasets`: pictures with captions."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studio.commands.shared import ago, note, open_workspace, plain, show_done, show_record, show_rows
+from studio.commands.shared import (
+    ago,
+    invocation,
+    note,
+    open_workspace,
+    plain,
+    show_done,
+    show_record,
+    show_rows,
+)
 
 if TYPE_CHECKING:
     from studio.datasets.captioners.table import CaptionOptions
@@ -99,7 +108,31 @@ def show(name: str) -> None:
         for image in images
     ]
     record = plain(dataset) | {"images": shown}
-    show_record(record)
+    if invocation.json:
+        show_record(record)
+        return
+    show_record({key: value for key, value in record.items() if key != "images"})
+    show_rows(
+        shown,
+        [
+            ("picture", lambda r: r["name"]),
+            ("size", lambda r: f"{r['width']}x{r['height']}"),
+            ("what training sees", lambda r: " | ".join(text or "(nothing)" for text in r["seen"])),
+            ("remarks", _remarks),
+        ],
+        empty="No pictures.",
+    )
+
+
+def _remarks(row: dict[str, Any]) -> str:
+    parts = [
+        row["note"],
+        "" if row["caption"].strip() else "no caption",
+        "mask" if row["mask"] else "",
+        "" if row["repeats"] == 1 else f"{row['repeats']} times an epoch",
+        "" if row["weight"] == 1 else f"weight {row['weight']:g}",
+    ]
+    return "; ".join(filter(None, parts))
 
 
 @app.command()

@@ -191,7 +191,7 @@ def _wish(wish: str, key: str, *, quiet: bool = False) -> "tuple[Workspace, Run]
 
 
 def _started(workspace: "Workspace", run: "Run", *, wait: bool) -> None:
-    """Report a queued run; with `wait` follow it to its end and fail when it fails."""
+    """Report a queued run; with `wait` follow it to its end and fail when it fails or is cut short."""
     from registry.errors import StudioError
     from studio.runs.follow import follow
 
@@ -202,9 +202,9 @@ def _started(workspace: "Workspace", run: "Run", *, wait: bool) -> None:
     show_done(
         f"Run {run.id} ({run.name}): {run.state}, step {run.step} of {run.steps}.", _described(workspace, run)
     )
-    if wait and run.state == "failed":
+    if wait and run.state in {"failed", "interrupted"}:
         raise StudioError(
-            f"run {run.name}", run.reason.rstrip(".") or "failed", f"see `studio runs log {run.id}`"
+            f"run {run.name}", run.reason.rstrip(".") or run.state, f"see `studio runs log {run.id}`"
         )
 
 

@@ -3,10 +3,11 @@
 Everything goes the way a person's own work goes: data set, queue, worker, catalog, sampler, export.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ SEEDS_PER_PROMPT = 2
 FIRST_SEED = 1000
 MOST_MEASURED = 64  # training pictures that the style is measured on
 LAYOUTS = ("kohya", "diffusers")
+_OURS = re.compile(r"\d\d\.(png|txt)")  # what we write into the folders of pictures
 ENDED = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
 
 
@@ -111,10 +113,21 @@ def run_demo(
     clock = _Clock()
     base = ws.catalog.get(Base, POCKET)
     recipe = recipe or preset(base.family, "style", base.name)
+    if out.exists() and not out.is_dir():
+        raise BadInput(str(out), "is a file, not a folder", "give another --out")
+    for name in ("base", "adapter") if pictures else ("pictures", "base", "adapter"):
+        _require_ours(out / name)
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
 
     with clock.stage("pictures"):
-        dataset = own_dataset(ws, out) if pictures is None else foreign_dataset(ws, pictures, say)
+        try:
+            dataset = own_dataset(ws, out) if pictures is None else foreign_dataset(ws, pictures, say)
+        except StudioError:
+            if new:
+                with suppress(OSError):  # more than an empty folder stays
+                    out.rmdir()
+            raise
         images = images_of(ws, dataset)
     say(f"{len(images)} pictures, called up by the word {dataset.trigger!r}")
 
@@ -182,8 +195,7 @@ class _Clock:
 def own_dataset(ws: "Workspace", out: Path) -> Dataset:
     """Neon signs with captions, drawn into `out/pictures`."""
     folder = out / "pictures"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    _empty(folder)
     for index, (picture, caption) in enumerate(demo_set("style", OWN_PICTURES, OWN_SEED)):
         picture.save(folder / f"{index:02}.png")
         (folder / f"{index:02}.txt").write_text(caption + "\n", encoding="utf-8")
@@ -199,6 +211,7 @@ def foreign_dataset(ws: "Workspace", folder: Path, say: Say) -> Dataset:
     for name, reason in report.refused:
         say(f"left out {name}: {reason}")
     if len(images_of(ws, report.dataset)) < 2:
+        ws.catalog.delete(Dataset, report.dataset.id)
         raise BadInput(str(folder), "has fewer than two usable pictures", "a style needs about ten")
     return report.dataset
 
@@ -292,9 +305,23 @@ def _write_sheet(facts: DemoFacts, file: Path) -> Path:
     return file
 
 
-def _keep(folder: Path, pictures: list[Image.Image]) -> list[Path]:
+def _require_ours(folder: Path) -> None:
+    """Refuse a folder that holds more than an earlier demo's files: they are not ours to replace."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise BadInput(str(folder), "is not a folder of an earlier demo", "give another --out")
+    for file in folder.iterdir() if folder.exists() else ():
+        if not (_OURS.fullmatch(file.name) and file.is_file()):
+            raise BadInput(str(folder), f"holds {file.name}, which no demo made", "give another --out")
+
+
+def _empty(folder: Path) -> None:
+    _require_ours(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _keep(folder: Path, pictures: list[Image.Image]) -> list[Path]:
+    _empty(folder)
     files = [folder / f"{index:02}.png" for index in range(len(pictures))]
     for file, picture in zip(files, pictures, strict=True):
         picture.save(file)

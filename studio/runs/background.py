@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.errors import StudioError, WorkspaceBusy
+from registry.files import storage_error
 from registry.records import Job, JobState
 from studio.runs.process import ProcessIdentity
 
@@ -36,7 +37,11 @@ def ensure_worker(ws: "Workspace") -> int:
     if holder is not None:
         return int(holder["pid"])
     log = ws.home / "cache" / LOG
-    with log.open("ab") as stream:
+    try:
+        stream = log.open("ab")
+    except OSError as error:
+        raise storage_error(log, error) from error
+    with stream:
         child = subprocess.Popen(
             [sys.executable, "-m", "studio.runs.background", str(ws.home), str(os.getpid())],
             stdin=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from registry.errors import BadInput
+from registry.errors import BadInput, StudioError
 from registry.records import Adapter, Image, Run, RunState, Sample
 from studio.app import password, server, state
 from studio.app.guard import LOOPBACK, Guard
@@ -207,6 +207,22 @@ def test_a_taken_port_is_named(empty: Workspace):
         port = other.getsockname()[1]
         with pytest.raises(BadInput, match=f"port {port}: is in use"):
             server.serve(empty, port)
+
+
+def test_a_worker_that_does_not_come_up_is_tried_again_and_complained_of_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    tries: list[float] = []
+
+    def fail() -> None:
+        raise StudioError("worker", "did not start", "see the log")
+
+    monkeypatch.setattr(state, "wake_worker", fail)
+    monkeypatch.setattr(server.time, "sleep", tries.append)
+    server.keep_worker(lambda: len(tries) == 9)
+    assert capsys.readouterr().err == "error: worker: did not start. see the log.\n"
+    assert tries == sorted(tries)
+    assert tries[-1] == server.LONGEST_WATCH_SECONDS
 
 
 def test_pictures_of_a_data_set_are_cached_for_good(pictures: TestClient, filled: Workspace):

@@ -5,7 +5,8 @@ from datetime import timedelta
 import pytest
 
 from registry.records import now
-from studio.app.words import ago, duration, md, plural, printable, size
+from studio.app.words import ago, duration, md, plural, printable, size, spoken
+from trainers.recipe import recipe_fields
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,23 @@ def test_addresses_in_foreign_text_do_not_become_links(address: str):
 
 def test_characters_that_rearrange_a_page_are_replaced():
     assert printable("a\u202eb\x1b[31m\x00c") == "a\ufffdb\ufffd[31m\ufffdc"
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [
+        ("adapter.lokr_factor", "LoKr factor"),
+        ("objective.snr_gamma", "SNR gamma"),
+        ("train.ema_decay", "EMA decay"),
+        ("train.num_threads", "Num threads"),
+        ("tokens.lr", "Learning rate, new words"),
+    ],
+)
+def test_labels_of_fields(key: str, label: str):
+    assert spoken(key) == label
+
+
+def test_no_label_is_an_abbreviation_or_used_twice_in_a_section():
+    labels = [(key.partition(".")[0], spoken(key)) for key in recipe_fields()]
+    assert not {"Lr", "Init", "Only", "Cfg", "Eps", "Until", "Rows"} & {label for _, label in labels}
+    assert len(set(labels)) == len(labels)

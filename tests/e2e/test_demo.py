@@ -49,4 +49,23 @@ def test_a_folder_of_ones_own_needs_usable_pictures(tmp_path, short_recipe):
     (tmp_path / "texts" / "a.txt").write_text("no picture")
     with pytest.raises(BadInput):
         run_demo(ws, tmp_path / "out", pictures=tmp_path / "texts", recipe=short_recipe)
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "one" / "a.png")
+    with pytest.raises(BadInput, match="fewer than two"):
+        run_demo(ws, tmp_path / "out", pictures=tmp_path / "one", recipe=short_recipe)
+    assert ws.catalog.list(Dataset) == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["pictures", "base", "adapter"])
+def test_files_that_no_demo_made_are_not_deleted(tmp_path, short_recipe, name):
+    ws = Workspace.open(tmp_path / "home")
+    mine = tmp_path / "out" / name / "holiday.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(BadInput, match=r"holds holiday\.png, which no demo made"):
+        run_demo(ws, tmp_path / "out", recipe=short_recipe)
+    assert mine.read_bytes() == b"mine"
+    with pytest.raises(BadInput, match="is a file, not a folder"):
+        run_demo(ws, mine, recipe=short_recipe)
     assert ws.catalog.list(Dataset) == []

@@ -252,7 +252,7 @@ def test_sets_take_toml_values_and_plain_words():
         ("train.max_steps", "'train.max_steps' has no '='"),
         ("train.steps=3", "Did you mean train.max_steps?"),
         ("rank=3", "Did you mean adapter.rank?"),
-        ("adapter=3", "is not a recipe key"),
+        ("adapter=3", "'adapter' is not a recipe key. name one of its keys, as adapter.method"),
         ("train.max_steps=1\nseed = 2", "train.max_steps is"),
         ("train.max_steps=" + "9" * 5000, "train.max_steps is"),
         ("=3", "is not a recipe key"),

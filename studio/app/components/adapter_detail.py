@@ -139,7 +139,7 @@ def opinion(adapter: Adapter) -> None:
             with shell.guarded():
                 change(
                     adapter,
-                    name=check_name(name or "", "name"),
+                    name=check_name((name or "").strip(), "name"),
                     trigger_words=parts(words),
                     tags=parts(tags),
                     recommended_weight=float(weight),

@@ -100,7 +100,10 @@ FAULTS = {
         "tensor 'a' has offsets that are not two whole numbers",
     ),
     "tensor is a number": (pack({"a": 5}), "tensor 'a' has no dtype"),
-    "huge integer": (pack('{"a": {"dtype": "F32", "shape": [1%s]}}' % ("0" * 5000)), "not JSON"),
+    "huge integer": (
+        pack('{"a": {"dtype": "F32", "shape": [1%s]}}' % ("0" * 5000)),
+        "5001 digits). download",
+    ),
 }
 
 

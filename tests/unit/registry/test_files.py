@@ -157,10 +157,26 @@ def test_nothing_leaves_its_folder(tmp_path, path):
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", ".", "..", "a/b", "a\\b", "CON", "nul.txt", "x" * 300, "a\u202eb", "a\nb", "a\0b", "\ud800"],
+    [
+        "",
+        " ",
+        ".",
+        "..",
+        "a/b",
+        "a\\b",
+        "CON",
+        "nul.txt",
+        "x" * 300,
+        "a\u202eb",
+        "a\nb",
+        "a\0b",
+        "\ud800",
+        "a ",
+        " a",
+    ],
 )
 def test_bad_names_are_refused(name):
-    with pytest.raises(BadInput, match=r"use 1 to 100|another name"):
+    with pytest.raises(BadInput, match=r"use 1 to 100|another name|leave the space out"):
         check_name(name)
 
 

@@ -1,0 +1,48 @@
+"""The worker that an app keeps: replaced when it is gone, one line when it cannot start."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from registry.errors import StudioError
+from studio.app import server, state
+from studio.runs.background import ensure_worker
+from studio.workspace import Workspace
+from tests.support.supervision import until
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    return Workspace.open(tmp_path / "home")
+
+
+def test_an_app_replaces_a_worker_that_is_gone(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Also one that was another process's and has ended: whoever held the workspace when the app began."""
+    monkeypatch.setattr(server, "WATCH_SECONDS", 0.1)
+    ended = threading.Event()
+    state.use(ws, works=True)
+    watch = threading.Thread(target=server.keep_worker, args=(ended.is_set,), daemon=True)
+    watch.start()
+    try:
+        until(lambda: ws.holder() is not None)
+        first = int((ws.holder() or {})["pid"])
+        os.kill(first, signal.SIGKILL)
+        until(lambda: int((ws.holder() or {"pid": first})["pid"]) != first)
+    finally:
+        ended.set()
+        watch.join(20)
+        state.use(None)
+        psutil.Process(int((ws.holder() or {})["pid"])).terminate()
+    until(lambda: ws.holder() is None)
+
+
+def test_a_worker_that_cannot_write_its_log_is_one_line(ws: Workspace):
+    (ws.home / "cache" / "worker.log").mkdir(parents=True)
+    with pytest.raises(StudioError, match=r"worker\.log: cannot be written \(is a directory\)"):
+        ensure_worker(ws)
