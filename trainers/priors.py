@@ -39,9 +39,9 @@ def check_preservation(recipe: "Recipe") -> None:
             raise BadInput("preservation.class_prompt", wrong, 'say what the class is called, as in "a dog"')
     if section.mode == "base_prediction" and not section.class_prompt.strip() and not taught_words(recipe):
         raise BadInput(
-            "preservation.class_prompt",
-            "is empty, and there is no trigger word to take out of the captions",
-            'set it, as in "a dog", or set data.trigger, or preservation.mode=none',
+            "trigger word",
+            "there is none, so what is learned cannot be told from what has to stay as it is",
+            'give the data set one, or set preservation.class_prompt ("a dog") or preservation.mode=none',
         )
 
 
