@@ -48,11 +48,15 @@ def load(family: str, folder: Path, dtype: torch.dtype = torch.float32) -> Famil
 def draw(family: Family, *, autocast: bool = False) -> Tensor:
     """One prediction at fixed noise, timesteps and captions, for any family."""
     x_t = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(4))
-    flow = family.denoiser_name == "transformer"
-    t = torch.tensor([0.2, 0.7]) if flow else torch.tensor([5, 700])
+    t = times(family)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         cond = family.conditioning(family.tokenize(["a red disc", "x"]))
         return family.predict(x_t, t, cond, GEOMETRY).float()
+
+
+def times(family: Family) -> Tensor:
+    """(2,) one early and one late, in the family's unit."""
+    return torch.tensor([0.2, 0.7]) if FAMILIES[family.name].flow else torch.tensor([5, 700])
 
 
 def train_some(family: Family, trainables: Trainables, steps: int = 3) -> None:
@@ -62,7 +66,7 @@ def train_some(family: Family, trainables: Trainables, steps: int = 3) -> None:
     x_t = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(8))
     for _ in range(steps):
         cond = family.conditioning(family.tokenize(["a red disc", "x"]))
-        loss = (family.predict(x_t, torch.tensor([5, 700]), cond, []).float() - target).square().mean()
+        loss = (family.predict(x_t, times(family), cond, GEOMETRY).float() - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
