@@ -8,14 +8,16 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from registry.errors import BadInput, StudioError
+from registry.errors import BadInput, StudioError, WorkspaceBusy
 from studio.app import state, theme
 from studio.app.guard import LOOPBACK, Guard
 from studio.app.password import Door, hash_password
 from studio.app.routes import ROUTES
+from studio.lock import hold_lock
 from studio.workspace import Workspace
 
 SCRIPT = theme.HERE / "streamlit_app.py"
@@ -32,14 +34,33 @@ def serve(
 
     Raises:
         BadInput: an address beyond this machine without a password, or a port that is taken.
+        WorkspaceBusy: another app serves this workspace; says where.
     """
     door = make_door(workspace, listen)
     _require_free(listen, port)
-    state.use(workspace, works=True)
-    threading.Thread(target=keep_worker, daemon=True).start()
     address = f"http://{_shown(listen)}:{port}"
-    threading.Thread(target=_announce, args=(address, open_browser), daemon=True).start()
-    make_app(listen=listen, door=door).run(config=options(port, listen))
+    with only_app(workspace, address):
+        state.use(workspace, works=True)
+        threading.Thread(target=keep_worker, daemon=True).start()
+        threading.Thread(target=_announce, args=(address, open_browser), daemon=True).start()
+        make_app(listen=listen, door=door).run(config=options(port, listen))
+
+
+@contextmanager
+def only_app(workspace: Workspace, address: str) -> Generator[None]:
+    """One app a workspace: two would overwrite each other's notes. The lock dies with its holder.
+
+    Raises:
+        WorkspaceBusy: another one is there; says where.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(hold_lock(workspace.home / "app.lock", f"the app at {address}"))
+        except WorkspaceBusy:
+            raise
+        except StudioError:
+            pass  # a workspace that cannot be written to: readers are not in each other's way
+        yield
 
 
 def make_app(*, listen: str = "127.0.0.1", door: Door | None = None) -> Any:

@@ -16,7 +16,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from registry.errors import BadInput, StudioError
+from registry.errors import BadInput, StudioError, WorkspaceBusy
 from registry.records import Adapter, Image, Run, RunState, Sample
 from studio.app import password, server, state
 from studio.app.guard import LOOPBACK, Guard
@@ -207,6 +207,15 @@ def test_a_taken_port_is_named(empty: Workspace):
         port = other.getsockname()[1]
         with pytest.raises(BadInput, match=f"port {port}: is in use"):
             server.serve(empty, port)
+
+
+def test_a_workspace_has_one_app(empty: Workspace):
+    first = server.only_app(empty, "http://127.0.0.1:8501")
+    with first, pytest.raises(WorkspaceBusy, match=r"held by the app at http://127\.0\.0\.1:8501 \(process"):  # noqa: SIM117
+        with server.only_app(empty, "http://127.0.0.1:8502"):
+            pass
+    with server.only_app(empty, "http://127.0.0.1:8502"):  # the first has let go
+        pass
 
 
 def test_a_worker_that_does_not_come_up_is_tried_again_and_complained_of_once(
