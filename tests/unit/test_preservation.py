@@ -43,7 +43,7 @@ def test_captions_of_prior_rows_are_encoded_too():
 
 
 def test_preservation_that_would_undo_the_learning_is_refused():
-    with pytest.raises(BadInput, match="class_prompt: is empty, and there is no trigger word"):
+    with pytest.raises(BadInput, match="trigger word: there is none"):
         check_preservation(recipe({"preservation.mode": "base_prediction"}))
     with pytest.raises(BadInput, match="class_prompt: is empty"):
         check_preservation(recipe({"preservation.mode": "class_pictures"}))
