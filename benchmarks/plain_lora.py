@@ -82,7 +82,7 @@ def load(base: str, recipe: Recipe) -> Models:
         LoraConfig(
             r=recipe.adapter.rank,
             lora_alpha=recipe.adapter.scale_alpha,
-            target_modules=[*StableDiffusion15.lora_targets, *convolutions],
+            target_modules=recipe.adapter.targets or [*StableDiffusion15.lora_targets, *convolutions],
             rank_pattern=dict.fromkeys(convolutions, recipe.adapter.conv_rank),
         )
     )

@@ -5,7 +5,7 @@ or slow is so for both. CPU seconds are what counts; wall time is shown. Caches 
 encodes the pictures and captions itself. The long run has the pocket recipe's own 400 steps. The cost of a
 step is the slope between a short and a long run.
 
-    python benchmarks/train_vs_plain.py [--rounds 1] [--short 50] [--long 400]
+    python benchmarks/train_vs_plain.py [--rounds 1] [--short 50] [--long 400] [--defaults]
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -30,22 +31,30 @@ BASE = ROOT / "studio" / "pocket" / "model"
 COMMANDS = {"ours": ["-m", "trainers.run"], "plain": [str(ROOT / "benchmarks" / "plain_lora.py")]}
 
 
-def recipe(steps: int) -> Recipe:
+# What diffusers' script trains when nothing else is said: rank 4 on the projections of attention.
+DEFAULTS = (
+    "adapter.rank=4", "adapter.conv_rank=0", r"adapter.targets=.*attn\d\.(to_[qkv]|to_out\.0)",
+)  # fmt: skip
+
+
+def recipe(steps: int, more: Sequence[str] = ()) -> Recipe:
     """The pocket style recipe without what the yardstick lacks: previews, checkpoints, EMA, probe."""
     sets = [
         f"train.max_steps={steps}", "train.num_threads=1", "train.ema_decay=0", "schedule.min_lr=0",
         "preview.every=0", f"checkpoints.every={steps}", "checkpoints.keep_best=false", "data.trigger=zork",
     ]  # fmt: skip
-    return apply_sets(preset_by_name("pocket-style"), sets)
+    return apply_sets(preset_by_name("pocket-style"), [*sets, *more])
 
 
-def measure(contender: str, steps: int, folder: Path, pictures: list) -> tuple[float, float]:
+def measure(
+    contender: str, steps: int, folder: Path, pictures: list, more: Sequence[str]
+) -> tuple[float, float]:
     """CPU and wall seconds of one whole process."""
     run = folder / f"{contender}-{steps}"
     for stale in (run, folder / "cache"):
         shutil.rmtree(stale, ignore_errors=True)
     write_run(run, BASE, pictures)
-    (run / "recipe.json").write_text(recipe(steps).model_dump_json())
+    (run / "recipe.json").write_text(recipe(steps, more).model_dump_json())
     variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
     before, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
@@ -67,7 +76,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--short", type=int, default=50)
     parser.add_argument("--long", type=int, default=400)
+    parser.add_argument(
+        "--defaults", action="store_true", help="what the script trains by default: see DEFAULTS"
+    )
     options = parser.parse_args()
+    more = DEFAULTS if options.defaults else ()
     results: dict[tuple[str, int], list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -75,7 +88,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for contender in ("ours", "plain", "plain", "ours"):
                 for steps in (options.short, options.long):
-                    figure = measure(contender, steps, folder, pictures)
+                    figure = measure(contender, steps, folder, pictures, more)
                     results.setdefault((contender, steps), []).append(figure)
                     print(f"{contender:5s} {steps:4d} steps: cpu {figure[0]:6.2f} s, wall {figure[1]:6.2f} s")
     median = {

@@ -3,6 +3,7 @@
 Exit codes: 0 finished or stopped, 2 bad input, 3 not finite, 4 out of memory, 5 disk, 1 anything else.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -52,12 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(reporter: Reporter, stop: StopFlag) -> int:
     """Set up and train; everything heavy is imported here, after the first heartbeat."""
+    usual = gc.get_threshold()
+    gc.set_threshold(200_000, 50, 100)  # libraries make objects that stay: looking through them costs 1.6 s
     spare_bitsandbytes(load_frozen(reporter.rundir.file(RECIPE)))
     from trainers.guards import is_memory
     from trainers.loop import train
     from trainers.session import open_session
 
     session = open_session(reporter.rundir, reporter, stop)
+    gc.freeze()  # ... and as much again whenever a long run collects
+    gc.set_threshold(*usual)
     try:
         train(session)
     except (RuntimeError, MemoryError) as error:
