@@ -8,14 +8,13 @@ Sizes are (height, width) in pixels.
 
 import hashlib
 import math
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from registry.errors import BadInput
-from trainers.priors import showings
+from trainers.priors import showings, word_pattern
 from trainers.recipe_fields import DataSection
 from trainers.rundir import ManifestItem, RunDir
 
@@ -276,7 +275,7 @@ def _called(text: str, trigger: str, class_word: str) -> str:
 
 
 def _has_word(text: str, word: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+    return word_pattern(word).search(text) is not None
 
 
 def shown_flipped(item: Item, copy: int, *, data: DataSection, seed: int, epoch: int) -> bool:

@@ -34,7 +34,7 @@ def check_preservation(recipe: "Recipe") -> None:
     if section.mode == "class_pictures" and not section.class_prompt.strip():
         raise BadInput("preservation.class_prompt", "is empty", 'say what the class is called, as in "a dog"')
     for word in ("[trigger]", *taught_words(recipe)) if section.mode != "none" else ():
-        if _pattern(word).search(section.class_prompt):
+        if word_pattern(word).search(section.class_prompt):
             wrong = f"names {word}, which would be kept from being learned"
             raise BadInput("preservation.class_prompt", wrong, 'say what the class is called, as in "a dog"')
     if section.mode == "base_prediction" and not section.class_prompt.strip() and not taught_words(recipe):
@@ -75,7 +75,7 @@ def check_words_named(recipe: "Recipe", captions: Sequence[str]) -> None:
         BadInput: names the word.
     """
     for word in recipe.tokens.words:
-        if not any(_pattern(word).search(caption) for caption in captions):
+        if not any(word_pattern(word).search(caption) for caption in captions):
             do = "set data.trigger to it, or write it into the captions"
             raise BadInput("tokens.words", f"{word!r} is in no caption", do)
 
@@ -93,12 +93,12 @@ def class_caption(shown: str, taught: Sequence[str], class_prompt: str) -> str:
     if not shown or class_prompt.strip():
         return class_prompt.strip() if shown else ""
     for word in taught:
-        shown = _pattern(word).sub("", shown)
+        shown = word_pattern(word).sub("", shown)
     parts = (" ".join(part.split()) for part in shown.split(","))
     return ", ".join(part for part in parts if part)
 
 
-def _pattern(word: str) -> re.Pattern[str]:
+def word_pattern(word: str) -> re.Pattern[str]:
     """A word by itself, not as a part of a longer one."""
     return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
 
