@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(reporter: Reporter, stop: StopFlag) -> int:
     """Set up and train; everything heavy is imported here, after the first heartbeat."""
     usual = gc.get_threshold()
-    gc.set_threshold(200_000, 50, 100)  # libraries make objects that stay: looking through them costs 1.6 s
+    gc.set_threshold(5_000_000, 50, 100)  # libraries make objects that stay: looking through them costs 1.6 s
     spare_bitsandbytes(load_frozen(reporter.rundir.file(RECIPE)))
     from trainers.guards import is_memory
     from trainers.loop import train

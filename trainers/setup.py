@@ -28,7 +28,7 @@ from trainers.families.base import BaseFiles, Conditioning, Family, Use
 from trainers.families.common import tokenizer_of
 from trainers.flat import Flat
 from trainers.groups import make_flats
-from trainers.kernels import settle_kernels
+from trainers.kernels import keep_memory, settle_kernels
 from trainers.ladder import Rungs, enable_checkpointing
 from trainers.masks import MaskCache, focus_of
 from trainers.metrics import Reporter
@@ -100,6 +100,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     precision = choose_precision(recipe.train.precision, cuda=cuda)
     if not cuda:
         torch.set_num_threads(recipe.train.num_threads or cpu_threads(recipe.train))
+        keep_memory()
     else:
         settle_kernels()
         torch.backends.cudnn.benchmark = True  # shapes repeat: buckets are few

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
 from trainers.method_table import PEFT_NAME, is_plain_lora
@@ -29,35 +30,64 @@ def apply_weight_first(trainables: Trainables, device: torch.device) -> int:
         return 0
     count = 0
     for component in trainables.components.values():
-        for layer in component.modules():
-            if is_plain_lora(layer) and (forward := _weight_first(layer)):
-                layer.forward = forward  # type: ignore[method-assign] # PEFT chooses by class, we by size
+        for module in component.modules():
+            if _fits(module):
+                module.forward = _weight_first(module)  # PEFT chooses by class, we by size
                 count += 1
+            elif isinstance(module, GEGLU) and _fits(module.proj):
+                module.forward = _halves(module)
     return count
 
 
-def _weight_first(layer: Any) -> Callable[..., Tensor] | None:
-    base = layer.base_layer
-    if not isinstance(layer.lora_dropout[PEFT_NAME], nn.Identity) or base.weight.numel() > LARGEST:
-        return None
-    weight, bias = base.weight, base.bias
-    down, up, scale = layer.lora_A[PEFT_NAME].weight, layer.lora_B[PEFT_NAME].weight, layer.scaling[PEFT_NAME]
-    if isinstance(base, nn.Linear) and weight.dtype == torch.float32:
+def _fits(layer: Any) -> bool:
+    return (
+        is_plain_lora(layer)
+        and isinstance(layer.lora_dropout[PEFT_NAME], nn.Identity)
+        and (
+            isinstance(base := layer.base_layer, nn.Linear)
+            or (isinstance(base, nn.Conv2d) and base.groups == 1)
+        )
+        and base.weight.dtype == torch.float32
+        and base.weight.numel() <= LARGEST
+    )
 
-        def linear(x: Tensor, *_: Any, **__: Any) -> Tensor:
-            if layer.disable_adapters:
-                return base(x)
-            return F.linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
 
-        return linear
-    if isinstance(base, nn.Conv2d) and weight.dtype == torch.float32 and base.groups == 1:
-        flat = weight.flatten(1)
+def _merge(layer: Any) -> Callable[[], Tensor]:
+    """A function that gives W + s B A, shaped as W."""
+    weight, scale = layer.base_layer.weight, layer.scaling[PEFT_NAME]
+    down, up = layer.lora_A[PEFT_NAME].weight, layer.lora_B[PEFT_NAME].weight
+    if weight.ndim == 2:
+        return lambda: torch.addmm(weight, up, down, alpha=scale)
+    flat = weight.flatten(1)
+    return lambda: torch.addmm(flat, up.flatten(1), down.flatten(1), alpha=scale).view_as(weight)
 
-        def convolution(x: Tensor, *_: Any, **__: Any) -> Tensor:
-            if layer.disable_adapters:
-                return base(x)
-            merged = torch.addmm(flat, up.flatten(1), down.flatten(1), alpha=scale).view_as(weight)
-            return F.conv2d(x, merged, bias, base.stride, base.padding, base.dilation)
 
-        return convolution
-    return None
+def _weight_first(layer: Any) -> Callable[..., Tensor]:
+    base, bias, merged = layer.base_layer, layer.base_layer.bias, _merge(layer)
+
+    def linear(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return base(x) if layer.disable_adapters else F.linear(x, merged(), bias)
+
+    def convolution(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        if layer.disable_adapters:
+            return base(x)
+        return F.conv2d(x, merged(), bias, base.stride, base.padding, base.dilation)
+
+    return linear if isinstance(base, nn.Linear) else convolution
+
+
+def _halves(gate: GEGLU) -> Callable[..., Tensor]:
+    """x1 * gelu(x2) of two products: halves of one would lie apart in memory, which elementwise work and its
+    gradients pay for with copies."""
+    layer: Any = gate.proj
+    merged, plain, bias = _merge(layer), gate.forward, layer.base_layer.bias
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        if layer.disable_adapters:
+            return plain(x)
+        weights = merged().chunk(2)
+        biases = (None, None) if bias is None else bias.chunk(2)
+        value, gated = (F.linear(x, *half) for half in zip(weights, biases, strict=True))
+        return value * F.gelu(gated)
+
+    return forward
