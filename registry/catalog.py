@@ -38,6 +38,7 @@ from registry.records import (
     Base,
     Checkpoint,
     Dataset,
+    Export,
     Image,
     Job,
     JobKind,
@@ -45,11 +46,13 @@ from registry.records import (
     Run,
     RunState,
     Sample,
+    SavedFilter,
+    Watch,
 )  # fmt: skip
 from registry.search import AdapterQuery, search
 from registry.tables import ROWS, JobRow, Row, RunRow
 
-R = TypeVar("R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job)
+R = TypeVar("R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Export, SavedFilter, Watch)
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

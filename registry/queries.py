@@ -10,7 +10,19 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from registry.errors import BadInput, NotFound
 from registry.hashing import hash_json
 from registry.ids import ALPHABET, new_id
-from registry.records import Adapter, Base, Checkpoint, Dataset, Image, Job, Run, Sample
+from registry.records import (
+    Adapter,
+    Base,
+    Checkpoint,
+    Dataset,
+    Export,
+    Image,
+    Job,
+    Run,
+    Sample,
+    SavedFilter,
+    Watch,
+)  # fmt: skip
 from registry.tables import ROWS, AdapterRow, DatasetRow, ImageRow, Reference, Row, RunRow, SampleRow
 
 NAMES: dict[type[Any], str] = {
@@ -22,6 +34,9 @@ NAMES: dict[type[Any], str] = {
     Adapter: "adapter",
     Sample: "sample",
     Job: "job",
+    Export: "export",
+    SavedFilter: "filter",
+    Watch: "watched folder",
 }
 _SHORTEST_PREFIX = 4
 _USERS: dict[type[Any], tuple[tuple[str, InstrumentedAttribute[str]], ...]] = {

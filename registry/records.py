@@ -43,6 +43,18 @@ class JobKind(StrEnum):
 
     TRAIN = "train"
     SAMPLE = "sample"
+    IMPORT = "import"  # take adapter files in, then hash them
+    CHECK = "check"  # look after the files of registered adapters
+
+
+class FileState(StrEnum):
+    """What was last seen of an adapter's file."""
+
+    NEW = "new"  # listed by its header, not hashed yet
+    OK = "ok"
+    EDITED = "edited"  # same weights, other metadata
+    CHANGED = "changed"  # other weights, or no longer sound
+    MISSING = "missing"
 
 
 class JobState(StrEnum):
@@ -108,6 +120,8 @@ class Dataset:
     source: str = ""  # folder, zip, upload, hub id it came from, as text
     content_hash: str = ""  # over pixel_hash, caption, mask (repeats, weight) in order
     image_count: int = 0
+    licence: str = ""  # of the pictures; adapters trained on them inherit it
+    consent: str = ""  # who is shown, and whether they agreed; inherited as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +167,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """One adapter file. Its identity is the hash of its tensors, not its path or name."""
+    """One adapter file. Its identity is the hash of its tensors, not its path or name.
+
+    An imported file is listed by its header first; until it is hashed, `tensor_sha256` is "".
+    """
 
     id: str = ""
     created_at: datetime = field(default_factory=now)
@@ -172,7 +189,15 @@ class Adapter:
     tags: tuple[str, ...] = ()
     note: str = ""
     rating: int = 0  # 0 = not rated, 1 to 5
-    origin: str = "run"  # "run" | "import" | "merge"
+    favourite: bool = False
+    licence: str = ""
+    consent: str = ""  # who is shown, and whether they agreed
+    keywords: str = ""  # more words to be found by: tags of captions, words of prompts
+    origin: str = "run"  # "run" | "import" | "merge" | "resize" | "extract" | "edit"
+    source: str = ""  # where an imported file came from: path or address
+    file_state: FileState = FileState.OK
+    checked_at: datetime | None = None  # when `file_state` was found
+    mtime_ns: int = 0  # of the file when it was hashed last
     run_id: str = ""
     step: int = 0
     base_id: str = ""
@@ -180,6 +205,53 @@ class Adapter:
     preview: str = ""  # path of a picture
     metadata: JSON = field(default_factory=dict[str, Any])
     trashed_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunImage:
+    """A picture that a run was given; outlives changes of its data set."""
+
+    run_id: str
+    position: int
+    pixel_hash: str
+    blob: str
+    name: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A file that was written from an adapter, with its proof."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    adapter_id: str
+    path: str
+    layout: str
+    dtype: str
+    publish: bool = False
+    sha256: str = ""
+    report: JSON = field(default_factory=dict[str, Any])  # `registry.formats.export.ExportReport`
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedFilter:
+    """A search of adapters under a name."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    name: str
+    query: JSON  # fields of `registry.search.AdapterQuery`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """A folder whose new adapter files are taken in."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    path: str
+    scanned_at: datetime | None = None
+    note: str = ""  # what was wrong at the last look, one line
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,6 +110,7 @@ class Schema(DeclarativeBase):
         records.RunState: Choice(records.RunState),
         records.JobKind: Choice(records.JobKind),
         records.JobState: Choice(records.JobState),
+        records.FileState: Choice(records.FileState),
     }
 
 
@@ -168,6 +169,8 @@ class DatasetRow(Row):
     source: Mapped[str]
     content_hash: Mapped[str]
     image_count: Mapped[int] = mapped_column(Integer)
+    licence: Mapped[str]
+    consent: Mapped[str]
 
 
 class ImageRow(Row):
@@ -239,9 +242,9 @@ class CheckpointRow(Row):
 class AdapterRow(Row):
     """An adapter, with three derived columns for the search.
 
-    `search`: folded name, tags, trigger words and note, a line each. `tag_lines`: folded tags between line
-    feeds, so that `LIKE '%\\n<tag>\\n%'` finds a whole tag. `sort_name`: the folded name. They stand before
-    the wide columns: SQLite then scans them without reading a row's overflow pages.
+    `search`: folded name, tags, trigger words, note and keywords, a line each. `tag_lines`: folded tags
+    between line feeds, so that `LIKE '%\\n<tag>\\n%'` finds a whole tag. `sort_name`: the folded name. They
+    stand before the wide columns: SQLite then scans them without reading a row's overflow pages.
     """
 
     __tablename__ = "adapters"
@@ -267,7 +270,15 @@ class AdapterRow(Row):
     tags: Mapped[tuple[str, ...]]
     note: Mapped[str]
     rating: Mapped[int] = mapped_column(Integer)
+    favourite: Mapped[bool] = mapped_column(Boolean)
+    licence: Mapped[str]
+    consent: Mapped[str]
+    keywords: Mapped[str]
     origin: Mapped[str]
+    source: Mapped[str]
+    file_state: Mapped[records.FileState] = mapped_column(index=True)
+    checked_at: Mapped[datetime | None]
+    mtime_ns: Mapped[int] = mapped_column(BigInteger)
     run_id: Mapped[str] = mapped_column(Reference, ForeignKey("runs.id"), nullable=True, index=True)
     step: Mapped[int] = mapped_column(BigInteger)
     base_id: Mapped[str] = mapped_column(Reference, ForeignKey("bases.id"), nullable=True, index=True)
@@ -286,11 +297,68 @@ class AdapterRow(Row):
 
 
 Index(
-    "ix_adapters_identity", AdapterRow.tensor_sha256, func.coalesce(AdapterRow.run_id, ""), unique=True
-)  # an expression, because NULLs differ from each other in a unique index
+    "ix_adapters_identity",
+    AdapterRow.tensor_sha256,
+    func.coalesce(AdapterRow.run_id, ""),  # an expression, because NULLs differ from each other
+    unique=True,
+    sqlite_where=AdapterRow.tensor_sha256 != "",  # files that are not hashed yet
+    postgresql_where=AdapterRow.tensor_sha256 != "",
+)
+Index("ix_adapters_path", AdapterRow.path)
 for _order in (("created_at", "id"), ("sort_name", "id"), ("rating", "created_at", "id"), ("size", "id")):
     _columns = [getattr(AdapterRow, name) for name in ("trashed_at", *_order)]
     Index(f"ix_adapters_by_{_order[0]}", *_columns)  # each order of the search is one walk along an index
+
+
+class RunImageRow(Schema):
+    """A picture of a run; goes with it."""
+
+    __tablename__ = "run_images"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    pixel_hash: Mapped[str] = mapped_column(index=True)
+    blob: Mapped[str]
+    name: Mapped[str]
+
+
+class ExportRow(Row):
+    """A written file; its adapter may be gone."""
+
+    __tablename__ = "exports"
+    record = records.Export
+
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    adapter_id: Mapped[str] = mapped_column(index=True)
+    path: Mapped[str]
+    layout: Mapped[str]
+    dtype: Mapped[str]
+    publish: Mapped[bool] = mapped_column(Boolean)
+    sha256: Mapped[str] = mapped_column(index=True)
+    report: Mapped[dict[str, Any]]
+
+
+class SavedFilterRow(Row):
+    """A search under a name."""
+
+    __tablename__ = "saved_filters"
+    record = records.SavedFilter
+
+    created_at: Mapped[datetime]
+    name: Mapped[str] = mapped_column(unique=True)
+    query: Mapped[dict[str, Any]]
+
+
+class WatchRow(Row):
+    """A watched folder."""
+
+    __tablename__ = "watches"
+    record = records.Watch
+
+    created_at: Mapped[datetime]
+    path: Mapped[str] = mapped_column(unique=True)
+    scanned_at: Mapped[datetime | None]
+    note: Mapped[str]
 
 
 class SampleRow(Row):
@@ -368,8 +436,11 @@ class JobRow(Row):
 
 ROWS: dict[type[Any], type[Row]] = {
     row.record: row
-    for row in (BaseRow, DatasetRow, ImageRow, RunRow, CheckpointRow, AdapterRow, SampleRow, JobRow)
-}
+    for row in (
+        BaseRow, DatasetRow, ImageRow, RunRow, CheckpointRow, AdapterRow, SampleRow, JobRow, ExportRow,
+        SavedFilterRow, WatchRow,
+    )
+}  # fmt: skip
 
 
 def fold(text: str) -> str:
@@ -380,7 +451,7 @@ def fold(text: str) -> str:
 @event.listens_for(AdapterRow, "before_insert")
 @event.listens_for(AdapterRow, "before_update")
 def _derive(_mapper: Mapper[Any], _connection: Any, row: AdapterRow) -> None:
-    lines = (row.name, *row.tags, *row.trigger_words, row.note)
+    lines = (row.name, *row.tags, *row.trigger_words, row.note, row.keywords)
     row.sort_name = fold(row.name)
     row.search = "\n".join(fold(line) for line in lines)
     row.tag_lines = "\n".join(["", *(fold(tag) for tag in row.tags), ""])

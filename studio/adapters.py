@@ -29,7 +29,7 @@ _PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_
 
 
 @dataclass(frozen=True)
-class FileState:
+class FileCheck:
     """Whether an adapter's file is what the catalog says: ok, edited, missing, changed or trashed."""
 
     adapter: Adapter
@@ -122,7 +122,7 @@ def show(ws: "Workspace", key: str) -> dict[str, Any]:
     }
 
 
-def verify(ws: "Workspace", key: str, found_at: Path | None = None) -> FileState:
+def verify(ws: "Workspace", key: str, found_at: Path | None = None) -> FileCheck:
     """Compare an adapter's file with its hashes.
 
     Args:
@@ -138,23 +138,23 @@ def verify(ws: "Workspace", key: str, found_at: Path | None = None) -> FileState
         return _relink(ws, adapter, found_at)
     path = ws.resolve(adapter.path)
     if adapter.trashed_at is not None:
-        return FileState(
+        return FileCheck(
             adapter, path, "trashed", f"in the trash since {adapter.trashed_at:%Y-%m-%d %H:%M} UTC"
         )
     try:
         if not path.is_file():
-            return FileState(adapter, path, "missing", "the file is not there")
+            return FileCheck(adapter, path, "missing", "the file is not there")
         read_header(path)  # the tensors' hash does not cover it
         hashes = hash_adapter(path)
     except StudioError as error:
-        return FileState(adapter, path, "changed", error.wrong)
+        return FileCheck(adapter, path, "changed", error.wrong)
     except OSError as error:
-        return FileState(adapter, path, "missing", f"cannot be read ({error.strerror})")
+        return FileCheck(adapter, path, "missing", f"cannot be read ({error.strerror})")
     if hashes.tensor_sha256 != adapter.tensor_sha256:
-        return FileState(adapter, path, "changed", "its weights are not those that were registered")
+        return FileCheck(adapter, path, "changed", "its weights are not those that were registered")
     if hashes.sha256 != adapter.file_sha256:
-        return FileState(adapter, path, "edited", "same weights, other metadata")
-    return FileState(adapter, path, "ok", "")
+        return FileCheck(adapter, path, "edited", "same weights, other metadata")
+    return FileCheck(adapter, path, "ok", "")
 
 
 def require_file(ws: "Workspace", adapter: Adapter) -> Path:
@@ -290,7 +290,7 @@ def _keep_file(ws: "Workspace", adapter: Adapter, file: Path) -> None:
         _copy(file, path)
 
 
-def _relink(ws: "Workspace", adapter: Adapter, file: Path) -> FileState:
+def _relink(ws: "Workspace", adapter: Adapter, file: Path) -> FileCheck:
     read_header(file)
     hashes = hash_adapter(file)
     if hashes.tensor_sha256 != adapter.tensor_sha256:
@@ -303,7 +303,7 @@ def _relink(ws: "Workspace", adapter: Adapter, file: Path) -> FileState:
     if path.resolve() != file.resolve():
         _copy(file, path)
     changes = {"path": ws.relative(path), "file_sha256": hashes.sha256, "size": path.stat().st_size}
-    return FileState(ws.catalog.update(Adapter, adapter.id, **changes), path, "ok", f"taken from {file}")
+    return FileCheck(ws.catalog.update(Adapter, adapter.id, **changes), path, "ok", f"taken from {file}")
 
 
 def _trigger_words(run: Run, dataset: Dataset | None) -> tuple[str, ...]:

@@ -4,9 +4,25 @@ from pathlib import Path
 from typing import Any
 
 from registry.catalog import Catalog
-from registry.records import Adapter, AdapterUse, Base, Checkpoint, Dataset, Image, Job, JobKind, Run, Sample
+from registry.records import (
+    Adapter,
+    AdapterUse,
+    Base,
+    Checkpoint,
+    Dataset,
+    Export,
+    Image,
+    Job,
+    JobKind,
+    Run,
+    Sample,
+    SavedFilter,
+    Watch,
+)  # fmt: skip
 
-KINDS: tuple[type[Any], ...] = (Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job)
+KINDS: tuple[type[Any], ...] = (
+    Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Export, SavedFilter, Watch,
+)  # fmt: skip
 
 
 def open_catalog(folder: Path) -> Catalog:
@@ -52,6 +68,12 @@ def add_one(catalog: Catalog, kind: type[Any]) -> Any:
         return catalog.add(adapter(tags=("x",), metadata={"k": [1]}, alpha=0.5))
     if kind is Job:
         return catalog.add(Job(kind=JobKind.TRAIN, subject_id="s", payload={"n": 1}))
+    if kind is Export:
+        return catalog.add(Export(adapter_id="a", path="x", layout="kohya", dtype="fp16", report={"n": 1}))
+    if kind is SavedFilter:
+        return catalog.add(SavedFilter(name="one", query={"family": "sd15"}))
+    if kind is Watch:
+        return catalog.add(Watch(path="/somewhere"))
     parent = catalog.add(base(name="parent"))
     if kind is Run:
         return catalog.add(run(parent.id))

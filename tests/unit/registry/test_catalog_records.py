@@ -14,6 +14,7 @@ from registry.records import (
     AdapterUse,
     Base,
     Checkpoint,
+    FileState,
     Image,
     Job,
     JobKind,
@@ -34,6 +35,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Adapter": {"tags": (), "rating": 5, "metadata": {"a": {"b": None}}},
     "Sample": {"files": ("samples/x/000.png",), "adapters": (AdapterUse(adapter_id="q", text_weight=0.0),)},
     "Job": {"state": JobState.DONE, "result": {"files": 2}},
+    "Export": {"report": {"tools": []}},
+    "SavedFilter": {"query": {"tag": "x"}},
+    "Watch": {"note": "is not there", "scanned_at": datetime(2026, 1, 2, tzinfo=UTC)},
 }
 
 
@@ -86,6 +90,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     tuple[str, ...]: st.lists(TEXT, max_size=3).map(tuple),
     dict[str, Any]: st.dictionaries(TEXT, JSONS, max_size=3),
     RunState: st.sampled_from(RunState),
+    FileState: st.sampled_from(FileState),
     JobKind: st.sampled_from(JobKind),
     JobState: st.sampled_from(JobState),
 }
