@@ -80,12 +80,11 @@ def _halves(gate: GEGLU) -> Callable[..., Tensor]:
     """x1 * gelu(x2) of two products: halves of one would lie apart in memory, which elementwise work and its
     gradients pay for with copies."""
     layer: Any = gate.proj
-    merged, plain, bias = _merge(layer), gate.forward, layer.base_layer.bias
+    merged, base, bias = _merge(layer), layer.base_layer.weight, layer.base_layer.bias
 
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        if layer.disable_adapters:
-            return plain(x)
-        weights = merged().chunk(2)
+        # The base alone goes the same way, so that an adapter of zeros rounds as none does.
+        weights = (base if layer.disable_adapters else merged()).chunk(2)
         biases = (None, None) if bias is None else bias.chunk(2)
         value, gated = (F.linear(x, *half) for half in zip(weights, biases, strict=True))
         return value * F.gelu(gated)

@@ -43,7 +43,20 @@ def test_same_prediction_and_gradients(tiny_sd15):
     with changed.disabled(), trainables.disabled(), torch.no_grad():
         cond = {"hidden": torch.randn(1, 77, 32)}
         x_t, t = torch.randn(1, 4, 8, 8), torch.tensor([9])
-        assert torch.equal(other.predict(x_t, t, cond, []), family.predict(x_t, t, cond, []))
+        base = family.predict(x_t, t, cond, [])
+        torch.testing.assert_close(other.predict(x_t, t, cond, []), base, atol=1e-6, rtol=1e-6)
+
+
+def test_an_adapter_of_zeros_rounds_as_none_does(tiny_sd15):
+    family, trainables = prepared(tiny_sd15)
+    apply_weight_first(trainables, CPU)
+    with torch.no_grad():
+        for name, parameter in trainables.named.items():
+            parameter *= "lora_B" not in name
+        x_t, t, cond = torch.randn(1, 4, 8, 8), torch.tensor([9]), {"hidden": torch.randn(1, 77, 32)}
+        adapted = family.predict(x_t, t, cond, [])
+        with trainables.disabled():
+            assert torch.equal(family.predict(x_t, t, cond, []), adapted)
 
 
 @pytest.mark.parametrize(
