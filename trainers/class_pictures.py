@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from registry.errors import StudioError
 from registry.files import atomic_path
 from registry.hashing import hash_json
-from trainers.preview import SAMPLERS, sample, to_image
+from trainers.preview import sample, to_image
 from trainers.priors import CLASS
 from trainers.recipe_fields import PreviewSection
 from trainers.rundir import ManifestItem
@@ -93,9 +93,6 @@ def guidance_scale(setting: "Setting") -> float:
 def _draw(setting: "Setting", paths: list[Path], numbers: list[int], side: int) -> None:
     """One picture after the other, so that none depends on how many are drawn at once."""
     section, family = setting.recipe.preservation, setting.family
-    if section.scheduler not in ("default", *SAMPLERS):
-        known = ", ".join(SAMPLERS)
-        setting.reporter.warn(f"preservation.scheduler is none of {known}: using the base's own")
     setting.reporter.phase("class pictures", len(paths))
     how = PreviewSection(steps=section.steps, cfg=guidance_scale(setting), scheduler=section.scheduler)
     cond, empty = (family.encode_text([text]) for text in (section.class_prompt.strip(), ""))

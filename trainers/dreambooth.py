@@ -4,11 +4,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from trainers.families.base import Conditioning, Family
+from trainers.fitting import check_recipe
 from trainers.full import attach_full, full_warnings, publish_model
 from trainers.methods import Trainables, attach
 from trainers.new_tokens import clip_encoders, learn_words
 from trainers.preservation import PriorRows
-from trainers.priors import check_preservation, check_words, taught_words
+from trainers.priors import taught_words
 from trainers.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,8 +23,7 @@ def check_dreambooth(recipe: Recipe) -> list[str]:
     Raises:
         BadInput: it cannot be; names the field.
     """
-    check_preservation(recipe)
-    check_words(recipe)
+    check_recipe(recipe)
     return full_warnings(recipe)
 
 

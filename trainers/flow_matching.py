@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from trainers.fitting import check_objective
 from trainers.noise import NoiseLaw, make_noise
 from trainers.penalties import Penalty, make_penalty
-from trainers.timestep_laws import Law, TimestepLaw, make_law, refuse_fields
+from trainers.timestep_laws import Law, TimestepLaw, make_law
 
 if TYPE_CHECKING:
     from trainers.recipe_fields import ObjectiveSection
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 Weighting = Literal["off", "sigma_sqrt", "cosmap"]
 
 SMALLEST = 1e-3  # noise level below which sigma_sqrt counts no further: one step of 1000
-DIFFUSION_ONLY = (  # fields of the objective
-    "prediction", "zero_terminal_snr", "snr_gamma", "weighting", "noise_offset", "noise_offset_varies",
-    "pyramid_discount", "pyramid_levels",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -163,10 +160,8 @@ def flow_matching(config: Mapping[str, Any], section: "ObjectiveSection", *, pat
     Raises:
         BadInput: the recipe asks for what only diffusion has.
     """
-    refuse_fields(section, DIFFUSION_ONLY, "means nothing to a base that is trained by flow matching")
+    check_objective(section, flow=True)
     law = make_law(section, "logit_normal")
-    if section.shift in ("dynamic", "off"):
-        refuse_fields(section, ("shift_factor",), f"means nothing where objective.shift is {section.shift}")
     return FlowMatching(
         law=law.name,
         mean=section.logit_mean,

@@ -3,11 +3,11 @@
 import re
 
 from registry.errors import BadInput
+from trainers.fitting import check_rates
 from trainers.flat import Flat
 from trainers.layers import EXAMPLE
 from trainers.method_table import METHODS
 from trainers.methods import Trainables
-from trainers.optim import OPTIMIZERS
 from trainers.recipe_fields import OptimizerSection
 
 # Where a layer's path ends in the key of one of its parameters.
@@ -31,7 +31,7 @@ def make_flats(
     Raises:
         BadInput: a pattern matches no layer, or the optimizer or the method cannot do it.
     """
-    _check(trainables, section)
+    check_rates(section, trainables.method if trainables.separable else "full")
     patterns = {text: re.compile(text) for text in section.block_lrs}
     undecayed, used = METHODS[trainables.method].undecayed, set[str]()
     flats: list[Flat] = []
@@ -56,13 +56,3 @@ def make_flats(
                 "optimizer.block_lrs", f"{text!r} decides about no layer", f"paths look like {EXAMPLE}"
             )
     return flats
-
-
-def _check(trainables: Trainables, section: OptimizerSection) -> None:
-    if section.lora_plus_ratio != 1 and not any(key.endswith(".lora_B.weight") for key in trainables.named):
-        what = trainables.method if trainables.separable else "a full fine-tune"
-        raise BadInput("optimizer.lora_plus_ratio", f"{what} has no A and B to tell apart", "set it to 1")
-    one_rate = section.name in OPTIMIZERS and OPTIMIZERS[section.name].one_rate
-    if one_rate and (section.lora_plus_ratio != 1 or section.block_lrs):
-        wrong = f"{section.name} has one rate for everything"
-        raise BadInput("optimizer.name", wrong, "leave block_lrs and lora_plus_ratio out")

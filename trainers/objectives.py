@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from registry.errors import BadInput
+from trainers.fitting import check_objective
 from trainers.noise import NoiseLaw, make_noise
 from trainers.penalties import Penalty, make_penalty
 from trainers.recipe_fields import ObjectiveSection
-from trainers.timestep_laws import TimestepLaw, make_law, refuse_fields
+from trainers.timestep_laws import TimestepLaw, make_law
 
 Prediction = Literal["epsilon", "v_prediction"]
 UNIFORM = TimestepLaw("uniform")
-FLOW_ONLY = ("shift", "shift_factor", "flow_weighting", "guidance")  # fields of the objective
 Weighting = Literal["off", "min_snr", "soft_min_snr", "debiased", "p2", "epsilon"]
 
 
@@ -178,7 +178,7 @@ def ddpm(scheduler_config: dict[str, Any], section: ObjectiveSection) -> DDPM:
         BadInput: the base predicts something else than epsilon or v, or epsilon on a schedule that ends at
             zero signal, where the noise is no longer a question; fields that only flow matching has.
     """
-    refuse_fields(section, FLOW_ONLY, "means nothing to a base that is trained by diffusion")
+    check_objective(section, flow=False)
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     scheduler = cast(DDPMScheduler, DDPMScheduler.from_config(noise_schedule(scheduler_config, section)))

@@ -6,7 +6,7 @@ wants. `trainers/recipes/*.toml` are the presets; the comment above each of thei
 
 import functools
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +31,10 @@ from trainers.recipe_fields import (
     TrainSection,
 )
 from trainers.recipe_text import (
+    Fault,
     FieldFacts,
     explain,
+    faults,
     field_facts,
     flatten,
     nest,
@@ -46,8 +48,8 @@ __all__ = [
     "AdapterSection", "CheckpointsSection", "DataSection", "Difference", "FieldFacts", "LogSection",
     "ObjectiveSection", "OptimizerSection", "PreservationSection", "PreviewSection", "Recipe",
     "ScheduleSection", "TokensSection", "TrainSection",
-    "apply_sets", "differences", "load_frozen", "load_recipe", "preset", "preset_by_name", "preset_name",
-    "preset_names", "preset_text", "reasons", "recipe_fields", "recipe_hash", "to_toml",
+    "apply_sets", "differences", "find_faults", "load_frozen", "load_recipe", "preset", "preset_by_name",
+    "preset_name", "preset_names", "preset_text", "reasons", "recipe_fields", "recipe_hash", "to_toml",
 ]  # fmt: skip
 
 PRESETS = Path(__file__).parent / "recipes"
@@ -200,6 +202,15 @@ def apply_sets(recipe: Recipe, sets: Sequence[str]) -> Recipe:
             raise BadInput("--set", f"{key!r} is not a recipe key", do)
         values[key] = _parse_value(text, known[key])
     return _validate(nest(values), "--set")
+
+
+def find_faults(recipe: Recipe, changed: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong with `recipe` when values are put in by dotted key; [] = nothing."""
+    try:
+        Recipe.model_validate(nest(flatten(recipe.model_dump()) | dict(changed)))
+    except ValidationError as error:
+        return faults(error, recipe_fields())
+    return []
 
 
 def recipe_hash(recipe: Recipe) -> str:

@@ -4,9 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from trainers.recipe_section import Alpha, BlockRanks, Rank, Section, check_pattern
+from trainers.recipe_section import Alpha, BlockRanks, Needs, Rank, Section, check_pattern
 
 _RANKED = ("lora", "rslora", "dora", "loha", "lokr", "pissa")
+_ADDED = Needs("adapter.method", (*_RANKED, "oft"))  # not to a full fine-tune
+HAVE_AB = ("lora", "rslora", "dora", "pissa")  # methods whose update is B A
 _TURNS = "oft has no strength, a turn has only its blocks"
 # Fields that mean nothing with some methods: what they fit, and why not the others.
 FITS_SOME_METHODS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -26,6 +28,11 @@ FITS_SOME_METHODS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+def _fits(field: str) -> Needs:
+    """The mark of a field of that table."""
+    return Needs("adapter.method", FITS_SOME_METHODS[field][0])
+
+
 class AdapterSection(Section):
     """What is added to the frozen base."""
 
@@ -35,42 +42,42 @@ class AdapterSection(Section):
     lokr: a Kronecker product, the smallest files. oft: W turned, nothing stretched. pissa: lora that starts
     from W's own largest directions; saved as a lora of twice the rank. full: nothing is added, the base's own
     weights learn (DreamBooth); the result is a new base, as large as the old one; rates near 1e-6."""
-    rank: Rank = 16
+    rank: Annotated[Rank, Needs("adapter.method", _RANKED)] = 16
     """Inner dimension of the factors on linear layers (not oft). More = more capacity, larger file."""
-    alpha: Alpha | None = None
+    alpha: Annotated[Alpha | None, _fits("alpha")] = None
     """The update is scaled by alpha / rank (rslora: alpha / sqrt(rank)); none = the rank, so a scale of 1."""
-    conv_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    conv_rank: Annotated[int, Field(ge=0, le=1024), _fits("conv_rank"), Needs("family.convolutions")] = 0
     """Rank on the 3x3 convolutions of the UNet; 0 = off."""
-    conv_alpha: Alpha | None = None
+    conv_alpha: Annotated[Alpha | None, _fits("conv_alpha"), Needs("adapter.conv_rank")] = None
     """Alpha of the convolutions; none = conv_rank."""
-    block_ranks: BlockRanks = Field(default_factory=dict)
+    block_ranks: Annotated[BlockRanks, _ADDED] = Field(default_factory=dict)
     """Rank by regular expression that must match a layer's whole path: "mid_block.*" = 4. The first match
     counts, 0 leaves the layer out, alpha moves along. Layers of text encoders begin with their encoder's
     name."""
-    lokr_factor: Annotated[int, Field(ge=-1, le=1024)] = -1
+    lokr_factor: Annotated[int, Field(ge=-1, le=1024), _fits("lokr_factor")] = -1
     """lokr: side of the small Kronecker factor, or near it when a layer does not divide; -1 = square root."""
-    lokr_decompose_both: bool = False
+    lokr_decompose_both: Annotated[bool, _fits("lokr_decompose_both")] = False
     """lokr: also give the small factor a low rank, where that is smaller."""
-    tucker: bool = False
+    tucker: Annotated[bool, _fits("tucker")] = False
     """loha and lokr: 3x3 convolutions through a small core, about a ninth of the parameters."""
-    oft_block: Annotated[int, Field(ge=2, le=256)] = 32
+    oft_block: Annotated[int, Field(ge=2, le=256), _fits("oft_block")] = 32
     """oft: inputs that are turned together. Larger = more capacity; layers that it does not divide take the
     nearest size that does."""
-    pissa_iterations: Annotated[int, Field(ge=0, le=64)] = 0
+    pissa_iterations: Annotated[int, Field(ge=0, le=64), _fits("pissa_iterations")] = 0
     """pissa: steps of a fast approximate decomposition (4 to 16 usual); 0 = exact, slow on large bases."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1), _fits("dropout")] = 0.0
     """Share dropped in training, 0 to below 1: of an adapter's inputs; loha, lokr: of the update's rows."""
-    targets: Annotated[str, Field(max_length=2000)] = ""
+    targets: Annotated[str, Field(max_length=2000), _ADDED] = ""
     """Regular expression that a module's whole path in the denoiser must match; empty = the family's list."""
     train_text_encoder: bool = False
     """Also train an adapter on the text encoder (on all CLIP encoders of a base that has several)."""
-    train_t5: bool = False
+    train_t5: Annotated[bool, Needs("family.t5")] = False
     """Also train an adapter on T5, where the base has it: slow, large, and read by few other programs."""
-    text_rank: Rank | None = None
+    text_rank: Annotated[Rank | None, Needs("adapter.text")] = None
     """Rank on the text encoder; none = rank."""
-    text_alpha: Alpha | None = None
+    text_alpha: Annotated[Alpha | None, _fits("text_alpha"), Needs("adapter.text")] = None
     """Alpha on the text encoder; none = text_rank."""
-    text_encoder_until: Annotated[float, Field(gt=0, le=1)] = 1.0
+    text_encoder_until: Annotated[float, Field(gt=0, le=1), Needs("adapter.text")] = 1.0
     """Fraction of the steps after which the text encoder's adapter is frozen."""
 
     @field_validator("targets")

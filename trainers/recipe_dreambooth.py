@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from trainers.recipe_fields import LearningRate, Prompt, Section
+from trainers.recipe_section import DIFFUSION, LearningRate, Needs, Prompt, SamplerName, Section
 
+_DRAWN = Needs("preservation.mode", ("class_pictures",))
 _WORD = re.compile(r"[\w<>-]{2,50}")
 
 
@@ -20,20 +21,20 @@ class PreservationSection(Section):
     weight: Annotated[float | None, Field(ge=0, le=10)] = None
     """Weight of the preservation loss, also of regularisation pictures; none = 0.5 for base_prediction, else
     1."""
-    class_prompt: Prompt = ""
+    class_prompt: Annotated[Prompt, Needs("preservation.mode", ("base_prediction", "class_pictures"))] = ""
     """What the class is called, "a dog"; empty = every caption without its trigger word (base_prediction
     only)."""
-    rows: Annotated[int, Field(ge=1, le=4)] = 1
+    rows: Annotated[int, Field(ge=1, le=4), Needs("preservation.mode", ("base_prediction",))] = 1
     """base_prediction: extra rows per picture, each with noise of its own; each costs a little more than a
     picture."""
-    count: Annotated[int, Field(ge=1, le=10_000)] = 100
+    count: Annotated[int, Field(ge=1, le=10_000), _DRAWN] = 100
     """class_pictures: how many are drawn; those of earlier runs are used again."""
-    steps: Annotated[int, Field(ge=1, le=200)] = 30
+    steps: Annotated[int, Field(ge=1, le=200), _DRAWN] = 30
     """class_pictures: sampling steps."""
-    cfg: Annotated[float | None, Field(ge=0, le=50)] = None
+    cfg: Annotated[float | None, Field(ge=0, le=50), _DRAWN] = None
     """class_pictures: guidance scale; 1 = no guidance; none = preview.cfg, which suits the base."""
-    scheduler: Annotated[str, Field(max_length=50)] = "default"
-    """class_pictures: sampler; default = the base's own."""
+    scheduler: Annotated[SamplerName, _DRAWN, DIFFUSION] = "default"
+    """class_pictures: sampler; default = the base's own, which is the only one for flow matching."""
 
     @property
     def loss_weight(self) -> float:
@@ -49,15 +50,15 @@ class TokensSection(Section):
 
     words: Annotated[tuple[Prompt, ...], Field(max_length=16, strict=False)] = ()
     """The new words; usual: one, the trigger word. Captions have to name them. Empty = none."""
-    init: Annotated[tuple[Prompt, ...], Field(max_length=16, strict=False)] = ()
+    init: Annotated[tuple[Prompt, ...], Field(max_length=16, strict=False), Needs("tokens.words")] = ()
     """What each word means at the start, as "dog"; empty = random."""
-    vectors: Annotated[int, Field(ge=1, le=16)] = 2
+    vectors: Annotated[int, Field(ge=1, le=16), Needs("tokens.words")] = 2
     """Vectors per word; more = more detail, and fewer other words fit beside it."""
-    only: bool = False
+    only: Annotated[bool, Needs("tokens.words")] = False
     """Learn the words alone, without an adapter: a textual inversion. Off = both (pivotal tuning)."""
-    lr: LearningRate = 1e-3
+    lr: Annotated[LearningRate, Needs("tokens.words")] = 1e-3
     """Peak learning rate of the vectors."""
-    until: Annotated[float, Field(gt=0, le=1)] = 1.0
+    until: Annotated[float, Field(gt=0, le=1), Needs("tokens.words")] = 1.0
     """Fraction of the steps after which the words are frozen and the adapter goes on alone."""
 
     @field_validator("words")

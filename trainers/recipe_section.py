@@ -2,8 +2,10 @@
 not know."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +23,24 @@ def check_pattern(value: str) -> str:
     return value
 
 
+@dataclass(frozen=True)
+class Needs:
+    """Mark of a field that counts only where something else has a certain value.
+
+    Args:
+        what: Dotted key of another field, or a fact of `fitting.circumstances` ("family.flow").
+        values: One of these; () = anything that is not off, 0, empty or none.
+    """
+
+    what: str
+    values: tuple[object, ...] = ()
+
+    def met(self, circumstances: Mapping[str, Any]) -> bool:
+        """Whether the field counts, as far as this mark goes."""
+        value = circumstances[self.what]
+        return value in self.values if self.values else bool(value)
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Rank = Annotated[int, Field(ge=1, le=1024)]
@@ -30,6 +50,9 @@ Side = Annotated[int, Field(ge=32, le=2048, multiple_of=8)]
 Prompt = Annotated[str, Field(max_length=1000)]
 Pattern = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(check_pattern)]
 BlockRanks = Annotated[dict[Pattern, Annotated[int, Field(ge=0, le=1024)]], Field(max_length=64)]
+# Samplers of the pictures that training draws; rows of `preview.SAMPLERS`.
+SamplerName = Literal["default", "DDIM", "Euler", "DPM++ 2M", "DPM++ 2M Karras", "UniPC"]
+DIFFUSION, FLOW = Needs("family.diffusion"), Needs("family.flow")  # how the family was trained
 BlockFactors = Annotated[dict[Pattern, Annotated[float, Field(gt=0, le=100)]], Field(max_length=64)]
 
 

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from tomlkit.items import Comment, Table, Whitespace
 
 from registry.errors import BadInput
+from trainers.recipe_section import Needs
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class FieldFacts:
     high_open: bool = False
     multiple_of: int | None = None
     items: str = ""  # what a list holds, in words
+    needs: tuple[Needs, ...] = ()  # where it counts; () = everywhere
 
     @property
     def allowed(self) -> str:
@@ -101,6 +103,7 @@ def _facts(key: str, info: FieldInfo) -> FieldFacts:
         high_open="lt" in bounds,
         multiple_of=bounds.get("multiple_of"),
         items=_items(key, annotation),
+        needs=tuple(mark for mark in metadata if isinstance(mark, Needs)),
     )
 
 
@@ -158,30 +161,63 @@ def suggest(key: str, known: Sequence[str]) -> str:
     return "see docs/recipes.md for the known ones"
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one value of a recipe.
+
+    Args:
+        key: Dotted key; "" for the recipe as a whole.
+        shown: The value as it is quoted; "" where the key itself is what is wrong.
+        wrong: What is wrong, as it follows the key: "must be true or false".
+        do: The next action.
+    """
+
+    key: str
+    shown: str
+    wrong: str
+    do: str = "correct it; docs/recipes.md lists every key with its range"
+
+    def __str__(self) -> str:
+        if self.wrong == _UNKNOWN:
+            return f"{_UNKNOWN} {self.key}"
+        return (
+            f"{self.key or 'the recipe'} is {self.shown}; {self.wrong}"
+            if self.shown
+            else f"{self.key} {self.wrong}"
+        )
+
+
+_UNKNOWN = "unknown key"
+
+
 def explain(error: ValidationError, source: str, known: Mapping[str, FieldFacts]) -> BadInput:
     """Pydantic's findings as one line: each field with its value and what is allowed."""
-    wrong: list[str] = []
-    do = "correct it; docs/recipes.md lists every key with its range"
-    for fault in error.errors(include_url=False):
-        place = [part for part in fault["loc"] if isinstance(part, str)]
-        key = ".".join(place)
-        while key not in known and "." in key and fault["type"] != "extra_forbidden":
-            key = key.rpartition(".")[0]  # an alternative of a union, not a field
-        shown = _shown(fault["input"])
-        if fault["type"] == "extra_forbidden":
-            wrong.append(f"unknown key {key}")
-            do = suggest(key, list(known))
-        elif fault["type"] == "missing":
-            wrong.append(f"{key} is missing")
-        elif fault["type"] == "value_error":
-            cause = fault.get("ctx", {}).get("error")
-            said = f"it {cause.wrong}" if isinstance(cause, BadInput) else f"must be {cause}"
-            wrong.append(f"{key} is {shown}; {said}")
-        elif key in known:
-            wrong.append(f"{key} is {shown}; must be {_allowed(known[key], fault)}")
-        else:
-            wrong.append(f"{key or 'the recipe'} is {shown}; must be a table of keys")
-    return BadInput(source, ", ".join(dict.fromkeys(wrong)), do)
+    found = faults(error, known)
+    do = next((fault.do for fault in found if fault.wrong == _UNKNOWN), found[-1].do)
+    return BadInput(source, ", ".join(dict.fromkeys(map(str, found))), do)
+
+
+def faults(error: ValidationError, known: Mapping[str, FieldFacts]) -> list[Fault]:
+    """Pydantic's findings, one by one."""
+    return [_fault(found, known) for found in error.errors(include_url=False)]
+
+
+def _fault(found: Any, known: Mapping[str, FieldFacts]) -> Fault:
+    key = ".".join(part for part in found["loc"] if isinstance(part, str))
+    kind: str = found["type"]
+    while key not in known and "." in key and kind != "extra_forbidden":
+        key = key.rpartition(".")[0]  # an alternative of a union, not a field
+    shown = _shown(found["input"])
+    if kind == "extra_forbidden":
+        return Fault(key, "", _UNKNOWN, suggest(key, list(known)))
+    if kind == "missing":
+        return Fault(key, "", "is missing")
+    if kind == "value_error":
+        cause = found.get("ctx", {}).get("error")
+        return Fault(key, shown, f"it {cause.wrong}" if isinstance(cause, BadInput) else f"must be {cause}")
+    if key in known:
+        return Fault(key, shown, f"must be {_allowed(known[key], found)}")
+    return Fault(key, shown, "must be a table of keys")
 
 
 def _allowed(facts: FieldFacts, fault: Any) -> str:

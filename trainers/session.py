@@ -20,7 +20,7 @@ from trainers.objectives import Objective, noise_schedule
 from trainers.optim import schedule_in_force, set_rates
 from trainers.plan import Slot, draw_seed
 from trainers.preservation import BasePrediction
-from trainers.preview import SAMPLERS, Previewer, preview_size, rewind_previews
+from trainers.preview import Previewer, preview_size, rewind_previews
 from trainers.readback import ReadBack
 from trainers.recipe import load_frozen, recipe_hash
 from trainers.recipe_fields import ScheduleSection
@@ -222,11 +222,6 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
 
 def _previewer(setting: Setting, learning: Learning, prompts: list[str], encode: Any) -> Previewer:
     recipe, family = setting.recipe, setting.family
-    if recipe.preview.scheduler not in ("default", *SAMPLERS):
-        known = ", ".join(SAMPLERS)
-        setting.reporter.warn(
-            f"previews know no sampler {recipe.preview.scheduler!r} (but {known}): using the base's"
-        )
     return Previewer(
         setting.rundir,
         recipe.preview,

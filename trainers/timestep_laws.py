@@ -4,21 +4,16 @@ Esser et al. 2024, "Scaling Rectified Flow Transformers for High-Resolution Imag
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from registry.errors import BadInput
+from trainers.fitting import check_law
 from trainers.recipe_fields import ObjectiveSection
 
 Law = Literal["uniform", "logit_normal", "sigmoid", "mode"]
-
-OF_LAW: dict[Law, tuple[str, ...]] = {
-    "logit_normal": ("logit_mean", "logit_std"), "sigmoid": ("sigmoid_scale",), "mode": ("mode_scale",)
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,19 +52,5 @@ def make_law(section: ObjectiveSection, usual: Law) -> TimestepLaw:
         BadInput: it sets something that belongs to another law.
     """
     law: Law = usual if section.timestep_law == "auto" else section.timestep_law
-    others = [field for name, fields in OF_LAW.items() if name != law for field in fields]
-    refuse_fields(section, others, f"means nothing where objective.timestep_law is {law}")
+    check_law(section, usual)
     return TimestepLaw(law, section.logit_mean, section.logit_std, section.sigmoid_scale, section.mode_scale)
-
-
-def refuse_fields(section: ObjectiveSection, names: Sequence[str], why: str) -> None:
-    """Refuse fields of the objective that have another value than their default.
-
-    Raises:
-        BadInput: names the first of them.
-    """
-    for name in names:
-        default = type(section).model_fields[name].default
-        if getattr(section, name) != default:
-            usual = "none" if default is None else default
-            raise BadInput(f"objective.{name}", why, f"set it to {usual}, or leave it out")

@@ -18,6 +18,7 @@ from studio.commands.shared import (
 
 if TYPE_CHECKING:
     from registry.records import Run
+    from studio.runs.forecast import Forecast
     from studio.workspace import Workspace
 
 app = typer.Typer(name="runs", help="Runs: list, show, log, stop, resume, branch.", no_args_is_help=True)
@@ -46,6 +47,7 @@ def train(
     from registry.errors import BadInput
     from registry.records import Base, Dataset
     from studio.runs import launch
+    from studio.runs.checks import check_run, with_trigger
     from studio.runs.forecast import forecast as make_forecast
     from trainers.recipe import apply_sets, load_recipe, preset
 
@@ -57,11 +59,14 @@ def train(
     if recipe and recipe.exists() and not (recipe.is_file() or recipe.is_dir()):
         raise BadInput(str(recipe), "is not a plain file", "give the path of a recipe")  # could never end
     chosen = load_recipe(recipe) if recipe else preset(base_record.family, goal, base_record.name)
-    chosen = apply_sets(chosen, sets or [])
-    if forecast:
-        show_record(plain(make_forecast(workspace, chosen, base_record, dataset_record)), title="Forecast")
-        return
+    chosen = with_trigger(apply_sets(chosen, sets or []), dataset_record)
     kept = workspace.catalog.get(Dataset, regularisation) if regularisation else None
+    remarks = check_run(workspace, chosen, base_record, dataset_record, kept)
+    if forecast:
+        _show_forecast(make_forecast(workspace, chosen, base_record, dataset_record, kept), remarks)
+        return
+    for remark in remarks:
+        note(f"warning: {remark}.")
     run = launch.launch(workspace, chosen, base_record, dataset_record, name, regularisation=kept)
     _started(workspace, run, wait=wait)
 
@@ -177,6 +182,26 @@ def branch(
     workspace = open_workspace()
     parent = workspace.catalog.get(Run, run)
     _started(workspace, launch.branch(workspace, parent, from_step, sets or [], name=name), wait=wait)
+
+
+def _show_forecast(cost: "Forecast", remarks: list[str]) -> None:
+    """Figures in the units people use, then what is worth knowing, a sentence a line."""
+    from studio.app.words import duration, size
+
+    if invocation.json:
+        show_record(plain(cost) | {"warnings": remarks})
+        return
+    unknown = "not known yet"
+    show_record(
+        {
+            "steps": f"{cost.steps:,}",
+            "time": unknown if cost.minutes is None else duration(cost.minutes * 60),
+            "memory": unknown if cost.memory_bytes is None else size(cost.memory_bytes),
+            "disk, at most": size(cost.disk_bytes),
+        },
+        title="Forecast",
+    )
+    show_done("\n".join((*cost.notes, *(f"Warning: {remark}." for remark in remarks))), {})
 
 
 def _wish(wish: str, key: str, *, quiet: bool = False) -> "tuple[Workspace, Run]":

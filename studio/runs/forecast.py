@@ -5,15 +5,14 @@ Nothing is loaded and nothing is made up: what is not known is None, and `notes`
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from registry.errors import StudioError
-from registry.formats.checkpoints import layers_of
-from registry.formats.header import read_header
 from registry.records import Base, Dataset
+from studio.datasets.listing import several
 from studio.runs import speed
+from studio.runs.layers import Weight, rank_of, t5_parts, weights_of
 from trainers.families import FAMILIES, FamilyInfo
 from trainers.recipe import AdapterSection, Recipe
 
@@ -26,12 +25,6 @@ LATENT_BYTES = 2 * FP32 / 64  # per pixel and channel: mean and deviation, 8x8 p
 CLIP_TOKENS, T5_TOKENS = 77, 512  # that a caption is encoded to, at most
 LOG_BYTES = 400  # per step, metrics.jsonl and event file together
 UNKNOWN_PER_RANK = 2**20  # parameters per rank when no header can be read: more than SDXL's attention needs
-
-_LINEAR = re.compile(r"transformer_blocks|\.proj_(?:in|out)\.|\.(?:to_[qkv]|to_out\.0)\.")
-_CONV = re.compile(r"\.conv[12]?\.|in_layers|out_layers|\.op\.")
-_MODULATION = re.compile(r"\.norm[^.]*\.linear\.")  # of transformers; not adapted
-_TEXT = re.compile(r"_proj\.|\.fc[12]\.")
-_T5 = re.compile(r"SelfAttention\.[qkvo]\.|DenseReluDense\.w")
 
 
 @dataclass(frozen=True)
@@ -53,15 +46,18 @@ class Forecast:
     notes: tuple[str, ...] = ()
 
 
-def forecast(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset) -> Forecast:
-    """The cost of training `recipe` on `base` with the pictures of `dataset`."""
+def forecast(
+    ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset, regularisation: Dataset | None = None
+) -> Forecast:
+    """The cost of training `recipe` on `base` with the pictures of `dataset`, and others shown in turn."""
     parameters, source = adapter_parameters(ws, recipe, base)
     seen = speed.recall(ws, base.weight_hash, recipe.model_dump(mode="json"))
     minutes = recipe.train.max_steps * float(seen["seconds_per_step"]) / 60 if seen else None
     train = recipe.train
     shown = train.max_steps * train.batch_size * train.accumulate * train.processes
-    if recipe.preservation.mode == "class_pictures":
-        shown //= 2  # every second one is a class picture
+    others = regularisation.image_count if regularisation else 0
+    if others or recipe.preservation.mode == "class_pictures":
+        shown //= 2  # every second one is a picture of what is kept
     full = recipe.adapter.method == "full"
     amount = f"{parameters / 1e6:.2f} million" if parameters >= 10_000 else f"{parameters:,}"
     notes = [f"{'What learns' if full else 'The adapter'} has {amount} parameters ({source})."]
@@ -69,14 +65,11 @@ def forecast(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset) -> F
         notes.append(f"Time and memory are those of run {seen['run']} on this machine.")
     else:
         notes.append("Time and memory are not known: nothing like it has run on this machine yet.")
-    if dataset.image_count:
-        notes.append(
-            f"Each of the {dataset.image_count} pictures is shown {shown / dataset.image_count:.0f} times."
-        )
+    notes += _showings(dataset.image_count, shown, others)
     return Forecast(
         steps=train.max_steps,
         minutes=minutes,
-        disk_bytes=_disk(recipe, dataset.image_count, parameters, FAMILIES[base.family])
+        disk_bytes=_disk(recipe, dataset.image_count + others, parameters, FAMILIES[base.family])
         + (_frozen(ws, base, parameters) if full else 0),
         memory_bytes=int(seen["memory"]) if seen and seen["memory"] else None,
         notes=tuple(notes),
@@ -89,44 +82,50 @@ def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int
     A linear layer (out, in) gets rank * (in + out), a 3x3 convolution (out, in, 3, 3) rank * (9 in + out);
     other methods than LoRA see `_count`.
     """
-    shapes = _shapes(ws, base) if base.kind != "hub" else {}
-    adapter = recipe.adapter
-    if not shapes:
+    weights, adapter = weights_of(ws, base), recipe.adapter
+    if not weights:
         count = adapter.rank * UNKNOWN_PER_RANK
         return count, "a generous guess: the base's files cannot be read here"
     if adapter.method == "full":
-        return _learning(adapter, shapes), "all weights of the base that learn"
+        return _learning(adapter, weights), "all weights of the base that learn"
     tokens, source = recipe.tokens, "from the shapes in the base's weight files"
-    widths = (shape[1] for name, shape in shapes.items() if name.endswith("token_embedding.weight"))
+    widths = (weight.shape[1] for weight in weights if weight.name.endswith("token_embedding.weight"))
     total = len(tokens.words) * tokens.vectors * sum(widths)
     if tokens.only:
         return total, source
-    chosen = re.compile(adapter.targets) if adapter.targets else None
-    for name, shape in shapes.items():
-        component, _, path = name.partition(":")
-        rank = _rank(recipe, component, path, shape, chosen)
-        if rank and component != "text_encoder":
-            module, blocks = path.removesuffix(".weight"), adapter.block_ranks.items()
-            rank = next((given for pattern, given in blocks if re.fullmatch(pattern, module)), rank)
-        total += _count(adapter, rank, shape[0], math.prod(shape[1:]))
+    for weight in weights:
+        rank = rank_of(adapter, weight)
+        if rank and adapter.block_ranks:
+            blocks = adapter.block_ranks.items()
+            rank = next((given for pattern, given in blocks if re.fullmatch(pattern, weight.path)), rank)
+        total += _count(adapter, rank, weight.shape[0], math.prod(weight.shape[1:]))
     return total, source
 
 
-def _learning(adapter: AdapterSection, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _showings(pictures: int, shown: int, others: int) -> list[str]:
+    if not pictures:
+        return []
+    each = f"Each of the {pictures} pictures" if pictures > 1 else "The picture"
+    notes = [f"{each} is shown {several(round(shown / pictures), 'time')}."]
+    if others:
+        one = "the regularisation picture" if others == 1 else f"one of {others} regularisation pictures"
+        notes.append(f"Every second showing is {one}.")
+    return notes
+
+
+def _learning(adapter: AdapterSection, weights: Sequence[Weight]) -> int:
     """Values of the parts that a full fine-tune trains."""
-    t5 = {name.partition("/")[0] for name in shapes if name.startswith("text_encoder:") and _T5.search(name)}
-    total = 0
-    for name, shape in shapes.items():
-        part = name.partition("/")[0]
-        of_text = adapter.train_t5 if part in t5 else adapter.train_text_encoder
-        if of_text or not name.startswith("text_encoder:"):
-            total += math.prod(shape)
-    return total
+    t5 = t5_parts(weights)
+    return sum(
+        math.prod(weight.shape)
+        for weight in weights
+        if not weight.of_text or (adapter.train_t5 if weight.part in t5 else adapter.train_text_encoder)
+    )
 
 
 def _frozen(ws: "Workspace", base: Base, parameters: int) -> int:
     """Bytes of what does not learn in the two results of a full fine-tune, a folder and a single file."""
-    whole = sum(math.prod(shape) for shape in _shapes(ws, base).values())
+    whole = sum(math.prod(weight.shape) for weight in weights_of(ws, base))
     return 2 * FP32 * max(0, whole - parameters)
 
 
@@ -145,55 +144,6 @@ def _count(adapter: AdapterSection, rank: int, rows: int, columns: int) -> int:
         a, b = (adapter.lokr_factor if adapter.lokr_factor > 0 else math.isqrt(n) for n in (rows, columns))
         return a * b + min(rank * (rows // a + columns // b), rows * columns // (a * b))
     return low
-
-
-def _rank(
-    recipe: Recipe, component: str, path: str, shape: tuple[int, ...], chosen: re.Pattern[str] | None
-) -> int:
-    """The rank that a weight's module will get; 0 = none."""
-    adapter = recipe.adapter
-    if component == "text_encoder":
-        wanted = (adapter.train_text_encoder and _TEXT.search(path)) or (
-            adapter.train_t5 and _T5.search(path)
-        )
-        return adapter.text_encoder_rank if wanted and len(shape) == 2 else 0
-    if chosen is not None:
-        wanted = chosen.fullmatch(path.removesuffix(".weight"))
-        return adapter.rank if wanted and len(shape) >= 2 else 0
-    if len(shape) == 4 and shape[2] > 1:
-        return adapter.conv_rank if _CONV.search(path) else 0
-    wanted = _LINEAR.search(path) and not _MODULATION.search(path)
-    return adapter.rank if len(shape) >= 2 and wanted else 0
-
-
-def _shapes(ws: "Workspace", base: Base) -> dict[str, tuple[int, ...]]:
-    """`component:path` -> shape of every weight of denoiser and text encoders, from headers alone.
-
-    A single file's layers go by the names of diffusers' classes; what it lacks is in its folder of configs.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        place = ws.resolve(base.location)
-        if base.kind == "file":
-            for part, path, shape in layers_of(base.family, read_header(place).tensors):
-                shapes[_key(part, f"{path}.weight")] = shape
-            place = ws.resolve(base.config) if base.config else place
-        info = FAMILIES[base.family]
-        for part in (info.denoiser, *info.text_encoders):
-            for file in place.glob(f"{part}/*.safetensors"):
-                for name, tensor in read_header(file).tensors.items():
-                    if name.endswith(".weight"):
-                        shapes.setdefault(_key(part, name), tuple(tensor.shape))
-    except (StudioError, OSError):
-        return {}  # the trainer says what is wrong with it; a forecast only says it does not know
-    return shapes
-
-
-def _key(part: str, name: str) -> str:
-    """Several text encoders may have layers of one name; their `text_model.` depends on the class."""
-    if part.startswith("text_encoder"):
-        return f"text_encoder:{part}/{name.removeprefix('text_model.')}"
-    return f"unet:{name}"
 
 
 def _disk(recipe: Recipe, pictures: int, parameters: int, info: FamilyInfo) -> int:

@@ -17,9 +17,9 @@ from registry.hashing import canonical_json
 from registry.ids import new_id
 from registry.records import Base, Dataset, Image, Job, JobKind, JobState, Run, RunState, now
 from studio.runs.checkpoints import verified_checkpoints
+from studio.runs.checks import check_base, check_fit, check_run, with_trigger
 from studio.runs.forecast import forecast
-from trainers.families import FAMILIES
-from trainers.priors import REGULARISATION, check_preservation, check_words
+from trainers.priors import REGULARISATION
 from trainers.recipe import Recipe, apply_sets, recipe_hash
 from trainers.rundir import CHECKPOINTS, MANIFEST, RECIPE, ManifestItem, RunDir, RunEnv, checkpoint_name
 
@@ -50,23 +50,15 @@ def launch(
             with weight `preservation.weight` and without the trigger word.
 
     Raises:
-        BadInput: family mismatch, missing base, no pictures, missing captions, unfit resolution, bad name,
-            preservation of nothing.
+        BadInput: bad name, or see `checks.check_run`.
         StudioError: not enough disk space.
     """
-    if not recipe.data.trigger and dataset.trigger:
-        recipe = recipe.model_copy(
-            update={"data": recipe.data.model_copy(update={"trigger": dataset.trigger})}
-        )
+    recipe = with_trigger(recipe, dataset)
+    check_run(ws, recipe, base, dataset, regularisation)
     images = ws.catalog.list(Image, dataset_id=dataset.id)
-    check_base(ws, base)
-    _check_fit(recipe, base)
-    _check_images(ws, recipe, dataset, images)
-    check_preservation(recipe)
-    check_words(recipe)
-    priors = _regularisation_images(ws, recipe, dataset, regularisation)
+    priors = ws.catalog.list(Image, dataset_id=regularisation.id) if regularisation else []
     name = check_name(name or recipe.name or f"{dataset.name}-{recipe.goal}", "run name")
-    require_space(ws.home, forecast(ws, recipe, base, dataset).disk_bytes, "this run")
+    require_space(ws.home, forecast(ws, recipe, base, dataset, regularisation).disk_bytes, "this run")
     run = Run(
         id=new_id(),
         name=name,
@@ -172,14 +164,12 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
         raise BadInput("--set adapter", "changes the shape of the adapter", "start a new run for that")
     if _words(recipe) != _words(parent):
         raise BadInput("--set tokens", "changes the words that are learned", "start a new run for that")
-    check_preservation(recipe)
-    check_words(recipe)
     if recipe.train.max_steps <= step:
         wrong = f"is {recipe.train.max_steps}, the checkpoint is at {step}"
         raise BadInput("train.max_steps", wrong, f"add --set train.max_steps={step + parent.train.max_steps}")
     base = ws.catalog.get(Base, run.base_id)
     check_base(ws, base)
-    _check_fit(recipe, base)
+    check_fit(ws, recipe, base)
     made = replace(
         run,
         id=new_id(),
@@ -208,22 +198,6 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
     return _add(ws, made, folder)
 
 
-def check_base(ws: "Workspace", base: Base) -> None:
-    """Refuse a base that is not where the catalog says.
-
-    Raises:
-        BadInput: the folder or file is missing.
-    """
-    if base.kind == "hub":
-        return
-    place = ws.resolve(base.location)
-    missing = place if not place.exists() else place / "model_index.json"
-    if not place.exists() or (base.kind == "folder" and not missing.exists()):
-        raise BadInput(
-            f"base {base.name}", f"{missing} is missing", "bring it back, or remove the base and add it again"
-        )
-
-
 def versions() -> dict[str, str]:
     """Versions of what a run depends on, without importing any of it."""
     found = {"python": python_version()}
@@ -235,56 +209,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _check_fit(recipe: Recipe, base: Base) -> None:
-    if recipe.family != base.family:
-        raise BadInput(
-            "recipe", f"is for {recipe.family}, base {base.name} is {base.family}", "choose one that fits"
-        )
-    step = recipe.data.bucket_step or FAMILIES[recipe.family].bucket_multiple
-    for size in recipe.train.sizes:
-        if size < step or size % step:
-            near = max(step, round(size / step) * step)
-            key = "train.resolution" if size == recipe.train.resolution else "train.resolutions"
-            wrong = f"is {size}, sides are multiples of {step}"
-            raise BadInput(key, wrong, f"use {near}, or set data.bucket_step")
-
-
 def _words(recipe: Recipe) -> tuple[tuple[str, ...], int, bool]:
     """What decides which vectors a run has, and whether there is an adapter beside them."""
     tokens = recipe.tokens
     return tokens.words, tokens.vectors if tokens.words else 0, tokens.only
-
-
-def _check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset, images: list[Image]) -> None:
-    if not images:
-        raise BadInput(f"data set {dataset.name}", "has no pictures", "add some: studio datasets add --help")
-    for image in images:
-        blob = ws.blobs.path(image.blob)
-        if not blob.is_file() or blob.stat().st_size == 0:
-            wrong = f"of data set {dataset.name} has lost its file"
-            raise BadInput(f"picture {image.name}", wrong, "make the data set again from the originals")
-        if recipe.data.masks and image.mask and not ws.blobs.path(image.mask).is_file():
-            do = "make the data set again from the originals, or set data.masks=false"
-            raise BadInput(f"mask of {image.name}", "has lost its file", do)
-    bare = [image.name for image in images if not image.caption.strip()]
-    if recipe.data.require_captions and bare:
-        wrong = f"has {len(bare)} pictures without a caption, the first is {bare[0]}"
-        do = f"write them: studio datasets caption {dataset.name}, or set data.require_captions=false"
-        raise BadInput(f"data set {dataset.name}", wrong, do)
-
-
-def _regularisation_images(
-    ws: "Workspace", recipe: Recipe, dataset: Dataset, regularisation: Dataset | None
-) -> list[Image]:
-    if regularisation is None:
-        return []
-    if regularisation.id == dataset.id:
-        wrong = "is also what is to be learned"
-        raise BadInput(f"data set {dataset.name}", wrong, "choose another one for regularisation")
-    images = ws.catalog.list(Image, dataset_id=regularisation.id)
-    calm = recipe.data.model_copy(update={"require_captions": False})  # the class prompt stands in
-    _check_images(ws, recipe.model_copy(update={"data": calm}), regularisation, images)
-    return images
 
 
 def _regularisation_item(ws: "Workspace", folder: Path, image: Image, recipe: Recipe) -> ManifestItem:

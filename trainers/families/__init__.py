@@ -33,6 +33,8 @@ class FamilyInfo:
     optional: tuple[str, ...] = ()  # components that a base may lack
     flow: bool = False  # trained by flow matching, on times 0 to 1; else diffusion over 1000 steps
     guidance_input: bool = False  # some bases take the guidance scale as an input and need no second call
+    unguided: tuple[str, ...] = ()  # variants that have no such input all the same
+    t5: str = ""  # text encoder that adapter.train_t5 trains
 
     def load_class(self) -> "type[Family]":
         """Import and return the family's class (torch, diffusers)."""
@@ -93,6 +95,7 @@ FAMILIES: dict[str, FamilyInfo] = {
             tokenizers=("tokenizer", "tokenizer_2", "tokenizer_3"),
             optional=("text_encoder_3", "tokenizer_3"),
             flow=True,
+            t5="text_encoder_3",
         ),
         FamilyInfo(
             name="flux1",
@@ -110,6 +113,8 @@ FAMILIES: dict[str, FamilyInfo] = {
             tokenizers=("tokenizer", "tokenizer_2"),
             flow=True,
             guidance_input=True,
+            unguided=("schnell",),
+            t5="text_encoder_2",
         ),
     )
 }

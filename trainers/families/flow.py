@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from trainers.families.common import TextToImage
+from trainers.fitting import refuse_fields
 from trainers.flow_matching import FlowMatching, flow_matching, make_shift
-from trainers.objectives import refuse_fields
 
 if TYPE_CHECKING:
     from trainers.recipe import ObjectiveSection

@@ -1,0 +1,119 @@
+"""What is refused before a run is queued or its cost is told, and what is said about it."""
+
+from typing import TYPE_CHECKING
+
+from registry.errors import BadInput
+from registry.records import Base, Dataset, Image
+from studio.datasets.listing import several
+from studio.runs.layers import check_patterns
+from trainers.families import FAMILIES
+from trainers.fitting import Traits, check_recipe, idle_remarks
+from trainers.recipe import Recipe, preset
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+
+def check_run(
+    ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset, regularisation: Dataset | None = None
+) -> list[str]:
+    """Refuse a run that could not be trained; returns remarks, one line each.
+
+    Args:
+        ws: The workspace.
+        recipe: With its trigger word, see `with_trigger`.
+        base: What to train on.
+        dataset: The pictures.
+        regularisation: Other pictures that are shown in turn.
+
+    Raises:
+        BadInput: family mismatch, missing base, no pictures, missing captions, unfit resolution, values that
+            rule each other out, patterns without a layer.
+    """
+    check_base(ws, base)
+    check_fit(ws, recipe, base)
+    check_images(ws, recipe, dataset)
+    if regularisation is not None:
+        if regularisation.id == dataset.id:
+            do = "choose another one for regularisation"
+            raise BadInput(f"data set {dataset.name}", "is also what is to be learned", do)
+        calm = recipe.data.model_copy(update={"require_captions": False})  # the class prompt stands in
+        check_images(ws, recipe.model_copy(update={"data": calm}), regularisation)
+    return idle_remarks(recipe, preset(base.family, recipe.goal, base.name), traits_of(ws, base))
+
+
+def with_trigger(recipe: Recipe, dataset: Dataset) -> Recipe:
+    """`recipe` with the data set's trigger word where it has none of its own."""
+    if recipe.data.trigger or not dataset.trigger:
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"trigger": dataset.trigger})})
+
+
+def check_base(ws: "Workspace", base: Base) -> None:
+    """Refuse a base that is not where the catalog says.
+
+    Raises:
+        BadInput: the folder or file is missing.
+    """
+    if base.kind == "hub":
+        return
+    place = ws.resolve(base.location)
+    missing = place if not place.exists() else place / "model_index.json"
+    if not place.exists() or (base.kind == "folder" and not missing.exists()):
+        raise BadInput(
+            f"base {base.name}", f"{missing} is missing", "bring it back, or remove the base and add it again"
+        )
+
+
+def check_fit(ws: "Workspace", recipe: Recipe, base: Base) -> None:
+    """Refuse a recipe that the base, or its own other values, rule out.
+
+    Raises:
+        BadInput: names the field.
+    """
+    if recipe.family != base.family:
+        raise BadInput(
+            "recipe", f"is for {recipe.family}, base {base.name} is {base.family}", "choose one that fits"
+        )
+    step = recipe.data.bucket_step or FAMILIES[recipe.family].bucket_multiple
+    for size in recipe.train.sizes:
+        if size < step or size % step:
+            near = max(step, round(size / step) * step)
+            key = "train.resolution" if size == recipe.train.resolution else "train.resolutions"
+            wrong = f"is {size}, sides are multiples of {step}"
+            raise BadInput(key, wrong, f"use {near}, or set data.bucket_step")
+    check_recipe(recipe, traits_of(ws, base))
+    check_patterns(ws, recipe, base)
+
+
+def traits_of(ws: "Workspace", base: Base) -> Traits:
+    """What the catalog and the base's configs say; what they do not is as the family has it."""
+    info, t5 = FAMILIES[base.family], None
+    if base.kind != "hub" and info.t5 in info.optional:
+        t5 = (ws.resolve(base.config or base.location) / info.t5 / "config.json").is_file()
+    noise = base.variant.startswith("eps") or None
+    return Traits(t5, info.guidance_input and base.variant not in info.unguided, noise)
+
+
+def check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset) -> None:
+    """Refuse a data set that has no pictures, or has lost some.
+
+    Raises:
+        BadInput: names the data set or the picture.
+    """
+    images = ws.catalog.list(Image, dataset_id=dataset.id)
+    if not images:
+        raise BadInput(f"data set {dataset.name}", "has no pictures", "add some: studio datasets add --help")
+    for image in images:
+        blob = ws.blobs.path(image.blob)
+        if not blob.is_file() or blob.stat().st_size == 0:
+            wrong = f"of data set {dataset.name} has lost its file"
+            raise BadInput(f"picture {image.name}", wrong, "make the data set again from the originals")
+        if recipe.data.masks and image.mask and not ws.blobs.path(image.mask).is_file():
+            do = "make the data set again from the originals, or set data.masks=false"
+            raise BadInput(f"mask of {image.name}", "has lost its file", do)
+    bare = [image.name for image in images if not image.caption.strip()]
+    if recipe.data.require_captions and bare:
+        wrong = f"has {several(len(bare), 'picture')} without a caption, the first is {bare[0]}"
+        do = f"write them: studio datasets caption {dataset.name}, or set data.require_captions=false"
+        raise BadInput(f"data set {dataset.name}", wrong, do)

@@ -1,0 +1,218 @@
+"""What in a recipe rules each other out, and what has no effect. Torch-free.
+
+Asked before a run is queued, and again by the trainer. Where a field counts is said at the field itself, by
+`recipe_section.Needs`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from registry.errors import BadInput
+from trainers.families import FAMILIES
+from trainers.priors import check_preservation, check_words
+from trainers.recipe import Recipe, recipe_fields
+from trainers.recipe_fields import HAVE_AB, ONE_RATE, OWN_MEAN, ObjectiveSection, OptimizerSection
+from trainers.recipe_section import DIFFUSION, FLOW, Needs
+from trainers.recipe_text import flatten
+
+LAW = "objective.law"
+_MARKS: dict[str, tuple[Any, ...]] = {
+    name: tuple(info.metadata) for name, info in ObjectiveSection.model_fields.items()
+}
+FLOW_ONLY = tuple(name for name, marks in _MARKS.items() if FLOW in marks)
+DIFFUSION_ONLY = tuple(name for name, marks in _MARKS.items() if DIFFUSION in marks)
+# Facts of `circumstances`, in words.
+_FACTS = {
+    "family.flow": "bases that are trained by flow matching",
+    "family.diffusion": "bases that are trained by diffusion",
+    "family.t5": "bases that read captions with T5",
+    "family.guidance": "bases that take guidance as an input",
+    "family.convolutions": "bases with convolutions",
+    "adapter.text": "a text encoder that learns along",
+    "data.tags": "data.shuffle_tags or data.tag_dropout",
+}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of a base beside its family, without loading it.
+
+    Args:
+        t5: Whether it has T5; None = as its family.
+        guidance_input: Whether it takes guidance as an input; None = as its family.
+        noise: Whether its scheduler says that it predicts the noise; None = not known.
+    """
+
+    t5: bool | None = None
+    guidance_input: bool | None = None
+    noise: bool | None = None
+
+
+def circumstances(values: Mapping[str, Any], traits: Traits = Traits()) -> dict[str, Any]:
+    """What decides whether fields count: all values by dotted key, facts of the base, and the law in force.
+
+    Args:
+        values: Every field of a recipe by its dotted key; they need not be valid.
+        traits: What is known of the base.
+    """
+    info = FAMILIES[values["family"]]
+    guidance, t5, law = traits.guidance_input, traits.t5, values["objective.timestep_law"]
+    return {
+        **values,
+        "family.flow": info.flow,
+        "family.diffusion": not info.flow,
+        "family.t5": bool(info.t5) if t5 is None else t5,
+        "family.guidance": info.guidance_input if guidance is None else guidance,
+        "family.convolutions": info.denoiser == "unet",
+        "adapter.text": values["adapter.train_text_encoder"] or values["adapter.train_t5"],
+        "data.tags": values["data.shuffle_tags"] or values["data.tag_dropout"],
+        LAW: _usual_law(flow=info.flow) if law == "auto" else law,
+    }
+
+
+def unmet(needs: Sequence[Needs], around: Mapping[str, Any]) -> Needs | None:
+    """The first mark because of which a field does not count; None = it counts."""
+    return next((need for need in needs if not need.met(around)), None)
+
+
+def idle_remarks(recipe: Recipe, usual: Recipe, traits: Traits) -> list[str]:
+    """One line for each value that was set and has no effect.
+
+    Args:
+        recipe: What was chosen.
+        usual: What it would be by itself: the preset; its values are nobody's choice.
+        traits: What is known of the base.
+    """
+    values, preset = flatten(recipe.model_dump()), flatten(usual.model_dump())
+    around = circumstances(values, traits)
+    return [
+        f"{key} has no effect here: it counts only with {_in_words(need)}"
+        for key, facts in recipe_fields().items()
+        if values[key] not in (preset[key], facts.default) and (need := unmet(facts.needs, around))
+    ]
+
+
+def check_recipe(recipe: Recipe, traits: Traits = Traits()) -> None:
+    """Refuse what the trainer could not do.
+
+    Raises:
+        BadInput: names the field and what to do.
+    """
+    info, adapter = FAMILIES[recipe.family], recipe.adapter
+    check_preservation(recipe)
+    check_words(recipe)
+    check_rates(recipe.optimizer, adapter.method, learns_text=adapter.train_text_encoder or adapter.train_t5)
+    _check_precision(recipe)
+    guided = info.guidance_input if traits.guidance_input is None else traits.guidance_input
+    check_objective(recipe.objective, flow=info.flow, guidance_input=guided)
+    _check_zero_snr(recipe.objective, traits)
+    if adapter.train_t5 and not (bool(info.t5) if traits.t5 is None else traits.t5):
+        raise BadInput("adapter.train_t5", "is on, but this base has no T5", "set it to false")
+    if adapter.conv_rank and adapter.method != "full" and info.denoiser != "unet":
+        raise BadInput("adapter.conv_rank", "is set, but this base has no convolutions", "set it to 0")
+    for section, scheduler in (
+        ("preview", recipe.preview.scheduler),
+        ("preservation", recipe.preservation.scheduler),
+    ):
+        if info.flow and scheduler != "default":
+            wrong = f"is {scheduler}, and a base of flow matching draws with its own sampler"
+            raise BadInput(f"{section}.scheduler", wrong, "set it to default")
+
+
+def check_rates(section: OptimizerSection, method: str, *, learns_text: bool = False) -> None:
+    """Refuse rates that the optimizer or the method does not have.
+
+    Raises:
+        BadInput: names the field.
+    """
+    one = f"{section.name} has one rate for everything"
+    if section.lora_plus_ratio != 1 and method not in HAVE_AB:
+        what = "a full fine-tune" if method == "full" else method
+        raise BadInput("optimizer.lora_plus_ratio", f"{what} has no A and B to tell apart", "set it to 1")
+    if section.name in ONE_RATE and (section.lora_plus_ratio != 1 or section.block_lrs):
+        raise BadInput("optimizer.name", one, "leave block_lrs and lora_plus_ratio out")
+    if section.name in ONE_RATE and learns_text and section.text_encoder_lr != section.lr:
+        raise BadInput("optimizer.text_lr", one, "set it to none")
+    if section.name in OWN_MEAN and not section.beta1:
+        raise BadInput("optimizer.beta1", f"is 0, which {section.name} cannot average with", "set it above 0")
+
+
+def check_objective(section: ObjectiveSection, *, flow: bool, guidance_input: bool = True) -> None:
+    """Refuse what belongs to the other way of training, or to another choice within this one.
+
+    Args:
+        section: Of the recipe.
+        flow: Whether the base is trained by flow matching, or by diffusion.
+        guidance_input: Whether it takes guidance as an input.
+
+    Raises:
+        BadInput: names the field.
+    """
+    others, kind = (DIFFUSION_ONLY, "flow matching") if flow else (FLOW_ONLY, "diffusion")
+    refuse_fields(section, others, f"means nothing to a base that is trained by {kind}")
+    if not guidance_input:
+        refuse_fields(section, ("guidance",), "is an input that this base does not have")
+    check_law(section, _usual_law(flow=flow))
+    if section.shift in ("dynamic", "off"):
+        refuse_fields(section, ("shift_factor",), f"means nothing where objective.shift is {section.shift}")
+
+
+def check_law(section: ObjectiveSection, usual: str) -> None:
+    """Refuse what belongs to another law of the timesteps; `usual` is what "auto" stands for.
+
+    Raises:
+        BadInput: names the field.
+    """
+    law = usual if section.timestep_law == "auto" else section.timestep_law
+    others = [name for name, marks in _MARKS.items() if not _fits_law(marks, law)]
+    refuse_fields(section, others, f"means nothing where objective.timestep_law is {law}")
+
+
+def refuse_fields(section: ObjectiveSection, names: Sequence[str], why: str) -> None:
+    """Refuse fields of the objective that have another value than their default.
+
+    Raises:
+        BadInput: names the first of them.
+    """
+    for name in names:
+        default = type(section).model_fields[name].default
+        if getattr(section, name) != default:
+            usual = "none" if default is None else str(default).lower()
+            raise BadInput(f"objective.{name}", why, f"set it to {usual}, or leave it out")
+
+
+def _usual_law(*, flow: bool) -> str:
+    return "logit_normal" if flow else "uniform"
+
+
+def _fits_law(marks: Sequence[Any], law: str) -> bool:
+    return all(law in mark.values for mark in marks if isinstance(mark, Needs) and mark.what == LAW)
+
+
+def _check_precision(recipe: Recipe) -> None:
+    """Weights of the base learn in the precision of the run, those of an adapter in fp32."""
+    if recipe.adapter.method != "full":
+        return
+    name, precision = recipe.optimizer.name, recipe.train.precision
+    if precision == "fp16":
+        raise BadInput("train.precision", "is fp16, in which weights cannot learn", "set it to bf16 or fp32")
+    if precision == "bf16" and name in (*ONE_RATE, *OWN_MEAN):
+        raise BadInput("optimizer.name", f"{name} cannot train bf16 weights", "use adamw8bit or adafactor")
+
+
+def _check_zero_snr(section: ObjectiveSection, traits: Traits) -> None:
+    noise = section.prediction == "epsilon" or (section.prediction == "auto" and traits.noise is True)
+    if section.zero_terminal_snr == "on" and noise:
+        raise BadInput(
+            "objective.zero_terminal_snr",
+            "is on, but the base predicts epsilon, which has no answer at zero signal",
+            "turn it off, or set objective.prediction=v_prediction",
+        )
+
+
+def _in_words(need: Needs) -> str:
+    if need.what in _FACTS:
+        return _FACTS[need.what]
+    name = "objective.timestep_law" if need.what == LAW else need.what
+    return f"{name} {' or '.join(map(str, need.values))}".rstrip() if need.values else f"{name} set"
