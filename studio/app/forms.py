@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import streamlit as st
 
-from studio.app.words import md, spoken, value_text
-from trainers.recipe import FieldFacts, Recipe, recipe_fields
+from registry.errors import BadInput
+from studio.app.words import md, plural, spoken, value_text
+from trainers.fitting import Traits, circumstances, unmet
+from trainers.recipe import FieldFacts, Recipe, apply_sets, find_faults, recipe_fields
 from trainers.recipe_text import flatten
 
 SECTION_WORDS = {
@@ -27,36 +29,108 @@ SECTION_WORDS = {
 FIXED = {"name", "family", "goal"}  # chosen elsewhere on the page
 
 
-def recipe_form(start: Recipe, changed: dict[str, Any], reasons: Mapping[str, str], *, key: str) -> None:
+def recipe_form(
+    start: Recipe,
+    changed: dict[str, Any],
+    reasons: Mapping[str, str],
+    *,
+    key: str,
+    traits: Traits,
+    check: Callable[[Recipe], None],
+) -> dict[str, str]:
     """Every field below its section; `changed` holds what departs from `start` and is brought up to date.
+
+    Fields that do not count for what is chosen are folded away, see `recipe_section.Needs`; a changed one
+    stays in sight. What is wrong stands at its field.
 
     Args:
         start: The values to begin from.
         changed: Dotted key -> value; read and written.
         reasons: Dotted key -> why `start` has its value; shown in the help of the field.
         key: Prefix of widget keys; another prefix = fresh widgets.
+        traits: What is known of the base.
+        check: Raises BadInput when values do not go together.
+
+    Returns:
+        What is wrong, see `wrong_values`.
     """
-    values = flatten(start.model_dump())
+    values, slots = flatten(start.model_dump()), dict[str, Any]()
+
+    def show(facts: FieldFacts) -> None:
+        was = values[facts.key]
+        with st.container():
+            now = field(
+                facts,
+                changed.get(facts.key, was),
+                key=f"{key}{facts.key}",
+                reason=reasons.get(facts.key, ""),
+            )
+            slots[facts.key] = st.empty()
+        if same(now, was):
+            changed.pop(facts.key, None)
+        else:
+            changed[facts.key] = now
+
     sections: dict[str, list[FieldFacts]] = {}
     for facts in recipe_fields().values():
         if facts.key not in FIXED:
             sections.setdefault(facts.key.partition(".")[0], []).append(facts)
     tabs = st.tabs([SECTION_WORDS.get(name, (spoken(name), ""))[0] for name in sections])
-    for tab, fields in zip(tabs, sections.values(), strict=True):
-        with tab, st.grid(3, min_column_width=220, gap="small", vertical_alignment="bottom"):
-            for facts in fields:
-                with st.container():
-                    was = values[facts.key]
-                    now = field(
-                        facts,
-                        changed.get(facts.key, was),
-                        key=f"{key}{facts.key}",
-                        reason=reasons.get(facts.key, ""),
-                    )
-                    if same(now, was):
-                        changed.pop(facts.key, None)
+    for tab, (name, fields) in zip(tabs, sections.items(), strict=True):
+        idle: list[FieldFacts] = []
+        with tab:
+            with _grid():
+                for facts in fields:
+                    around = circumstances(values | changed, traits)
+                    if facts.key not in changed and unmet(facts.needs, around):
+                        idle.append(facts)
                     else:
-                        changed[facts.key] = now
+                        show(facts)
+            _folded(idle, show, key=f"{key}idle-{name}")
+    wrong = wrong_values(start, changed, check)
+    for name, text in wrong.items():
+        if name in slots:
+            slots[name].markdown(f":red[:small[{md(text)}]]")
+    return wrong
+
+
+def _grid() -> Any:
+    return st.grid(3, min_column_width=220, gap="small", vertical_alignment="bottom")
+
+
+def _folded(idle: Sequence[FieldFacts], show: Callable[[FieldFacts], None], *, key: str) -> None:
+    """Fields that have no effect as things are chosen; made only when somebody looks."""
+    if not idle:
+        return
+    with st.expander(
+        f"{plural(len(idle), 'setting')} without effect here", key=key, on_change="rerun"
+    ) as box:
+        if box.open:
+            with _grid():
+                for facts in idle:
+                    show(facts)
+
+
+def wrong_values(
+    start: Recipe, changed: Mapping[str, Any], check: Callable[[Recipe], None]
+) -> dict[str, str]:
+    """What is wrong with the changes, in plain words by the field's key; {} = nothing.
+
+    What is about no field has the key "".
+    """
+    if found := find_faults(start, changed):
+        return {fault.key: _sentence(fault.wrong) for fault in found}
+    try:
+        check(apply_sets(start, sets(changed)))
+    except BadInput as error:
+        key = error.thing if error.thing in recipe_fields() else ""
+        said = _sentence(error.wrong) if key else f"{_sentence(error.thing)[:-1]}: {error.wrong}."
+        return {key: f"{said} {_sentence(error.do)}".strip()}
+    return {}
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}.".replace("..", ".") if text else ""
 
 
 def field(facts: FieldFacts, value: Any, *, key: str, reason: str = "") -> Any:

@@ -5,15 +5,15 @@ from typing import Any
 
 import streamlit as st
 
-from registry.errors import StudioError
 from registry.records import Base, Dataset, Image
 from studio.app import shell, state
 from studio.app.choices import EFFORT_REASONS, EFFORT_WORDS, GOALS, departures, effort_sets, read_upload
 from studio.app.components.forecast import forecast_card
 from studio.app.components.gallery import Card, gallery
-from studio.app.forms import change_line, recipe_form, sets
+from studio.app.forms import change_line, recipe_form, sets, wrong_values
 from studio.app.routes import picture_url
-from studio.app.words import md, plural
+from studio.app.words import md, plural, spoken
+from studio.runs.checks import check_fit, traits_of, with_trigger
 from trainers.recipe import Recipe, apply_sets, differences, preset_by_name, preset_name, reasons, to_toml
 
 SHOWN = 10  # pictures of the data set
@@ -65,13 +65,12 @@ def page() -> None:
     with left:
         choice = choose(bases, datasets)
     changes = st.container()
-    everything(choice)  # before the recipe is made, because it changes it
-    try:
-        recipe = apply_sets(choice.start, sets(choice.changed))
-    except StudioError as error:
+    opened, wrong = everything(choice)  # before the recipe is made, because it changes it
+    if wrong:
         with right:
-            shell.complain(error)
+            not_yet(wrong, marked=opened)
         return
+    recipe = apply_sets(choice.start, sets(choice.changed))
     with right:
         launch_panel(choice, recipe)
     with changes:
@@ -146,7 +145,7 @@ def launch_panel(choice: Choice, recipe: Recipe) -> None:
     from studio.runs.launch import launch
 
     with st.container(key="panel-forecast"):
-        forecast_card(recipe, choice.base, choice.dataset)
+        cost = st.container()
         name = st.text_input(
             "Name of the adapter",
             max_chars=100,
@@ -154,6 +153,8 @@ def launch_panel(choice: Choice, recipe: Recipe) -> None:
             key="train-name",
         )
         kept = regularisation_choice(choice)
+        with cost:
+            forecast_card(recipe, choice.base, choice.dataset, kept)
         if st.button("Start training", type="primary", width="stretch", icon=":material/play_arrow:"):
             with shell.guarded():
                 run = launch(
@@ -219,29 +220,42 @@ def reset(preset: str) -> None:
     st.session_state["form-serial"] = st.session_state.get("form-serial", 0) + 1
 
 
-def everything(choice: Choice) -> None:
-    """All fields, and the recipe as TOML in and out."""
+def not_yet(wrong: dict[str, str], *, marked: bool) -> None:
+    """Instead of the cost and the button: what is in the way, unless it is already said at its field."""
+    lines = [f"**{md(spoken(key))}**: {md(text)}" if key else md(text) for key, text in wrong.items()]
+    if marked and all(wrong):
+        lines = ["Training can start when the values marked below are right."]
+    st.warning("  \n".join(lines), icon=":material/error:")
+
+
+def everything(choice: Choice) -> tuple[bool, dict[str, str]]:
+    """All fields, and the recipe as TOML in and out; returns whether they are in sight and what is wrong."""
+    ws = shell.workspace()
+
+    def check(recipe: Recipe) -> None:
+        check_fit(ws, with_trigger(recipe, choice.dataset), choice.base)
+
     with st.expander("Everything", icon=":material/tune:", key="everything", on_change="rerun") as box:
         if not box.open:  # 70 widgets that nobody looks at would cost every rerun
-            return
+            return False, wrong_values(choice.start, choice.changed, check)
         serial = st.session_state.get("form-serial", 0)
-        recipe_form(
+        wrong = recipe_form(
             choice.start,
             choice.changed,
             reasons(choice.preset),
             key=f"r{serial}-{choice.preset}-{choice.effort}-",
+            traits=traits_of(ws, choice.base),
+            check=check,
         )
     with st.expander("As a file (TOML)", icon=":material/description:"):
-        try:
+        if not wrong:
             text = to_toml(apply_sets(choice.start, sets(choice.changed)))
-        except StudioError as error:
-            shell.complain(error)
-        else:
             st.code(text, language="toml", height=300)
             st.download_button(
                 "Save", text, f"{choice.preset}.toml", "application/toml", icon=":material/download:"
             )
         upload(choice)
+    return True, wrong
 
 
 def upload(choice: Choice) -> None:

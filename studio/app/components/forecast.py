@@ -5,13 +5,17 @@ import streamlit as st
 from registry.records import Base, Dataset
 from studio.app import shell
 from studio.app.words import duration, md, size
+from studio.runs.checks import traits_of
 from studio.runs.forecast import forecast
-from trainers.recipe import Recipe
+from trainers.fitting import idle_remarks
+from trainers.recipe import Recipe, preset
 
 
-def forecast_card(recipe: Recipe, base: Base, dataset: Dataset) -> None:
+def forecast_card(
+    recipe: Recipe, base: Base, dataset: Dataset, regularisation: Dataset | None = None
+) -> None:
     """Steps, time, disk, memory; and where the figures come from."""
-    cost = forecast(shell.workspace(), recipe, base, dataset)
+    cost = forecast(shell.workspace(), recipe, base, dataset, regularisation)
     st.subheader("What it will cost", anchor=False)
     time = duration(cost.minutes * 60) if cost.minutes is not None else "not known yet"
     memory = size(cost.memory_bytes) if cost.memory_bytes else "not known yet"
@@ -26,3 +30,6 @@ def forecast_card(recipe: Recipe, base: Base, dataset: Dataset) -> None:
                 st.caption(label)
                 st.markdown(f"**{md(value)}**{term}")
     st.caption(md(" ".join(cost.notes)))
+    usual = preset(base.family, recipe.goal, base.name)
+    for remark in idle_remarks(recipe, usual, traits_of(shell.workspace(), base)):
+        st.caption(f":orange[:material/warning:] {md(remark)}.")
