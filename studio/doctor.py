@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from registry.errors import StudioError
 from registry.files import TEMPORARY
-from studio.settings import tokens_present
+from studio.settings import child_environment, tokens_present
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -66,7 +66,7 @@ def torch_report(command: Iterable[str] = (), seconds: float = TORCH_SECONDS) ->
         seconds: After which it is given up.
     """
     argv = [*command] or [sys.executable, "-m", "studio.doctor_torch"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = child_environment() | {"HF_HUB_OFFLINE": "1"}
     do = "run `python -m studio.doctor_torch` to see why"
     try:
         done = subprocess.run(

@@ -18,6 +18,9 @@ from registry.errors import BadInput
 FILE = "studio.toml"
 TOKENS = ("HF_TOKEN", "WANDB_API_KEY")  # read by the libraries themselves; never stored, logged or shown
 
+PASSWORD = "STUDIO_PASSWORD"
+_FOR_THE_APP = (PASSWORD, "STUDIO_PASSWORD_HASH")
+
 
 class Settings(BaseSettings):
     """What a person may set once for a workspace; every field has a default that works."""
@@ -70,6 +73,11 @@ class Settings(BaseSettings):
             variable = f"STUDIO_{field.upper()}"
             where = f"environment {variable}" if variable in os.environ else f"{path}: {field}"
             raise BadInput(where, first["msg"][0].lower() + first["msg"][1:], "correct the value") from None
+
+
+def child_environment() -> dict[str, str]:
+    """Our environment as processes that we start may have it: without the password of the app."""
+    return {name: value for name, value in os.environ.items() if name not in _FOR_THE_APP}
 
 
 def tokens_present() -> dict[str, bool]:

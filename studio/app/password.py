@@ -21,6 +21,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from registry.errors import BadInput
+from studio.settings import PASSWORD
 
 COOKIE = "lora_studio"
 DAYS = 14
@@ -154,8 +155,8 @@ p { margin: 0; color: #c0392b; font-size: .9rem; }
 
 def main() -> int:
     """Ask for a password twice and print the line for studio.toml."""
-    first = os.environ.get("STUDIO_PASSWORD") or getpass.getpass("New password: ")
-    if "STUDIO_PASSWORD" not in os.environ and first != getpass.getpass("Again: "):
+    first = os.environ.get(PASSWORD) or getpass.getpass("New password: ")
+    if PASSWORD not in os.environ and first != getpass.getpass("Again: "):
         sys.stderr.write("error: password: the two differ. Run it again.\n")
         return 2
     try:

@@ -18,6 +18,7 @@ from studio.app.guard import LOOPBACK, Guard
 from studio.app.password import Door, hash_password
 from studio.app.routes import ROUTES
 from studio.lock import hold_lock
+from studio.settings import PASSWORD
 from studio.workspace import Workspace
 
 SCRIPT = theme.HERE / "streamlit_app.py"
@@ -100,14 +101,14 @@ def make_door(workspace: Workspace, listen: str) -> Door | None:
     Raises:
         BadInput: no password for such an address.
     """
-    plain, stored = os.environ.get("STUDIO_PASSWORD", ""), workspace.settings.password_hash
+    plain, stored = os.environ.get(PASSWORD, ""), workspace.settings.password_hash
     if plain:
         stored = hash_password(plain)
     if not stored and not is_loopback(listen):
         raise BadInput(
             f"--listen {listen}",
             "lets others in, and no password is set",
-            "set STUDIO_PASSWORD, or put the line of `python -m studio.app.password` into studio.toml",
+            f"set {PASSWORD}, or put the line of `python -m studio.app.password` into studio.toml",
         )
     return Door(stored, workspace.key) if stored else None
 

@@ -15,6 +15,7 @@ from registry.errors import StudioError, WorkspaceBusy
 from registry.files import storage_error
 from registry.records import Job, JobState
 from studio.runs.process import ProcessIdentity
+from studio.settings import child_environment
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -47,6 +48,7 @@ def ensure_worker(ws: "Workspace") -> int:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
+            env=child_environment(),
             start_new_session=True,
         )
     deadline = time.monotonic() + PATIENCE

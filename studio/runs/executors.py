@@ -23,6 +23,7 @@ from registry.records import now
 from studio.runs.device import has_gpu, thread_environment
 from studio.runs.outcome import ATTEMPT
 from studio.runs.process import TOKEN_VARIABLE, ProcessIdentity
+from studio.settings import child_environment
 from trainers.rundir import KEY_VARIABLE, LOG, PROCESS, RunDir
 
 LOCK = "trainer.lock"  # held by the living trainer through a descriptor it inherited
@@ -142,7 +143,7 @@ def command(folder: Path, processes: int, module: str = MODULE) -> list[str]:
 def environment(rundir: RunDir, processes: int, key: str) -> dict[str, str]:
     """The environment of a trainer: ours, and no network for the model libraries unless the base needs it."""
     cpu = not has_gpu()
-    variables = dict(os.environ)
+    variables = child_environment()
     variables |= {
         KEY_VARIABLE: key,
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",

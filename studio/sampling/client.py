@@ -1,7 +1,6 @@
 """The worker's side of the sampler process: start it when needed, never wait for it, bury it when it dies."""
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from registry.records import JSON, JobState, Sample
 from studio.runs.device import thread_environment
 from studio.runs.outcome import tail
 from studio.sampling.task import REQUEST, SampleTask
+from studio.settings import child_environment
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -194,7 +194,7 @@ def _read(stream: IO[str] | None, events: "queue.Queue[dict[str, Any]]") -> None
 
 def _environment() -> dict[str, str]:
     """The sampler's environment. The network stays: a base may be a hub id; others load from files only."""
-    return os.environ | {
+    return child_environment() | {
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

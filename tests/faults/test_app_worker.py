@@ -27,6 +27,19 @@ def worker_of(ws: Workspace) -> int:
     return int((ws.holder() or {"pid": 0})["pid"])
 
 
+def test_the_worker_does_not_get_the_password(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STUDIO_PASSWORD", "correct horse")
+    pid = ensure_worker(ws)
+    try:
+        variables = psutil.Process(pid).environ()
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    assert "PATH" in variables
+    assert not any("correct horse" in value for value in variables.values())
+    until(lambda: ws.holder() is None)
+    assert "correct horse" not in (ws.home / "cache" / "worker.log").read_text()
+
+
 def test_an_app_replaces_a_worker_that_is_gone(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
     """Also one that was another process's and has ended: whoever held the workspace when the app began."""
     monkeypatch.setattr(server, "WATCH_SECONDS", 0.1)

@@ -21,6 +21,7 @@ from registry.records import Dataset, Image
 from studio.datasets.captioners.table import CaptionOptions
 from studio.datasets.captions import clean_caption
 from studio.datasets.ingest import images_of
+from studio.settings import child_environment
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -145,7 +146,7 @@ class _Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+                env=child_environment() | {"PYTHONPATH": path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
                 text=True,
                 encoding="utf-8",
                 start_new_session=True,  # Ctrl-C is for the parent, which keeps what was written

@@ -64,6 +64,18 @@ def test_the_key_is_in_the_environment_only_and_the_network_is_barred(ws: Worksp
     assert "HF_HUB_OFFLINE" not in environment(rundir, 1, key)
 
 
+def test_the_password_of_the_app_is_nobody_elses(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
+    from studio.sampling.client import _environment  # pyright: ignore[reportPrivateUsage]
+
+    monkeypatch.setenv("STUDIO_PASSWORD", "correct horse")
+    monkeypatch.setenv("STUDIO_PASSWORD_HASH", "scrypt$correct horse")
+    monkeypatch.setenv("WANDB_API_KEY", "theirs")
+    trainer = environment(ws.run_dir(make_run(ws).id), 1, ws.key.hex())
+    for variables in (trainer, _environment()):
+        assert not any("correct horse" in value for value in variables.values())
+        assert variables["WANDB_API_KEY"] == "theirs"
+
+
 def test_threads_share_the_cores_and_sleep_when_idle(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(device, "physical_cores", lambda: 6)
