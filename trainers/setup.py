@@ -328,9 +328,9 @@ def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[
     recipe, env, rundir = setting.recipe, setting.env, setting.rundir
     folder = store.latest()
     if rundir.checkpoints() and not env.resume:
-        raise BadInput("run", "has checkpoints already", "resume it, or start a new run")
+        raise BadInput("this run", "has checkpoints already", "resume it, or start a new run")
     if rundir.checkpoints() and folder is None:
-        raise Damaged("run", "none of its checkpoints verifies", "start a new run")
+        raise Damaged("checkpoints", "none of them verifies", "start a new run")
     branch = folder is None and bool(env.parent)
     if branch:
         folder = rundir.resolve(env.parent)

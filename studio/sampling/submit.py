@@ -3,6 +3,7 @@
 What is wrong with a request is said here, before it waits behind a training run.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from registry.formats.header import read_header
 from registry.ids import new_id
 from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, Sample
 from studio.adapters import require_file
-from studio.runs.launch import check_base
+from studio.runs.checks import check_base
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import check_scheduler
 from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase
@@ -136,8 +137,12 @@ def prepare_folder(out: Path) -> None:
     """Make the folder for the pictures; before they are drawn, so that no time is spent for nothing.
 
     Raises:
+        BadInput: a file stands there, or in the way to it.
         StudioError: it cannot be made or written.
     """
+    there = next((place for place in (out, *out.parents) if os.path.lexists(place)), None)
+    if there is not None and not there.is_dir():
+        raise BadInput(str(there), "is not a folder", "give a folder for the pictures")
     try:
         out.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(out / "picture")

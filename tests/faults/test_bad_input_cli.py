@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from registry.catalog import Catalog
 from registry.errors import StudioError
-from registry.records import Dataset, Image
+from registry.records import Dataset, Image, Sample
 from studio import adapters as adapters_module
 from studio.cli import app, run
 from studio.sampling import submit as submit_module
@@ -114,6 +114,17 @@ def test_a_recipe_that_is_a_pipe_or_device_is_refused_at_once(refused, cat, tmp_
     os.mkfifo(tmp_path / "pipe.toml")
     for path in (tmp_path / "pipe.toml", "/dev/zero"):
         assert "is not a plain file" in refused(2, "train", "--dataset", "cat", "--forecast", path)
+
+
+def test_pictures_go_into_a_folder_and_not_into_a_file(refused, home, tmp_path):
+    file = tmp_path / "there.png"
+    file.write_bytes(b"mine")
+    for out in (file, file / "below" / "it"):
+        assert refused(2, "sample", "--prompt", "x", "--out", out) == (
+            f"{file}: is not a folder. give a folder for the pictures."
+        )
+    assert file.read_bytes() == b"mine"
+    assert Workspace.open(home).catalog.list(Sample) == []
 
 
 def test_errors_of_the_system_are_one_line_too(refused, ink, home, tmp_path):

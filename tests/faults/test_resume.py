@@ -155,6 +155,11 @@ def test_every_step_is_resumable_and_the_newest_that_verifies_counts(tmp_path, t
     assert same(damaged, whole)
     assert losses(damaged) == losses(whole)
 
+    for folder in damaged.checkpoints():
+        (folder / "state.safetensors").write_bytes(b"")
+    assert train(damaged) != 0
+    assert damaged.read_status().reason == "checkpoints: none of them verifies. start a new run."
+
 
 def test_branch_goes_on_from_a_checkpoint_of_another_run(tmp_path, tiny_sd15, pictures):
     changes = {
