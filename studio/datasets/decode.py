@@ -185,6 +185,23 @@ class Decoders:
             mask=mask,
         )
 
+    def decode_mask(self, data: bytes, name: str, size: tuple[int, int]) -> bytes:
+        """A mask as it is stored, a grey PNG.
+
+        Args:
+            data: The file.
+            name: For messages.
+            size: Width and height of its picture in pixels; the mask may be larger or smaller, of that shape.
+
+        Raises:
+            BadInput: in one line what is wrong with it.
+        """
+        mask, (width, height) = self.decode(data, name, "mask"), size
+        if abs((width / height) / (mask.width / mask.height) - 1) > MASK_RATIO:
+            wrong = f"is {mask.width}x{mask.height} pixels, its picture {width}x{height}"
+            raise BadInput(name, wrong, "give a mask of the picture's shape")
+        return mask.data
+
     def decode_all(
         self, sources: Iterable[Source], then: Callable[[Decoded], T]
     ) -> Iterator[tuple[Source, T | BadInput]]:
@@ -214,14 +231,9 @@ class Decoders:
     def _with_mask(self, picture: Decoded, read: Callable[[], bytes], name: str) -> Decoded:
         """The picture with its mask, or with what is wrong with that: a bad mask costs no picture."""
         try:
-            mask = self.decode(read(), name, "mask")
-            wide, other = picture.width / picture.height, mask.width / mask.height
-            if abs(wide / other - 1) > MASK_RATIO:
-                wrong = f"is {mask.width}x{mask.height} pixels, its picture {picture.width}x{picture.height}"
-                raise BadInput(name, wrong, "give a mask of the picture's shape")
+            return replace(picture, mask=self.decode_mask(read(), name, (picture.width, picture.height)))
         except BadInput as error:
             return replace(picture, mask_error=error)
-        return replace(picture, mask=mask.data)
 
 
 def decode(data: bytes | Path, name: str = "") -> Decoded:

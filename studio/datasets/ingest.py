@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "IngestReport", "Upload", "add_images", "create_dataset", "images_of", "remove_images", "set_captions",
-    "set_trigger",
+    "set_mask", "set_trigger",
 ]  # fmt: skip
 
 Progress = Callable[[int, int], None]  # pictures done, pictures in all (0 = not known)
@@ -148,6 +148,31 @@ def set_captions(ws: "Workspace", dataset: Dataset, captions: Mapping[str, str])
         replace(image, caption=clean_caption(captions[image.id])) if image.id in captions else image
         for image in images
     ]
+    return ws.catalog.replace_images(dataset.id, changed)
+
+
+def set_mask(ws: "Workspace", dataset: Dataset, image_id: str, mask: tuple[str, bytes] | None) -> Dataset:
+    """Give a picture a mask, or take its mask away.
+
+    Args:
+        ws: The workspace.
+        dataset: What the picture belongs to.
+        image_id: The picture.
+        mask: File name and content, white counts; None = no mask.
+
+    Raises:
+        NotFound: the picture is not in this data set.
+        BadInput: it is no picture, not grey, or of another shape.
+    """
+    images = images_of(ws, dataset)
+    _require(images, [image_id])
+    chosen = next(image for image in images if image.id == image_id)
+    blob = ""
+    if mask is not None:
+        name, content = clean_name(mask[0]), mask[1]
+        with Decoders(1) as decoders:
+            blob = ws.blobs.put(decoders.decode_mask(content, name, (chosen.width, chosen.height)))
+    changed = [replace(image, mask=blob) if image.id == image_id else image for image in images]
     return ws.catalog.replace_images(dataset.id, changed)
 
 

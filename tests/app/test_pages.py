@@ -250,6 +250,34 @@ def test_a_file_that_is_no_picture_is_refused_in_one_line(empty: Workspace, open
     assert empty.catalog.count(Dataset) == 0
 
 
+def test_a_picture_gets_a_mask_and_a_wrong_one_is_refused_in_one_line(filled: Workspace, open_page: Open):
+    dataset = filled.catalog.get(Dataset, "zibbo")
+    image = filled.catalog.list(Image, dataset_id=dataset.id, order="position", limit=1)[0]
+    at = open_page(filled, "datasets", dataset=dataset.id)
+    assert "001-masklabel.png" in texts(at)
+    at = AppTest.from_function(mask_form_of, kwargs={"dataset_id": dataset.id, "image_id": image.id})
+    for shape, fits in (((image.width * 2, image.height), False), ((image.width, image.height), True)):
+        buffer = io.BytesIO()
+        Pillow.new("L", shape, 255).save(buffer, "PNG")
+        at.run().file_uploader[0].set_value([("m.png", buffer.getvalue(), "image/png")]).run()
+        button(at, "Use this mask").click().run()
+        assert not at.exception
+        assert bool(filled.catalog.get(Image, image.id).mask) is fits
+        assert bool(at.error) is not fits
+    button(at, "No mask").click().run()
+    assert not filled.catalog.get(Image, image.id).mask
+
+
+def mask_form_of(dataset_id: str, image_id: str) -> None:
+    """A page of the dialog alone: AppTest closes dialogs at each run."""
+    from registry.records import Dataset, Image
+    from studio.app import shell
+    from studio.app.components.mask_dialog import mask_form
+
+    catalog = shell.workspace().catalog
+    mask_form(catalog.get(Dataset, dataset_id), catalog.get(Image, image_id))
+
+
 def test_training_starts_with_the_choices_made(filled: Workspace, open_page: Open):
     dataset = filled.catalog.get(Dataset, "zibbo")
     at = open_page(filled, "train", dataset=dataset.id, goal="character", base="pocket")

@@ -10,6 +10,7 @@ from studio.app import shell
 from studio.app.components import upload
 from studio.app.components.captioner import caption_dialog
 from studio.app.components.gallery import Card, gallery
+from studio.app.components.mask_dialog import HOW, mask_dialog
 from studio.app.routes import picture_url
 from studio.app.words import ago, md, plural
 
@@ -90,6 +91,8 @@ def pictures(dataset: Dataset) -> None:
     images = catalog.list(Image, order="position", limit=PER_PAGE, offset=offset, **chosen)
     st.subheader("Pictures and captions", anchor=False)
     st.caption("Say what can be seen, not what should be learned. Saved when you leave the field.")
+    with st.expander("Masks: only a part of a picture should count?", icon=":material/contrast:"):
+        st.markdown(HOW)
     if only and st.button("Show all pictures", key="show-all", icon=":material/grid_view:"):
         st.session_state.pop(f"only-{dataset.id}")
         st.rerun()
@@ -125,6 +128,8 @@ def picture(dataset: Dataset, image: Image) -> None:
     )
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         st.caption(facts(dataset, image), help=remarks(dataset, image) or None)
+        if st.button("Mask", key=f"mask-of-{image.id}", type="tertiary"):
+            mask_dialog(dataset, image)
         if st.button("Leave out", key=f"drop-{image.id}", type="tertiary"):
             remove_picture(dataset, image)
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image as Pixels
 
+from registry.errors import BadInput, NotFound
 from registry.records import Image
 from studio.datasets.captions import folder_repeats, read_numbers
 from studio.datasets.decode import decode
-from studio.datasets.ingest import IngestReport, Upload, create_dataset, images_of
+from studio.datasets.ingest import IngestReport, Upload, create_dataset, images_of, set_mask
 from studio.datasets.sources import Reading
 from studio.workspace import Workspace
 from tests.support.pictures import encoded, pixels
@@ -238,3 +239,39 @@ def test_the_command_line_shows_them(
     (shown,) = json.loads(capsys.readouterr().out)["images"]
     assert (shown["repeats"], shown["weight"], shown["mask"], shown["caption"]) == (3, 1.0, True, "dog")
     assert shown["seen"] == ["dog"]
+
+
+def test_a_mask_is_given_and_taken_away_later(ws: Workspace, tmp_path: Path):
+    report, images = make(ws, files(tmp_path / "a", {"1.jpg": photo(1), "2.jpg": photo(2)}))
+    first, second = images
+    changed = set_mask(ws, report.dataset, second.id, ("half.png", grey(size=(64, 48))))
+    assert changed.content_hash != report.dataset.content_hash
+    kept = images_of(ws, report.dataset)
+    assert [bool(image.mask) for image in kept] == [False, True]
+    assert [(i.id, i.blob, i.caption) for i in kept] == [(i.id, i.blob, i.caption) for i in images]
+    assert stored(ws, kept[1].mask).size == (64, 48)
+    set_mask(ws, report.dataset, second.id, None)
+    assert not any(image.mask for image in images_of(ws, report.dataset))
+    with pytest.raises(NotFound, match="is not in this data set"):
+        set_mask(ws, report.dataset, "nobody", None)
+    assert first.id == images_of(ws, report.dataset)[0].id
+
+
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [
+        (
+            grey(size=(32, 32)),
+            "m.png: is 32x32 pixels, its picture 32x24. give a mask of the",
+        ),
+        (photo(3), "m.png: has colours, so it is no mask"),
+        (b"hello", "m.png: "),
+        (b"", "m.png: "),
+    ],
+)
+def test_a_mask_that_does_not_fit_changes_nothing(ws: Workspace, tmp_path: Path, content: bytes, wrong: str):
+    report, images = make(ws, files(tmp_path / "a", {"1.jpg": photo(1), "1_mask.png": grey()}))
+    with pytest.raises(BadInput, match=wrong) as caught:
+        set_mask(ws, report.dataset, images[0].id, ("m.png", content))
+    assert "\n" not in str(caught.value)
+    assert images_of(ws, report.dataset) == images
