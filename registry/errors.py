@@ -37,3 +37,8 @@ class WorkspaceBusy(StudioError):
 
 class Damaged(StudioError):
     """A file or the catalog is not what was written."""
+
+
+def several(count: int, one: str, many: str = "") -> str:
+    """`count` things in words: "1 picture", "3 pictures"; `many` where an s is not enough."""
+    return f"{count} {one if count == 1 else many or one + 's'}"

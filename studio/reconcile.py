@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from registry.errors import several
 from registry.files import TEMPORARY
 from registry.records import Adapter, Base, Image, Run, Sample
 
@@ -64,7 +65,7 @@ def _samples(ws: "Workspace") -> Iterator[Orphan]:
     for sample in known:
         missing = [name for name in sample.files if not ws.resolve(name).is_file()]
         if missing:
-            wrong = f"{len(missing)} of {len(sample.files)} pictures are missing"
+            wrong = f"{len(missing)} of {several(len(sample.files), 'picture')} missing"
             yield Orphan("sample", sample.id, ws.resolve(missing[0]), wrong, "sample again with its settings")
     yield from _folders_without_row(ws.home / "samples", "sample", {sample.id for sample in known})
 

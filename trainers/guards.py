@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from registry.errors import BadInput, StudioError
+from registry.errors import BadInput, StudioError, several
 from trainers.captions import wording
 from trainers.families.base import Family
 from trainers.plan import Item
@@ -73,7 +73,8 @@ def check_tokens(family: Family, items: Sequence[Item], data: DataSection, seed:
     }
     if not cut:
         return []
-    return [f"{len(cut)} captions are longer than the text encoder reads; cut: {listed(list(cut.values()))}"]
+    count = several(len(cut), "caption is", "captions are")
+    return [f"{count} longer than the text encoder reads; cut: {listed(list(cut.values()))}"]
 
 
 def check_captions_differ(items: Sequence[Item], data: DataSection, seed: int) -> list[str]:
@@ -85,7 +86,7 @@ def check_captions_differ(items: Sequence[Item], data: DataSection, seed: int) -
     if captions == {""}:
         return ["no picture has a caption and there is no trigger word: prompts will not call the adapter"]
     if bare:
-        return [f"{len(bare)} of {len(pictures)} pictures have no caption: {listed(bare)}"]
+        return [f"{len(bare)} of {several(len(pictures), 'picture')} without a caption: {listed(bare)}"]
     if len(captions) == 1 and len(pictures) > 1:
         return ["all captions are the same: nothing but the trigger can be told apart"]
     return []

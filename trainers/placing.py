@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from registry.errors import several
 from trainers.plan import Geometry, Item, Size, assign_buckets, bucket_sizes, draw
 from trainers.recipe_fields import DataSection
 from trainers.rundir import ManifestItem
@@ -58,7 +59,8 @@ def place_items(
         if out:
             more = f" and {len(out) - SHOWN} more" if len(out) > SHOWN else ""
             names = ", ".join(out[:SHOWN]) + more
-            notes.append(f"{len(out)} pictures are too small for {size} px and are not shown there: {names}")
+            count = several(len(out), "picture is", "pictures are")
+            notes.append(f"{count} too small for {size} px and not shown there: {names}")
     if len(sizes) > 1:
         notes[0] = _tally(items)
     if data.crop == "random" and data.crop_variants:
@@ -109,4 +111,4 @@ def _focused(item: Item, point: Point | None) -> Item:
 def _tally(items: Sequence[Item]) -> str:
     counts = Counter(item.geometry.target for item in items)
     shapes = ", ".join(f"{width}x{height}: {n}" for (height, width), n in sorted(counts.items()))
-    return f"{len(items)} showings an epoch in buckets {shapes}"
+    return f"{several(len(items), 'showing')} an epoch in buckets {shapes}"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from registry.errors import BadInput
+from registry.errors import BadInput, several
 from trainers.priors import showings, word_pattern
 from trainers.recipe_fields import DataSection
 from trainers.rundir import ManifestItem, RunDir
@@ -183,15 +183,16 @@ def _notes(items: list[Item], full: set[Size]) -> list[str]:
     for item in items:
         counts[item.geometry.target] += 1
     shapes = ", ".join(f"{width}x{height}: {n}" for (height, width), n in sorted(counts.items()))
-    notes = [f"{len(items)} pictures in buckets {shapes}"]
+    notes = [f"{several(len(items), 'picture')} in buckets {shapes}"]
     for these, what in (
-        (small, "smaller than the training resolution and train at their own size"),
+        (small, "smaller than the training resolution and not enlarged for it"),
         (enlarged, "enlarged to their bucket, which teaches blur"),
         (cut, "cropped by more than a quarter"),
     ):
         if these:
             more = f" and {len(these) - 5} more" if len(these) > 5 else ""
-            notes.append(f"{len(these)} pictures are {what}: {', '.join(these[:5])}{more}")
+            count = several(len(these), "picture is", "pictures are")
+            notes.append(f"{count} {what}: {', '.join(these[:5])}{more}")
     return notes
 
 
@@ -294,6 +295,6 @@ def check_captions(items: Sequence[Item], data: DataSection) -> None:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise BadInput(
             "captions",
-            f"{len(missing)} of {len(items)} pictures have none: {', '.join(missing[:3])}{more}",
+            f"{len(missing)} of {several(len(items), 'picture')} without one: {', '.join(missing[:3])}{more}",
             "write them, or set data.require_captions=false",
         )

@@ -41,9 +41,8 @@ def add(
 
     Example: studio datasets add cat ~/pictures/cat --trigger sks
     """
-    from registry.errors import BadInput
+    from registry.errors import BadInput, several
     from studio.datasets.ingest import create_dataset
-    from studio.datasets.listing import several
     from studio.datasets.sources import Reading
 
     if captions_from not in ("", "file", "folder"):
@@ -136,16 +135,21 @@ def _remarks(row: dict[str, Any]) -> str:
 
 
 @app.command()
-def check(name: str) -> None:
+def check(
+    name: str,
+    base: Annotated[str, typer.Option(help="Base model it is for; default: the only one, if so.")] = "",
+    goal: Annotated[str, typer.Option(help="style, character or concept.")] = "style",
+) -> None:
     """Say what training would trip over.
 
     Example: studio datasets check cat
     """
     from registry.records import Dataset
-    from studio.datasets.doctor import check_dataset
+    from studio.datasets.doctor import check_dataset, usual_recipe
 
     workspace = open_workspace()
-    findings = check_dataset(workspace, workspace.catalog.get(Dataset, name))
+    dataset = workspace.catalog.get(Dataset, name)
+    findings = check_dataset(workspace, dataset, usual_recipe(workspace, base, goal))
     show_rows(
         [plain(finding) for finding in findings],
         [
@@ -208,16 +212,17 @@ def _caption_one(name: str, picture: str, text: str) -> None:
     images = workspace.catalog.list(Image, dataset_id=dataset.id)
     found = [image for image in images if picture in (image.name, image.id)]
     if len(found) != 1:
-        wrong = "is not in this data set" if not found else f"names {len(found)} pictures"
+        wrong = "is not in this data set" if not found else f"is the name of {len(found)} pictures"
         raise NotFound(f"picture {picture!r}", wrong, f"see `studio datasets show {name}` for names and ids")
     set_captions(workspace, dataset, {found[0].id: text})
     show_done(f"{found[0].name}: {text}", {"id": found[0].id, "name": found[0].name, "caption": text})
 
 
 def _caption_all(name: str, options: "CaptionOptions", overwrite: bool) -> None:
+    from registry.errors import several
     from registry.records import Dataset
     from studio.datasets.captioners.run import caption_dataset
-    from studio.datasets.listing import several, some
+    from studio.datasets.listing import some
 
     workspace = open_workspace()
     dataset = workspace.catalog.get(Dataset, name)

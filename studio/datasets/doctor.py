@@ -9,16 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.records import Dataset, Image
+from registry.errors import several
+from registry.records import Base, Dataset, Image
 from studio.datasets import doctor_masks
 from studio.datasets.findings import Finding, Patient, Severity
 from studio.datasets.ingest import images_of
-from studio.datasets.listing import PICTURES, several, some, suffix
+from studio.datasets.listing import PICTURES, some, suffix
 from studio.datasets.seen import seen_captions
+from trainers.recipe import Recipe, preset
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
-    from trainers.recipe import Recipe
 
 FEW = 5  # pictures; fewer are learned by heart
 MAX_ASPECT = 2.0  # longer side / shorter side of the narrowest bucket, when no recipe says otherwise
@@ -32,6 +33,25 @@ def check_dataset(ws: "Workspace", dataset: Dataset, recipe: "Recipe | None" = N
     found = [finding for check in CHECKS if (finding := check(patient)) is not None]
     order = ("bad", "warn", "info")
     return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def usual_recipe(ws: "Workspace", base: str = "", goal: str = "style") -> "Recipe | None":
+    """The preset that a data set is judged by.
+
+    Args:
+        ws: The workspace.
+        base: Id or name of a base; "" = the only one there is, and None when there are several.
+        goal: Of the recipe.
+
+    Raises:
+        NotFound: no such base.
+        BadInput: no such goal.
+    """
+    there = ws.catalog.list(Base, limit=2)
+    if not base and len(there) != 1:
+        return None
+    chosen = ws.catalog.get(Base, base) if base else there[0]
+    return preset(chosen.family, goal, chosen.name)
 
 
 def empty(patient: Patient) -> Finding | None:
@@ -104,7 +124,8 @@ def small(patient: Patient) -> Finding | None:
     recipe = patient.recipe
     enlarged = recipe is not None and recipe.data.upscale
     fate = "and enlarged, which looks soft" if enlarged else "and kept at that size"
-    message = f"{_are(tiny)} smaller than {side} x {side} pixels {fate}: {_names(tiny)}."
+    whose = "" if recipe is not None else f", for a {side} px base"
+    message = f"{_are(tiny)} smaller than {side} x {side} pixels{whose} {fate}: {_names(tiny)}."
     severity: Severity = "warn" if enlarged else "info"
     return Finding(severity, "small", message, _ids(tiny), "Use larger originals or a lower resolution.")
 

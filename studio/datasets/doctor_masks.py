@@ -5,10 +5,11 @@ from pathlib import Path
 
 from PIL import Image as Pixels
 
+from registry.errors import several
 from registry.records import Image
 from studio.datasets.decode import MASK_RATIO
 from studio.datasets.findings import Finding, Patient
-from studio.datasets.listing import several, some
+from studio.datasets.listing import some
 from studio.datasets.seen import seen_captions
 
 

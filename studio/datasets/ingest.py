@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from registry.errors import BadInput, NotFound
+from registry.errors import BadInput, NotFound, several
 from registry.files import check_name
 from registry.records import Dataset, Image
 from studio.datasets.captions import clean_caption
 from studio.datasets.decode import Decoded, Decoders, Source
-from studio.datasets.listing import clean_name, reason, several, some
+from studio.datasets.listing import clean_name, reason, some
 from studio.datasets.sources import AnySource, Reading, Stream, Upload, open_sources
 
 if TYPE_CHECKING:

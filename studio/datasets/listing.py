@@ -82,11 +82,6 @@ def ignored(name: str) -> bool:
     }
 
 
-def several(count: int, one: str, many: str = "") -> str:
-    """`count` things in words: "1 picture", "3 pictures"; `many` where an s is not enough."""
-    return f"{count} {one if count == 1 else many or one + 's'}"
-
-
 def reason(error: StudioError) -> str:
     """What is wrong and what to do, for a place where the name of the file already stands."""
     return str(error).removeprefix(f"{error.thing}: ")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from registry.errors import several
 from studio.demo.sheet import enlarge
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _summary(facts: DemoFacts) -> str:
     total = sum(facts.seconds.values())
     return f"""<header>
 <p class="eyebrow">LoRA Studio demo</p>
-<h1>{len(facts.training)} pictures became the adapter “{name}”</h1>
+<h1>{several(len(facts.training), "picture")} became the adapter “{name}”</h1>
 <p class="lead">The word <code>{trigger}</code> now draws in their style. Measured without any learnt
 encoder, the adapter closed <strong>{facts.style.closed:.0%}</strong> of the distance between what the base
 draws and the training pictures. All of it took {total / 60:.1f} minutes.</p>

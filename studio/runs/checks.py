@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from registry.errors import BadInput
+from registry.errors import BadInput, several
 from registry.records import Base, Dataset, Image
-from studio.datasets.listing import several
 from studio.runs.layers import check_patterns
 from trainers.families import FAMILIES
 from trainers.fitting import Traits, check_recipe, idle_remarks

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from registry.errors import several
 from registry.records import Base, Dataset
-from studio.datasets.listing import several
 from studio.runs import speed
 from studio.runs.layers import Weight, rank_of, t5_parts, weights_of
 from trainers.families import FAMILIES, FamilyInfo

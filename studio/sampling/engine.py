@@ -19,7 +19,7 @@ import torch
 from PIL import Image as Pixels
 from torch import Tensor
 
-from registry.errors import BadInput, StudioError
+from registry.errors import BadInput, StudioError, several
 from studio.sampling.preview import LatentPreview
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import make_scheduler
@@ -309,8 +309,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _unmatched(report: LoadReport) -> str:
     count = len(report.unmatched)
+    modules = several(count + report.matched, "module")
     return (
-        f"Adapter {report.name}: {count} of {count + report.matched} modules have no place in this base, "
+        f"Adapter {report.name}: {count} of {modules} without a place in this base, "
         f"the first is {report.unmatched[0]}."
     )
 

@@ -65,7 +65,7 @@ def test_captions_that_teach_nothing():
     assert check_captions_differ(items("a cat", "a dog"), DataSection(), 0) == []
     assert "no picture has a caption" in check_captions_differ(items("", " "), DataSection(), 0)[0]
     assert check_captions_differ(items("a cat", ""), DataSection(trigger="zork"), 0) == [
-        "1 of 2 pictures have no caption: 1.png"
+        "1 of 2 pictures without a caption: 1.png"
     ]
     assert "all captions are the same" in check_captions_differ(items("a cat", "a cat"), DataSection(), 0)[0]
 
@@ -76,7 +76,7 @@ def test_captions_beyond_the_encoder_are_named(tiny_sd15):
     )
     warning, *more = check_tokens(family, items("red", "red " * 90, "red " * 75), DataSection(), 0)
     assert more == []
-    assert "1 captions are longer" in warning
+    assert "1 caption is longer" in warning
     assert "1.png (15 tokens)" in warning
     assert check_tokens(family, items("red " * 75), DataSection(trigger="zork"), 0)  # the trigger counts too
 

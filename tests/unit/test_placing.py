@@ -33,8 +33,8 @@ def test_a_picture_gets_every_resolution_that_does_not_enlarge_it():
     assert len({item.index for item in items}) == len(items) == 8
     assert [item.index for item in items[:4]] == [0, 1, 2, 3]
     assert notes[0].startswith("8 showings an epoch in buckets 384x384: 1")
-    assert "1 pictures are too small for 768 px and are not shown there: 3.png" in notes
-    assert "3 pictures are too small for 1024 px and are not shown there: 1.png, 2.png, 3.png" in notes
+    assert "1 picture is too small for 768 px and not shown there: 3.png" in notes
+    assert "3 pictures are too small for 1024 px and not shown there: 1.png, 2.png, 3.png" in notes
 
 
 def test_one_resolution_is_as_before():

@@ -126,9 +126,7 @@ def test_notes_name_what_is_small_enlarged_and_cropped():
     data = DataSection()
     text = "\n".join(assign_buckets(sources, resolution=512, step=64, data=data)[1])
     assert "3 pictures in buckets" in text
-    assert (
-        "1 pictures are smaller than the training resolution and train at their own size: small.png" in text
-    )
+    assert "1 picture is smaller than the training resolution and not enlarged for it: small.png" in text
     assert "wide.png (keeps" in text
     up = assign_buckets(sources, resolution=512, step=64, data=DataSection(upscale=True))[1]
     assert "small.png (200x200)" in next(note for note in up if "enlarged" in note)
@@ -264,7 +262,7 @@ def test_missing_captions_are_refused_when_they_are_required():
         ],
     ]
     check_captions(items, DataSection())
-    with pytest.raises(BadInput, match=r"captions: 1 of 2 pictures have none: b\.png"):
+    with pytest.raises(BadInput, match=r"captions: 1 of 2 pictures without one: b\.png"):
         check_captions(items, DataSection(require_captions=True))
 
 

@@ -10,7 +10,7 @@ from studio.app.components.cards import adapter_card, run_card
 from studio.app.components.demo import demo_button
 from studio.app.components.gallery import gallery
 from studio.app.components.live import phase_words, progress_panel
-from studio.app.words import ago, md
+from studio.app.words import ago, md, plural
 
 NEWEST = 8
 
@@ -32,7 +32,7 @@ def page() -> None:
         if opened := gallery([adapter_card(a) for a in adapters], key="newest"):
             shell.go("adapters", adapter=opened)
         if total > len(adapters):
-            shell.link("adapters", f"All {total:,} adapters", icon=":material/arrow_forward:")
+            shell.link("adapters", f"All {plural(total, 'adapter')}", icon=":material/arrow_forward:")
 
 
 def welcome() -> None:

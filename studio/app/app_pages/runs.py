@@ -8,7 +8,7 @@ from studio.app.components import live
 from studio.app.components.cards import adapter_card, run_card
 from studio.app.components.gallery import gallery
 from studio.app.components.run_actions import actions
-from studio.app.words import ago, duration, md, tail, value_text
+from studio.app.words import ago, duration, md, plural, tail, value_text
 from studio.runs import launch
 from trainers.recipe import Recipe, differences, preset_name, to_toml
 from trainers.rundir import LOG
@@ -119,7 +119,9 @@ def outcome(run: Run) -> None:
             shell.go("adapters", adapter=opened)
     checkpoints = catalog.list(Checkpoint, run_id=run.id, order="-step")
     if checkpoints:
-        with st.expander(f"Saved on the way: {len(checkpoints)} checkpoints", icon=":material/save:"):
+        with st.expander(
+            f"Saved on the way: {plural(len(checkpoints), 'checkpoint')}", icon=":material/save:"
+        ):
             rows = [
                 {
                     "Step": f"{c.step:,}",

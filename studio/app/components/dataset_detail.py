@@ -5,7 +5,7 @@ from typing import Any
 import streamlit as st
 
 from registry.errors import StudioError
-from registry.records import Dataset, Image, Run
+from registry.records import Base, Dataset, Image, Run
 from studio.app import shell
 from studio.app.components import upload
 from studio.app.components.captioner import caption_dialog
@@ -63,9 +63,12 @@ def ingest_report(dataset: Dataset) -> None:
 
 def findings(dataset: Dataset) -> None:
     """What training would trip over."""
-    from studio.datasets.doctor import check_dataset
+    from studio.datasets.doctor import check_dataset, usual_recipe
 
-    found = check_dataset(shell.workspace(), dataset)
+    ws = shell.workspace()
+    base = ws.catalog.find(Base, st.session_state.get("train-base", ""))  # as last chosen for training
+    goal = st.session_state.get("train-goal") or "style"
+    found = check_dataset(ws, dataset, usual_recipe(ws, base.id if base else "", goal))
     if not found:
         st.markdown(":green[:material/check_circle:] Nothing to complain about: ready to train.")
         return

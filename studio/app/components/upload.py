@@ -45,7 +45,7 @@ def with_progress(files: Sequence[Any], work: Work) -> "IngestReport":
     bar = st.progress(0.0, text=f"Reading {plural(len(files), 'file')}")
 
     def say(done: int, total: int) -> None:
-        bar.progress(done / total if total else 0.0, text=f"{done:,} of {total or '?'} pictures read")
+        bar.progress(done / total if total else 0.0, text=f"Pictures read: {done:,} of {total or '?'}")
 
     try:
         return work([(file.name, file.getvalue()) for file in files], say)

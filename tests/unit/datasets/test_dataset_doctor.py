@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image as Pixels
 
-from registry.records import Dataset, Image
-from studio.datasets.doctor import CHECKS, Finding, check_dataset
+from registry.errors import NotFound
+from registry.records import Base, Dataset, Image
+from studio.datasets.doctor import CHECKS, Finding, check_dataset, usual_recipe
 from studio.workspace import Workspace
 from trainers.recipe import Recipe, apply_sets, preset
 
@@ -176,3 +177,17 @@ def test_the_worst_comes_first(ws: Workspace):
 
 def test_every_check_is_documented():
     assert all(check.__doc__ for check in CHECKS)
+
+
+def test_size_is_judged_by_the_base(ws: Workspace):
+    tiny = [replace(one, width=64, height=64) for one in SOUND]
+    assert check(ws, tiny, chosen=usual_recipe(ws)) == {}  # the pocket base is the only one
+    ws.catalog.delete(Dataset, ws.catalog.get(Dataset, "d").id)
+    ws.catalog.add(Base(name="other", family="sd15", location="/somewhere", kind="folder"))
+    assert usual_recipe(ws) is None
+    found = check(ws, tiny, chosen=usual_recipe(ws))
+    assert "8 pictures are smaller than 512 x 512 pixels, for a 512 px base" in found["small"].message
+    ws.catalog.delete(Dataset, ws.catalog.get(Dataset, "d").id)
+    assert check(ws, tiny, chosen=usual_recipe(ws, "pocket")) == {}
+    with pytest.raises(NotFound):
+        usual_recipe(ws, "nobody")
