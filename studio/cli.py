@@ -100,7 +100,8 @@ def _usage(error: Any) -> int:
         return 2
     where = getattr(getattr(error, "ctx", None), "command_path", "studio")
     message = error.format_message().rstrip(".")
-    return _complain(f"{where}: {message}. See `{where} --help`.", 2, error)
+    end = "" if message.endswith("?") else "."
+    return _complain(f"{where}: {message}{end} See `{where} --help`.", 2, error)
 
 
 def _complain(message: str, code: int, error: BaseException | None = None) -> int:

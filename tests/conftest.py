@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.bases import save_base
 from tests.support.runs import draw_pictures
 from trainers.rundir import ManifestItem
+
+# How long an example takes on a busy machine proves nothing: 0.3 s were seen for one of 0.5 ms.
+settings.register_profile("studio", deadline=None)
+settings.load_profile("studio")
 
 
 def pytest_addoption(parser):

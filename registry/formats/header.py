@@ -7,6 +7,7 @@ thousands of tensors; we do not, and each fault gets its own line.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from registry.errors import BadInput, NotFound
 
 MAX_HEADER = 8 * 2**20  # bytes; a FLUX.1 adapter with every module has about 0.2 MiB
 MAX_TENSORS = 20_000
+MAX_AXES = 16  # of a tensor; convolutions have four
 MAX_NUMBER = 2**63 - 1  # sizes and offsets beyond it overflow in the readers of other tools
 
 DTYPE_BITS = {
@@ -25,6 +27,7 @@ DTYPE_BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
+_BINARY = re.compile(rb"[^\t\n\r\x20-\x7e\x80-\xff]")
 AGAIN = "download or copy it again"
 
 
@@ -113,6 +116,8 @@ def _refuse_other_formats(file: str, start: bytes) -> None:
         )
     if start.startswith(b"GGUF"):
         raise BadInput(file, "is a GGUF file", "get the .safetensors version")
+    if len(start) > 8 and not _BINARY.search(start):  # a length of 8 bytes has zeros in it
+        raise BadInput(file, "is text, not weights", "name a .safetensors file")
 
 
 def _parse(file: str, raw: bytes, data_size: int, *, data_start: int) -> Header:
@@ -161,13 +166,15 @@ def _tensor(file: str, name: str, value: Any, data_start: int) -> TensorInfo:
     where = f"tensor {shown(name)}"
     entry: dict[str, Any] = dict(value) if isinstance(value, _Pairs) else {}
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or not isinstance(shape, list) or not isinstance(offsets, list):
+    if not isinstance(dtype, str) or not _is_list(shape) or not _is_list(offsets):
         raise BadInput(file, f"{where} has no dtype, shape or offsets", AGAIN)
     if dtype not in DTYPE_BITS:
         raise BadInput(file, f"{where} has the unknown dtype {shown(dtype)}", "ask for fp32, fp16 or bf16")
     sizes, bounds = cast(list[Any], shape), cast(list[Any], offsets)
     if not all(type(n) is int and n >= 0 for n in sizes):
         raise BadInput(file, f"{where} has a shape that is not made of sizes", AGAIN)
+    if len(sizes) > MAX_AXES:  # their product could take minutes
+        raise BadInput(file, f"{where} has {len(sizes)} axes, the limit is {MAX_AXES}", AGAIN)
     if len(bounds) != 2 or not all(type(n) is int for n in bounds):
         raise BadInput(file, f"{where} has offsets that are not two whole numbers", AGAIN)
     begin, end = cast(tuple[int, int], tuple(bounds))
@@ -183,6 +190,11 @@ def _tensor(file: str, name: str, value: Any, data_start: int) -> TensorInfo:
             file, f"{where} of {dims} {dtype} needs {needed} bytes, its offsets give {end - begin}", AGAIN
         )
     return TensorInfo(dtype, tuple(cast(list[int], sizes)), data_start + begin, data_start + end)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether it was a JSON list; an object is one of pairs here."""
+    return isinstance(value, list) and not isinstance(value, _Pairs)
 
 
 def _check_cover(file: str, tensors: Mapping[str, TensorInfo], start: int, end: int) -> None:

@@ -6,6 +6,8 @@ from studio.commands.shared import Row, invocation, show_rows, write_json, write
 
 app = typer.Typer(name="recipes", help="Shipped recipes: list, show.", no_args_is_help=True)
 
+ELSEWHERE = "see `studio recipes list`"
+
 
 @app.command("list")
 def list_() -> None:
@@ -38,8 +40,10 @@ def show(name: str) -> None:
     from registry.errors import NotFound
     from trainers.recipe import preset_by_name, preset_names, preset_text
 
+    given, name = name, name.replace("/", "-")
     if name not in preset_names():
-        raise NotFound(f"recipe {name!r}", "is not shipped", "see `studio recipes list`")
+        near = ", ".join(known for known in preset_names() if name and known.startswith(name))
+        raise NotFound(f"recipe {given!r}", "is not shipped", f"there is {near}" if near else ELSEWHERE)
 
     if invocation.json:
         write_json(preset_by_name(name).model_dump(mode="json"))

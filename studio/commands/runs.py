@@ -17,7 +17,7 @@ from studio.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from registry.records import Run
+    from registry.records import Dataset, Run
     from studio.runs.forecast import Forecast
     from studio.workspace import Workspace
 
@@ -44,7 +44,7 @@ def train(
 
     Example: studio train --base pocket --dataset cat --goal character --set train.max_steps=300 --wait
     """
-    from registry.errors import BadInput
+    from registry.errors import BadInput, NotFound
     from registry.records import Base, Dataset
     from studio.runs import launch
     from studio.runs.checks import check_run, with_trigger
@@ -52,10 +52,12 @@ def train(
     from trainers.recipe import apply_sets, load_recipe, preset
 
     workspace = open_workspace()
-    if not dataset:
-        raise BadInput("--dataset", "is missing", "name one of `studio datasets list`")
-    base_record = workspace.catalog.get(Base, base)
-    dataset_record = workspace.catalog.get(Dataset, dataset)
+    dataset_record = _dataset(workspace, dataset, recipe)
+    try:
+        base_record = workspace.catalog.get(Base, base)
+    except NotFound as error:
+        do = f"{error.do}; add it with `studio bases add NAME LOCATION`"
+        raise NotFound(error.thing, error.wrong, do) from None
     if recipe and recipe.exists() and not (recipe.is_file() or recipe.is_dir()):
         raise BadInput(str(recipe), "is not a plain file", "give the path of a recipe")  # could never end
     chosen = load_recipe(recipe) if recipe else preset(base_record.family, goal, base_record.name)
@@ -182,6 +184,25 @@ def branch(
     workspace = open_workspace()
     parent = workspace.catalog.get(Run, run)
     _started(workspace, launch.branch(workspace, parent, from_step, sets or [], name=name), wait=wait)
+
+
+def _dataset(workspace: "Workspace", named: str, recipe: Path | None) -> "Dataset":
+    """The data set of `studio train`; a folder or a data set in a wrong place is said to be one."""
+    from registry.errors import BadInput
+    from registry.records import Dataset
+
+    catalog, first = workspace.catalog, str(recipe or "")
+    if first and not named and catalog.find(Dataset, first) is not None:
+        raise BadInput(first, "is a data set, and a recipe is expected there", f"write --dataset {first}")
+    for given in (named, first):
+        if given and Path(given).is_dir() and catalog.find(Dataset, given) is None:
+            do = f"make one: studio datasets add NAME {given}, then train with --dataset NAME"
+            raise BadInput(given, "is a folder, not a data set", do)
+    if not named:
+        there = catalog.count(Dataset) > 0
+        do = "name one of `studio datasets list`" if there else "make one: studio datasets add NAME FOLDER"
+        raise BadInput("--dataset", "is missing", do)
+    return catalog.get(Dataset, named)
 
 
 def _show_forecast(cost: "Forecast", remarks: list[str]) -> None:

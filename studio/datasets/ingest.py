@@ -104,7 +104,9 @@ def create_dataset(
     """
     check_name(name)
     if ws.catalog.find(Dataset, name) is not None:
-        raise BadInput(f"data set {name!r}", "exists already", "choose another name, or add pictures to it")
+        raise BadInput(
+            f"data set {name!r}", "exists already", "choose another name, or add pictures to it on its page"
+        )
     trigger = _trigger(trigger)
     intake = _take_in(ws, sources, _Intake(), reading or Reading(), progress)
     labels = "; ".join(_label(source) for source in sources)

@@ -83,6 +83,13 @@ def ink(home):
     [
         (["runs", "list", "--state", "nope"], "state 'nope': is unknown. use one of queued, starting,"),
         (["recipes", "show", "nope"], "recipe 'nope': is not shipped. see `studio recipes list`."),
+        (["recipes", "show", "sdxl"], "'sdxl': is not shipped. there is sdxl-character, sdxl-concept, sdxl-"),
+        (["trian"], "No such command 'trian'. Did you mean 'train'? See `studio --help`."),
+        (
+            ["train", "--dataset", "."],
+            "is a folder, not a data set. make one: studio datasets add NAME ., ",
+        ),
+        (["train"], "--dataset: is missing. make one: studio datasets add NAME FOLDER."),
         (["sample", "--prompt", "x", "--out", "o", "--size", "\u00b2x64"], "is not WIDTHxHEIGHT"),
         (["sample", "--prompt", "x", "--out", "o", "--cfg", "nan"], "less than or equal to 50. See `studio"),
         (["sample", "--prompt", "\ud800", "--out", "o"], "valid string"),
@@ -125,6 +132,20 @@ def test_pictures_go_into_a_folder_and_not_into_a_file(refused, home, tmp_path):
         )
     assert file.read_bytes() == b"mine"
     assert Workspace.open(home).catalog.list(Sample) == []
+
+
+def test_a_data_set_in_the_place_of_a_recipe_and_a_base_that_is_not_there_say_what_to_do(refused, cat):
+    assert refused(2, "train", "cat") == (
+        "cat: is a data set, and a recipe is expected there. write --dataset cat."
+    )
+    assert "name one of `studio datasets list`" in refused(2, "train")
+    assert refused(2, "train", "--dataset", "cat", "--base", "sdxl") == (
+        "base 'sdxl': does not exist. there is pocket; add it with `studio bases add NAME LOCATION`."
+    )
+
+
+def test_a_preset_is_found_by_family_and_goal(studio):
+    assert studio("recipes", "show", "sd15/style") == studio("recipes", "show", "sd15-style")
 
 
 def test_errors_of_the_system_are_one_line_too(refused, ink, home, tmp_path):
@@ -318,8 +339,8 @@ def test_the_folder_for_pictures_is_tried_before_they_are_drawn(refused, home, t
 
     monkeypatch.setattr(submit_module, "submit", not_yet)
     (tmp_path / "file").write_text("x")
-    for out in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / LONG):
-        assert str(out) in refused(1, "sample", "--prompt", "x", "--out", out)
+    for code, out in ((2, tmp_path / "file"), (2, tmp_path / "file" / "x"), (1, tmp_path / LONG)):
+        assert str(out.parent) in refused(code, "sample", "--prompt", "x", "--out", out)
     assert (tmp_path / "file").read_text() == "x"
 
 

@@ -90,6 +90,12 @@ FAULTS = {
         "is a Git LFS pointer, not the weights. run git lfs pull",
     ),
     "22 web page": (b"\n<!DOCTYPE html><html><title>Log in</title></html>", "is a web page, not weights"),
+    "text": (b"family = 'sd15'\ngoal = 'style'\n", "is text, not weights"),
+    "shape is an object": (
+        pack({"a": {"dtype": "F32", "shape": {}, "data_offsets": [0, 4]}}, b"0" * 4),
+        "tensor 'a' has no dtype, shape or offsets",
+    ),
+    "endless shape": (pack({"a": tensor(shape=[9] * 300_000)}, b"0" * 8), "tensor 'a' has 300000 axes"),
     "no dtype": (pack({"a": {"shape": [1]}}), "tensor 'a' has no dtype, shape or offsets"),
     "odd shape": (
         pack({"a": tensor(shape=(True,))}, b"0" * 8),
