@@ -179,6 +179,7 @@ def reasons(name: str) -> dict[str, str]:
     return read_reasons(preset_text(name))
 
 
+@functools.cache
 def recipe_fields() -> dict[str, FieldFacts]:
     """Every settable field by its dotted key, in recipe order."""
     return field_facts(Recipe)

@@ -40,8 +40,8 @@ def recipe_form(
 ) -> dict[str, str]:
     """Every field below its section; `changed` holds what departs from `start` and is brought up to date.
 
-    Fields that do not count for what is chosen are folded away, see `recipe_section.Needs`; a changed one
-    stays in sight. What is wrong stands at its field.
+    Fields that do not count for what is chosen are folded away, see `recipe_section.Needs`; a changed or
+    wrong one stays in sight. What is wrong stands at its field.
 
     Args:
         start: The values to begin from.
@@ -81,8 +81,7 @@ def recipe_form(
         with tab:
             with _grid():
                 for facts in fields:
-                    around = circumstances(values | changed, traits)
-                    if facts.key not in changed and unmet(facts.needs, around):
+                    if facts.key not in changed and _idle(facts, start, changed, traits):
                         idle.append(facts)
                     else:
                         show(facts)
@@ -92,6 +91,14 @@ def recipe_form(
         if name in slots:
             slots[name].markdown(f":red[:small[{md(text)}]]")
     return wrong
+
+
+def _idle(facts: FieldFacts, start: Recipe, changed: Mapping[str, Any], traits: Traits) -> bool:
+    """Whether a field has no effect and nothing is wrong with it: presets may set what a method refuses."""
+    around = circumstances(flatten(start.model_dump()) | dict(changed), traits)
+    if unmet(facts.needs, around) is None:
+        return False
+    return all(fault.key != facts.key for fault in find_faults(start, changed))
 
 
 def _grid() -> Any:

@@ -49,6 +49,15 @@ def test_a_changed_field_stays_in_sight_and_is_said_to_have_no_effect(page: AppT
     assert "data.text_length has no effect here" in texts(page)
 
 
+def test_what_the_method_refuses_of_the_preset_is_in_sight(page: AppTest):
+    page.selectbox(key=f"{SERIAL}adapter.method").set_value("oft").run()
+    assert not page.exception
+    seen = fields(page)
+    assert {"adapter.oft_block", "adapter.conv_rank"} <= seen
+    assert not seen & {"adapter.rank", "adapter.lokr_factor"}
+    assert texts(page).count("Must be 0 with oft: PEFT's oft adds up overlapping patches") == 1
+
+
 def test_what_is_wrong_is_said_once_at_its_field(page: AppTest, filled: Workspace):
     page.text_input(key=f"{SERIAL}adapter.targets").set_value("(").run()
     assert not page.exception
