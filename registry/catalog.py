@@ -21,6 +21,7 @@ from registry.errors import BadInput, NotFound, StudioError
 from registry.faults import IdTaken, person_errors
 from registry.ids import new_id
 from registry.journal import open_engine, parse_url, set_journal, writing
+from registry.lineage import Lineage, insert_run_images
 from registry.queries import (
     NAMES,
     check_fields,
@@ -44,6 +45,7 @@ from registry.records import (
     JobKind,
     JobState,
     Run,
+    RunImage,
     RunState,
     Sample,
     SavedFilter,
@@ -69,6 +71,7 @@ class Catalog:
         self._where = where
         self._engine = engine
         self._writing = writing(engine)
+        self.lineage = Lineage(self._read, self._write)  # where things come from
 
     @classmethod
     def open(cls, url: str, *, backups: Path | None = None) -> "Catalog":
@@ -223,14 +226,15 @@ class Catalog:
 
     # --- runs and jobs
 
-    def add_run(self, run: Run) -> Run:
-        """Add a run together with the job that trains it."""
+    def add_run(self, run: Run, images: Sequence[RunImage] = ()) -> Run:
+        """Add a run together with the job that trains it and the pictures that it is given."""
 
         def insert(session: Session) -> Run:
             made = replace(run, id=run.id or new_id())
             session.add(RunRow.of(made))
             session.flush()
             session.add(JobRow.of(Job(id=new_id(), kind=JobKind.TRAIN, subject_id=made.id)))
+            insert_run_images(session, images)
             return made
 
         return self._insert(insert)

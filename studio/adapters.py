@@ -5,27 +5,29 @@ Order of things: a file is durable before its row appears, and a row goes before
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadInput, Damaged, NotFound, StudioError
 from registry.files import atomic_path, file_stem, require_space
-from registry.formats.export import ExportReport, Sidecar, export_adapter
+from registry.formats.export import ExportReport, export_adapter
 from registry.formats.header import read_header
 from registry.formats.internal import AdapterForm
 from registry.formats.load import load_adapter
-from registry.formats.metadata import TrainingFacts, for_publication, training_metadata
+from registry.formats.metadata import for_publication, training_metadata
 from registry.hashing import hash_adapter
 from registry.ids import new_id
 from registry.records import Adapter, Base, Dataset, Run, now
+from studio.exports import captions_of, facts_for_export, remember, sidecar_for
+from studio.keywords import keywords_of_run
+from studio.provenance import inherited
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 FOLDER = "adapters"
-_PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Ad
     require_space(path.parent, file.stat().st_size, "the adapter")
     _copy(file, path)
     dataset = ws.catalog.find(Dataset, run.dataset_id)
+    licence, consent = inherited([dataset] if dataset else [])
     record = Adapter(
         id=id,
         name=_free_name(ws, run.name),
@@ -86,6 +89,9 @@ def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Ad
         alpha=facts.alpha,
         targets=form.targets,
         trigger_words=_trigger_words(run, dataset),
+        licence=licence,
+        consent=consent,
+        keywords=keywords_of_run(run, captions_of(ws, run)),
         origin="run",
         run_id=run.id,
         step=step,
@@ -216,21 +222,25 @@ def export(
     path = require_file(ws, adapter)
     if out.is_dir() and layout != "peft":
         out = out / f"{file_stem(adapter.name)}.safetensors"
-    ours = training_metadata(_facts(ws, adapter, publish=publish))
+    ours = training_metadata(facts_for_export(ws, adapter, publish=publish))
     header = read_header(path)
     # What an imported file says of its training is all that is known; a run knows better than its file.
     merged = header.metadata | ours if adapter.origin == "run" else ours | header.metadata
     merged |= {name: value for name, value in ours.items() if name.startswith("studio.")}
-    return export_adapter(
+    if adapter.licence:
+        merged["modelspec.license"] = adapter.licence
+    report = export_adapter(
         path,
         out,
         layout,
         metadata=for_publication(merged) if publish else merged,
         dtype=dtype,
         family=adapter.family,
-        sidecar=_sidecar(ws, adapter, publish) if sidecar else None,
+        sidecar=sidecar_for(ws, adapter, publish=publish) if sidecar else None,
         overwrite=overwrite,
     )
+    remember(ws, adapter, report, publish=publish)
+    return report
 
 
 def trash(ws: "Workspace", key: str) -> Adapter:
@@ -332,68 +342,3 @@ def _summary(form: AdapterForm, dtype: str) -> dict[str, Any]:
     alphas = sorted({f.alpha for f in form.modules.values()} | {f.strength for f in others})
     ranks = sorted({f.rank for f in form.modules.values()} | {f.rank for f in others})
     return {"modules": len(form.everything), "dtype": dtype, "ranks": ranks, "alphas": alphas}
-
-
-def _described(adapter: Adapter) -> str:
-    """`LoRA, rank 16, step 2000`; without a rank where the method has none."""
-    names = {"lora": "LoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT"}
-    rank = f"rank {adapter.rank}" if adapter.rank else ""
-    parts = (names.get(adapter.method, adapter.method), rank, f"step {adapter.step}")
-    return ", ".join(filter(None, parts))
-
-
-def _facts(ws: "Workspace", adapter: Adapter, *, publish: bool) -> TrainingFacts:
-    run = ws.catalog.find(Run, adapter.run_id) if adapter.run_id else None
-    base = ws.catalog.find(Base, adapter.base_id) if adapter.base_id else None
-    dataset = ws.catalog.find(Dataset, run.dataset_id) if run else None
-    facts = TrainingFacts(
-        name=adapter.name,
-        family=adapter.family,
-        rank=adapter.rank,
-        alpha=adapter.alpha,
-        created_at=adapter.created_at,
-        tensor_sha256=adapter.tensor_sha256,
-        trigger_words=adapter.trigger_words,
-        recommended_weight=adapter.recommended_weight,
-        description="" if publish else adapter.note,
-        tags=adapter.tags,
-        base_name=base.name if base else "",
-        base_hash=base.weight_hash if base else "",
-        variant=base.variant if base else "",
-        prediction_type=_PREDICTIONS.get(base.variant, "") if base else "",
-        run_id=adapter.run_id,
-        step=adapter.step,
-        parents=adapter.parents,
-    )
-    if run is None:
-        return facts
-    return replace(
-        facts,
-        recipe=run.recipe,
-        recipe_hash=run.recipe_hash,
-        base_hash=run.base_hash,
-        dataset_name=dataset.name if dataset else "",
-        dataset_hash=run.dataset_hash,
-        captions=[] if publish else _captions(ws, run),
-        started_at=run.started_at,
-        ended_at=run.ended_at,
-        versions=run.versions,
-    )
-
-
-def _captions(ws: "Workspace", run: Run) -> list[str]:
-    """Captions as the run saw them; none when its directory is gone."""
-    try:
-        return [item.caption for item in ws.run_dir(run.id).read_manifest()]
-    except OSError:
-        return []
-
-
-def _sidecar(ws: "Workspace", adapter: Adapter, publish: bool) -> Sidecar:
-    return Sidecar(
-        trigger_words=adapter.trigger_words,
-        weight=adapter.recommended_weight,
-        notes="" if publish else adapter.note,
-        description=_described(adapter) if adapter.step else "",
-        picture=ws.resolve(adapter.preview) if adapter.preview else None,
-    )

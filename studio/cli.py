@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from registry.errors import StudioError
 from studio import __version__
-from studio.commands import adapters, bases, datasets, jobs, recipes, runs
+from studio.commands import adapters, bases, datasets, jobs, provenance, recipes, runs
 from studio.commands.shared import clean, invocation
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ for group in (bases, datasets, recipes, runs, adapters):
     app.add_typer(group.app)
 for command in (*jobs.COMMANDS, runs.train):
     app.command()(command)
+for owner, name, command in provenance.COMMANDS:
+    owner.command(name)(command)
 
 
 def _version(wanted: bool) -> None:

@@ -50,6 +50,7 @@ class TrainingFacts:
     description: str = ""
     author: str = ""
     license: str = ""
+    consent: str = ""  # who is shown, and whether they agreed
     tags: Sequence[str] = ()
     base_name: str = ""
     base_hash: str = ""
@@ -199,6 +200,7 @@ def _studio(facts: TrainingFacts) -> dict[str, Any]:
         "dataset_name": facts.dataset_name,
         "dataset_hash": facts.dataset_hash,
         "parents": list(facts.parents),
+        "consent": facts.consent,
         "versions": dict(facts.versions),
     }
     return {f"studio.{key}": value for key, value in values.items()}

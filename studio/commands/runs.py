@@ -70,7 +70,7 @@ def train(
     for remark in remarks:
         note(f"warning: {remark}.")
     run = launch.launch(workspace, chosen, base_record, dataset_record, name, regularisation=kept)
-    _started(workspace, run, wait=wait)
+    show_started(workspace, run, wait=wait)
 
 
 @app.command("list")
@@ -163,7 +163,7 @@ def resume(run: str, wait: Wait = False) -> None:
     Example: studio runs resume 01hv3k9x2m --wait
     """
     workspace, record = _wish("resume", run, quiet=True)
-    _started(workspace, record, wait=wait)
+    show_started(workspace, record, wait=wait)
 
 
 @app.command()
@@ -183,7 +183,7 @@ def branch(
 
     workspace = open_workspace()
     parent = workspace.catalog.get(Run, run)
-    _started(workspace, launch.branch(workspace, parent, from_step, sets or [], name=name), wait=wait)
+    show_started(workspace, launch.branch(workspace, parent, from_step, sets or [], name=name), wait=wait)
 
 
 def _dataset(workspace: "Workspace", named: str, recipe: Path | None) -> "Dataset":
@@ -236,7 +236,7 @@ def _wish(wish: str, key: str, *, quiet: bool = False) -> "tuple[Workspace, Run]
     return workspace, run
 
 
-def _started(workspace: "Workspace", run: "Run", *, wait: bool) -> None:
+def show_started(workspace: "Workspace", run: "Run", *, wait: bool) -> None:
     """Report a queued run; with `wait` follow it to its end and fail when it fails or is cut short."""
     from registry.errors import StudioError
     from studio.runs.follow import follow

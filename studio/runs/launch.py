@@ -3,25 +3,23 @@
 Nothing here starts a process. What is wanted goes into the catalog; the worker makes it happen.
 """
 
-import os
-import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING
 
 from registry.errors import BadInput, NotFound, StudioError
-from registry.files import atomic_folder, atomic_write, check_name, require_space, write_json
-from registry.hashing import canonical_json
+from registry.files import check_name, require_space
 from registry.ids import new_id
 from registry.records import Base, Dataset, Image, Job, JobKind, JobState, Run, RunState, now
 from studio.runs.checkpoints import verified_checkpoints
 from studio.runs.checks import check_base, check_fit, check_run, with_trigger
 from studio.runs.forecast import forecast
+from studio.runs.frozen import enter, manifest_item
 from trainers.priors import REGULARISATION
 from trainers.recipe import Recipe, apply_sets, recipe_hash
-from trainers.rundir import CHECKPOINTS, MANIFEST, RECIPE, ManifestItem, RunDir, RunEnv, checkpoint_name
+from trainers.rundir import ManifestItem
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -75,11 +73,9 @@ def launch(
         versions=versions(),
     )
     folder = ws.run_dir(run.id).path
-    items = [_manifest_item(ws, folder, image) for image in images]
+    items = [manifest_item(ws, folder, image) for image in images]
     items += [_regularisation_item(ws, folder, image, recipe) for image in priors]
-    with atomic_folder(folder) as temporary:
-        _write_files(ws, RunDir(temporary), run, recipe, base, items)
-    return _add(ws, run, folder)
+    return enter(ws, run, recipe, base, items)
 
 
 def stop(ws: "Workspace", run: Run) -> Run:
@@ -170,32 +166,36 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
     base = ws.catalog.get(Base, run.base_id)
     check_base(ws, base)
     check_fit(ws, recipe, base)
-    made = replace(
+    made = anew(run, recipe, name or f"{run.name[:80]}-from-{step}")
+    made = replace(made, step=step, parent_run_id=run.id, parent_step=step)
+    return enter(ws, made, recipe, base, source.read_manifest(), checkpoint=verified[step].folder)
+
+
+def anew(run: Run, recipe: Recipe, name: str) -> Run:
+    """A run that has not begun, like `run` but for its recipe.
+
+    Raises:
+        BadInput: the name cannot be used.
+    """
+    return replace(
         run,
         id=new_id(),
         created_at=now(),
-        name=check_name(name or f"{run.name[:80]}-from-{step}", "run name"),
+        name=check_name(name, "run name"),
         state=RunState.QUEUED,
         reason="",
         recipe=recipe.model_dump(mode="json"),
         recipe_hash=recipe_hash(recipe),
         seed=recipe.train.seed,
-        step=step,
+        step=0,
         steps=recipe.train.max_steps,
-        parent_run_id=run.id,
-        parent_step=step,
+        parent_run_id="",
+        parent_step=0,
         versions=versions(),
         process=None,
         started_at=None,
         ended_at=None,
     )
-    folder = ws.run_dir(made.id).path
-    with atomic_folder(folder) as temporary:
-        inside = f"parent/{CHECKPOINTS}/{checkpoint_name(step)}"
-        # Its own copy: the parent may prune the checkpoint, or be removed, before the branch starts.
-        shutil.copytree(verified[step].folder, temporary / inside, copy_function=_link_or_copy)
-        _write_files(ws, RunDir(temporary), made, recipe, base, source.read_manifest(), parent=inside)
-    return _add(ws, made, folder)
 
 
 def versions() -> dict[str, str]:
@@ -218,70 +218,11 @@ def _words(recipe: Recipe) -> tuple[tuple[str, ...], int, bool]:
 def _regularisation_item(ws: "Workspace", folder: Path, image: Image, recipe: Recipe) -> ManifestItem:
     preservation = recipe.preservation
     return replace(
-        _manifest_item(ws, folder, image),
+        manifest_item(ws, folder, image),
         caption=image.caption.strip() or preservation.class_prompt,
         weight=preservation.loss_weight,
         role=REGULARISATION,
     )
-
-
-def _manifest_item(ws: "Workspace", folder: Path, image: Image) -> ManifestItem:
-    return ManifestItem(
-        image=os.path.relpath(ws.blobs.path(image.blob), folder),
-        pixel_hash=image.pixel_hash,
-        width=image.width,
-        height=image.height,
-        caption=image.caption,
-        name=image.name,
-        mask=os.path.relpath(ws.blobs.path(image.mask), folder) if image.mask else "",
-        weight=image.weight,
-        repeats=image.repeats,
-    )
-
-
-def _write_files(
-    ws: "Workspace",
-    rundir: RunDir,
-    run: Run,
-    recipe: Recipe,
-    base: Base,
-    items: list[ManifestItem],
-    *,
-    parent: str = "",
-) -> None:
-    """recipe.json, manifest.jsonl and env.json; paths are relative to the folder's final place."""
-    final = ws.run_dir(run.id).path
-    write_json(rundir.file(RECIPE), recipe.model_dump(mode="json"))
-    atomic_write(rundir.file(MANIFEST), "".join(canonical_json(asdict(item)) + "\n" for item in items))
-    rundir.write_env(
-        RunEnv(
-            run_id=run.id,
-            name=run.name,
-            family=run.family,
-            base_location=base.location if base.kind == "hub" else _place(ws, base.location, final),
-            base_kind=base.kind,
-            base_hash=base.weight_hash,
-            base_config=_place(ws, base.config, final) if base.config else "",
-            base_revision=base.revision,
-            cache=os.path.relpath(ws.home / "cache", final),
-            parent=parent,
-            versions={key: str(value) for key, value in run.versions.items()},
-        )
-    )
-
-
-def _place(ws: "Workspace", location: str, folder: Path) -> str:
-    """A path of the catalog as seen from `folder`: relative inside the workspace, else absolute."""
-    path = ws.resolve(location)
-    return os.path.relpath(path, folder) if path.is_relative_to(ws.home) else str(path)
-
-
-def _add(ws: "Workspace", run: Run, folder: Path) -> Run:
-    try:
-        return ws.catalog.add_run(run)
-    except StudioError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _cancel_queued(ws: "Workspace", run: Run, to: RunState) -> Run:
@@ -294,15 +235,6 @@ def _cancel_jobs(ws: "Workspace", run: Run) -> None:
     live = (JobState.QUEUED, JobState.LEASED)
     for job in ws.catalog.list(Job, kind=JobKind.TRAIN, subject_id=run.id, state=live):
         ws.catalog.cancel_job(job.id)
-
-
-def _link_or_copy(source: str, target: str) -> str:
-    """A hard link costs nothing; across disks it must be a copy."""
-    try:
-        Path(target).hardlink_to(source)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
 
 
 def _called(run: Run) -> str:

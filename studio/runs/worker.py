@@ -22,6 +22,7 @@ from registry.files import TEMPORARY, sweep_temporaries
 from registry.records import Job, JobKind, JobState, Run, RunState
 from studio.runs.device import has_gpu
 from studio.runs.executors import Executor, LocalExecutor
+from studio.runs.frozen import fill_run_images
 from studio.runs.supervise import ACTIVE, Limits, Supervision
 from studio.sampling.client import SamplerClient
 
@@ -88,6 +89,7 @@ class Worker:
             try:
                 sweep_dead_runs(self._ws)
                 self._reconcile()
+                fill_run_images(self._ws)
                 while not self._finished(once=once, until=until):
                     self._tick(kinds if not self._signals and not (until and until()) else ())
                     time.sleep(self._limits.tick)

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from registry.errors import StudioError
 from registry.records import JSON, JobState, Sample
+from studio.keywords import add_prompt
 from studio.runs.device import thread_environment
 from studio.runs.outcome import tail
 from studio.sampling.task import REQUEST, SampleTask
@@ -163,9 +164,10 @@ class SamplerClient:
         """The files are there: now the row may say so."""
         folder = self._folder(self._sample)
         files = tuple(self._ws.relative(folder / name) for name in event["files"])
-        self._ws.catalog.update(Sample, self._sample, files=files)
+        sample = self._ws.catalog.update(Sample, self._sample, files=files)
         result = {"files": list(files), "warnings": event["warnings"], "seconds": event["seconds"]}
         self._end(SampleResult(JobState.DONE, result=result))
+        add_prompt(self._ws, sample)
 
     def _bury(self) -> None:
         """The sampler died under a request: once more, then it is said."""
