@@ -20,7 +20,7 @@ _PREDICTIONS = {"eps": "epsilon", "epsilon": "epsilon", "v": "v_prediction", "v_
 
 
 def remember(ws: "Workspace", adapter: Adapter, report: ExportReport, *, publish: bool) -> None:
-    """Keep the proof of a file that is durable by now; the same bytes at the same place are one export.
+    """Keep the proof of a file that is durable by now; the same weights at the same place are one export.
 
     In a catalog that is read-only nothing is kept: the file is there all the same.
     """
@@ -36,18 +36,16 @@ def remember(ws: "Workspace", adapter: Adapter, report: ExportReport, *, publish
         sha256=report.sha256,
         report=proof,
     )
-    same = ws.catalog.list(
-        Export, adapter_id=adapter.id, path=made.path, sha256=made.sha256, layout=made.layout
-    )
-    for known in same:
+    same = ("adapter_id", "path", "layout", "dtype", "publish")
+    for known in ws.catalog.list(Export, **{name: getattr(made, name) for name in same}):
         if known.report.get("tensor_sha256") == report.tensor_sha256:
-            ws.catalog.update(Export, known.id, created_at=now(), report=proof, publish=publish)
+            ws.catalog.update(Export, known.id, created_at=now(), sha256=made.sha256, report=proof)
             return
     ws.catalog.add(made)
 
 
 def exports_of(ws: "Workspace", adapter: Adapter) -> list[dict[str, Any]]:
-    """The files that were written from an adapter, newest first, with `present` (something is there now)."""
+    """The files that were written from an adapter, newest first; `present`: it is still there as written."""
     rows = ws.catalog.list(Export, adapter_id=adapter.id, order="-created_at")
     return [_export(ws, row) for row in rows]
 
@@ -229,5 +227,9 @@ def _export(ws: "Workspace", export: Export) -> dict[str, Any]:
     shown = {
         name: getattr(export, name) for name in ("id", "adapter_id", "layout", "dtype", "publish", "sha256")
     }
+    try:  # a folder has no hash
+        present = ws.memo.sha256(path) == export.sha256 if export.sha256 else path.exists()
+    except OSError:
+        present = False
     when = export.created_at.isoformat()
-    return shown | {"path": str(path), "created_at": when, "present": path.exists(), "report": export.report}
+    return shown | {"path": str(path), "created_at": when, "present": present, "report": export.report}

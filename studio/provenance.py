@@ -234,11 +234,13 @@ def _identify(ws: "Workspace", picture: str) -> tuple[str, str]:
     """Pixel hash and name of what a person named."""
     from studio.datasets.decode import decode
 
+    file, there = Path(picture), False
     with suppress(OSError, ValueError):  # a name too long for the system, or with a NUL in it
-        if Path(picture).exists():
-            if not Path(picture).is_file():
-                raise BadInput(picture, "is not a plain file", "give one picture")
-            return decode(Path(picture)).pixel_hash, Path(picture).name
+        there = file.exists()
+    if there and not file.is_file():
+        raise BadInput(picture, "is not a plain file", "give one picture")
+    if there:
+        return decode(file).pixel_hash, file.name
     shown = f"picture {picture[:100]!r}"
     if not _HASH.fullmatch(picture):
         raise NotFound(shown, "is no file", f"give a picture, or at least {SHORTEST} digits of its hash")
