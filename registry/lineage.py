@@ -45,11 +45,17 @@ class Lineage:
 
     # --- pictures of runs
 
-    def run_images(self, run_id: str) -> list[RunImage]:
-        """The pictures that a run was given, in order."""
+    def run_images(self, run_id: str, most: int | None = None) -> list[RunImage]:
+        """The pictures that a run was given, in order; the first `most`."""
         query = select(RunImageRow).where(RunImageRow.run_id == run_id).order_by(RunImageRow.position)
         with self._read() as session:
-            return [_run_image(row) for row in session.scalars(query)]
+            return [_run_image(row) for row in session.scalars(query.limit(most))]
+
+    def count_run_images(self, run_id: str) -> int:
+        """How many pictures a run was given."""
+        query = select(func.count()).select_from(RunImageRow).where(RunImageRow.run_id == run_id)
+        with self._read() as session:
+            return session.scalar(query) or 0
 
     def runs_with(self, pixel_hash: str) -> list[str]:
         """Ids of the runs that were given a picture, oldest first."""

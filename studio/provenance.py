@@ -100,14 +100,15 @@ def uses_of_picture(ws: "Workspace", picture: str | Path) -> PictureUses:
     )
 
 
-def origin_of(ws: "Workspace", adapter: Adapter) -> dict[str, Any]:
-    """An adapter's whole history as JSON types.
+def origin_of(ws: "Workspace", adapter: Adapter, *, most_pictures: int | None = None) -> dict[str, Any]:
+    """An adapter's whole history as JSON types; of each run's pictures only the first `most_pictures`.
 
     Keys: `id name origin step tensor_sha256 licence consent source created_at trashed`, `base` and `run` (or
-    None; a run has `recipe versions seed dataset pictures`), `made` (operation and settings), `parents` (the
-    same again; what is gone has `gone`, what stands elsewhere in the tree `repeated`), `samples`, `exports`.
+    None; a run has `recipe versions seed dataset pictures picture_count`), `made` (operation and settings),
+    `parents` (the same again; what is gone has `gone`, what stands elsewhere in the tree `repeated`),
+    `samples`, `exports`.
     """
-    tree = _Tree(ws).adapter(adapter)
+    tree = _Tree(ws, most_pictures).adapter(adapter)
     used = ws.catalog.lineage.samples_with([(adapter.id, adapter.tensor_sha256)])
     exports = [{k: v for k, v in e.items() if k != "report"} for e in exports_of(ws, adapter)]
     return tree | {"samples": [_sample(sample, adapter) for sample in used], "exports": exports}
@@ -125,8 +126,8 @@ def inherited(parents: Sequence[Adapter | Dataset]) -> tuple[str, str]:
 class _Tree:
     """One walk up: a record that was told once is only named the second time, so that a walk ends."""
 
-    def __init__(self, ws: "Workspace") -> None:
-        self._ws, self._told = ws, set[str]()
+    def __init__(self, ws: "Workspace", most_pictures: int | None) -> None:
+        self._ws, self._most, self._told = ws, most_pictures, set[str]()
 
     def adapter(self, adapter: Adapter) -> dict[str, Any]:
         """The adapter and everything before it."""
@@ -199,7 +200,8 @@ class _Tree:
             "ended_at": _time(run.ended_at),
             "branched_from": branched if run.parent_run_id else None,
             "dataset": dataset_then(self._ws, run),
-            "pictures": pictures_of(self._ws, run),
+            "pictures": pictures_of(self._ws, run, self._most),
+            "picture_count": self._ws.catalog.lineage.count_run_images(run.id),
         }
 
 
@@ -218,10 +220,10 @@ def dataset_then(ws: "Workspace", run: Run) -> dict[str, Any]:
     }
 
 
-def pictures_of(ws: "Workspace", run: Run) -> list[dict[str, str]]:
+def pictures_of(ws: "Workspace", run: Run, most: int | None = None) -> list[dict[str, str]]:
     """What a run was given: pixel hash, blob, name; caption and role as long as its directory is there."""
-    listed = ws.catalog.lineage.run_images(run.id)
-    items = manifest_of(ws, run) or []
+    listed = ws.catalog.lineage.run_images(run.id, most)
+    items = manifest_of(ws, run, most) or []
     words = {at: (item.caption, item.role) for at, item in enumerate(items)}
     return [
         {"pixel_hash": image.pixel_hash, "blob": image.blob, "name": image.name}

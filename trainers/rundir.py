@@ -26,6 +26,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -139,10 +140,10 @@ class RunDir:
         """Replace status.json atomically (without fsync: it is news, not a promise)."""
         write_json(self.path / STATUS, asdict(status), durable=False)
 
-    def read_manifest(self) -> list[ManifestItem]:
-        """The frozen pictures."""
-        lines = (self.path / MANIFEST).read_text(encoding="utf-8").splitlines()
-        return [ManifestItem(**json.loads(line)) for line in lines if line]
+    def read_manifest(self, most: int | None = None) -> list[ManifestItem]:
+        """The frozen pictures; the first `most`."""
+        with (self.path / MANIFEST).open(encoding="utf-8") as lines:
+            return [ManifestItem(**json.loads(line)) for line in islice(lines, most) if line.strip()]
 
     def resolve(self, path: str) -> Path:
         """Path from env or manifest -> real path."""

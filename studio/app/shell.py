@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import streamlit as st
 
 from registry.errors import StudioError
-from registry.records import Run, RunState
+from registry.records import Adapter, Base, Dataset, Run, RunState, Sample
 from studio.app import state
 from studio.app.words import duration, md, plural
 from studio.workspace import Workspace
@@ -15,6 +16,8 @@ from trainers.rundir import Status
 PAGES = ("home", "datasets", "train", "runs", "adapters", "sample", "bases", "settings")
 ACTIVE = tuple(s for s in RunState if s.active)
 _NOTE = "_note"
+Asked = TypeVar("Asked", Adapter, Base, Dataset, Run, Sample)
+_CALLED = {Adapter: "adapter", Base: "base", Dataset: "data set", Run: "run", Sample: "sample"}
 
 
 def workspace() -> Workspace:
@@ -44,6 +47,22 @@ def stay(**params: str) -> None:
     """Show this page anew with `params` alone in its address."""
     st.query_params.from_dict(params)
     st.rerun()
+
+
+def asked(kind: type[Asked], name: str) -> Asked | None:
+    """The record that parameter `name` of the address names; None when there is none, which is said."""
+    return sought(kind, st.query_params.get(name, ""))
+
+
+def sought(kind: type[Asked], key: str) -> Asked | None:
+    """The record that a link names; None when the link names none, or one that is not there, which is said."""
+    with guarded():
+        found = workspace().catalog.find(kind, key) if key else None
+        if key and found is None:
+            wrong = f"There is no {_CALLED[kind]} {md(key[:100])} here. It may have been removed."
+            st.warning(wrong, icon=":material/link_off:")
+        return found
+    return None
 
 
 def note(text: str) -> None:

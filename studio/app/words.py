@@ -78,7 +78,14 @@ SPOKEN = {
     "tokens.lr": "Learning rate, new words",
     "tokens.until": "Words learn until",
 }
-ORIGIN_WORDS = {"run": "trained here", "import": "imported", "merge": "merged"}
+ORIGIN_WORDS = {
+    "run": "trained here",
+    "import": "imported",
+    "merge": "merged",
+    "resize": "resized",
+    "extract": "extracted",
+    "edit": "edited",
+}
 
 PROPER = {  # how words that are names or abbreviations are written
     "cfg": "CFG",

@@ -272,7 +272,7 @@ def _of_run(run: Row, indent: str) -> Iterator[str]:
     dataset, pictures = run["dataset"], run["pictures"]
     name = dataset["name"] or "since removed"
     state = {"changed": ", changed since", "gone": ""}.get(dataset["state"], "")
-    yield f"{indent}  data set {name}{state}: {len(pictures)} pictures"
+    yield f"{indent}  data set {name}{state}: {run['picture_count']} pictures"
     for picture in pictures[:SHOWN]:
         caption = " ".join(picture["caption"].split())[:80]
         yield f"{indent}    {picture['name']} {picture['pixel_hash'][:12]}  {caption}".rstrip()

@@ -89,10 +89,10 @@ def run_images(run_id: str, items: Sequence[ManifestItem]) -> list[RunImage]:
     ]
 
 
-def manifest_of(ws: "Workspace", run: Run) -> list[ManifestItem] | None:
-    """The pictures that a run was given; None when its directory is gone or not what was written."""
+def manifest_of(ws: "Workspace", run: Run, most: int | None = None) -> list[ManifestItem] | None:
+    """The (first) pictures that a run was given; None when its directory is gone or not what was written."""
     try:
-        return ws.run_dir(run.id).read_manifest()
+        return ws.run_dir(run.id).read_manifest(most)
     except (OSError, ValueError, TypeError):
         return None
 

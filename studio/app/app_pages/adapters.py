@@ -19,11 +19,9 @@ RATINGS = {0: "Any rating", 3: "3 stars or more", 4: "4 stars or more", 5: "5 st
 
 def page() -> None:
     """One adapter when the address names one, else the gallery."""
-    if key := st.query_params.get("adapter"):
-        found = shell.workspace().catalog.find(Adapter, key)
-        if found is not None:
-            adapter_detail.show(found)
-            return
+    if found := shell.asked(Adapter, "adapter"):
+        adapter_detail.show(found)
+        return
     listing()
 
 

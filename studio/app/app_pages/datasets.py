@@ -15,11 +15,9 @@ PER_PAGE = 24
 
 def page() -> None:
     """One data set when the address names one, the form when it asks for it, else the list."""
-    if key := st.query_params.get("dataset"):
-        found = shell.workspace().catalog.find(Dataset, key)
-        if found is not None:
-            dataset_detail.show(found)
-            return
+    if found := shell.asked(Dataset, "dataset"):
+        dataset_detail.show(found)
+        return
     if st.query_params.get("new") == "1":
         new()
         return

@@ -4,7 +4,7 @@ import streamlit as st
 
 from registry.records import Adapter, Base, Checkpoint, Dataset, Run, RunState
 from studio.app import shell, state
-from studio.app.components import live
+from studio.app.components import live, run_compare
 from studio.app.components.cards import adapter_card, run_card
 from studio.app.components.gallery import gallery
 from studio.app.components.run_actions import actions
@@ -19,11 +19,9 @@ LOG_LINES = 200
 
 def page() -> None:
     """One run when the address names one, else the list."""
-    if key := st.query_params.get("run"):
-        found = shell.workspace().catalog.find(Run, key)
-        if found is not None:
-            detail(found)
-            return
+    if found := shell.asked(Run, "run"):
+        detail(found)
+        return
     listing()
 
 
@@ -83,8 +81,10 @@ def detail(run: Run) -> None:
         shell.stay()
     shell.heading(md(run.name))
     watch(run.id, run.state)
+    run_compare.once_more(run)
     outcome(run)
     settings(run)
+    run_compare.compare(run)
     log(run.id)
 
 

@@ -83,12 +83,11 @@ def apply_address() -> None:
     if not asked:
         return
     st.query_params.clear()
-    catalog = shell.workspace().catalog
     if asked.get("goal") in GOALS:
         st.session_state["train-goal"] = asked["goal"]
-    if base := catalog.find(Base, asked["base"]) if asked.get("base") else None:
+    if base := shell.sought(Base, asked.get("base", "")):
         st.session_state["train-base"] = base.id
-    if dataset := catalog.find(Dataset, asked["dataset"]) if asked.get("dataset") else None:
+    if dataset := shell.sought(Dataset, asked.get("dataset", "")):
         st.session_state["train-dataset"] = dataset.id
 
 

@@ -3,12 +3,13 @@
 import streamlit as st
 
 from registry.errors import StudioError
-from registry.records import Adapter, AdapterUse, Base, Dataset, Run, Sample
+from registry.records import Adapter, Base, Run
 from studio.app import shell
 from studio.app.components.cards import adapter_preview, family_label, film_rows, sample_cards
+from studio.app.components.chain import chain
 from studio.app.components.export_dialog import export_dialog
 from studio.app.components.gallery import Card, film, gallery
-from studio.app.words import ORIGIN_WORDS, ago, md, size
+from studio.app.words import ago, md, size
 
 SAMPLES = 12  # pictures shown of those made with it
 
@@ -34,7 +35,7 @@ def show(adapter: Adapter) -> None:
         gallery([card], key="adapter-picture", opens=False, least=0)
         actions(adapter)
     with facts:
-        origin(adapter)
+        chain(adapter)
         about(adapter)
         opinion(adapter)
     learned(adapter)
@@ -76,29 +77,6 @@ def trash(adapter: Adapter) -> None:
         put_into_trash(shell.workspace(), adapter.id)
         shell.note(f"{adapter.name} is in the trash")
         shell.stay(adapter=adapter.id)
-
-
-def origin(adapter: Adapter) -> None:
-    """Data set -> run -> adapter, each a link."""
-    catalog = shell.workspace().catalog
-    st.subheader("Where it comes from", anchor=False)
-    run = catalog.find(Run, adapter.run_id) if adapter.run_id else None
-    if run is None:
-        st.markdown(f"{ORIGIN_WORDS[adapter.origin].capitalize()} {ago(adapter.created_at)}")
-        return
-    dataset, base = catalog.find(Dataset, run.dataset_id), catalog.find(Base, run.base_id)
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        if dataset is not None:
-            shell.link("datasets", f"{md(dataset.name)}", icon=":material/photo_library:", dataset=dataset.id)
-        else:
-            st.markdown(":gray[pictures since removed]", width="content")
-        st.markdown(":gray[→]", width="content")
-        shell.link("runs", f"{md(run.name)}", icon=":material/timeline:", run=run.id)
-        st.markdown(":gray[→]", width="content")
-        st.markdown(f"step {adapter.step:,}", width="content")
-    if dataset is not None and dataset.content_hash != run.dataset_hash:
-        st.caption("The pictures or captions were changed after this run; the run keeps its own list.")
-    st.caption(f"Trained {ago(adapter.created_at)} on {md(base.name) if base else 'a base since removed'}")
 
 
 def about(adapter: Adapter) -> None:
@@ -178,8 +156,7 @@ def learned(adapter: Adapter) -> None:
 def made_with(adapter: Adapter) -> None:
     """Samples that used it."""
     catalog = shell.workspace().catalog
-    recent = catalog.list(Sample, limit=200)
-    used = [s for s in recent if s.files and any(use_of(adapter, use) for use in s.adapters)]
+    used = catalog.lineage.samples_with([(adapter.id, adapter.tensor_sha256)], limit=SAMPLES)
     if not used:
         return
     bases = {base.id: base for base in catalog.list(Base)}
@@ -187,13 +164,6 @@ def made_with(adapter: Adapter) -> None:
     st.subheader("Made with it", anchor=False)
     if opened := gallery(cards, key="adapter-samples", least=150):
         shell.go("sample", sample=opened)
-
-
-def use_of(adapter: Adapter, use: AdapterUse) -> bool:
-    """Whether this use is of the adapter, by id or by content."""
-    return use.adapter_id == adapter.id or (
-        bool(use.tensor_sha256) and use.tensor_sha256 == adapter.tensor_sha256
-    )
 
 
 def files(adapter: Adapter) -> None:

@@ -9,6 +9,8 @@ from registry.records import Base, Dataset, Image, Run
 from studio.app import shell
 from studio.app.components import upload
 from studio.app.components.captioner import caption_dialog
+from studio.app.components.cards import adapter_card
+from studio.app.components.chain import notes
 from studio.app.components.gallery import Card, gallery
 from studio.app.components.mask_dialog import HOW, mask_dialog
 from studio.app.routes import picture_url
@@ -43,7 +45,22 @@ def show(dataset: Dataset) -> None:
     undo(dataset)
     ingest_report(dataset)
     findings(dataset)
+    trained(dataset)
+    notes(dataset)
     pictures(dataset)
+
+
+def trained(dataset: Dataset) -> None:
+    """Adapters of the runs on it."""
+    catalog = shell.workspace().catalog
+    runs = catalog.list(Run, dataset_id=dataset.id)
+    adapters = catalog.lineage.of_runs([run.id for run in runs])
+    if not adapters:
+        return
+    with st.expander(f"Trained on it: {plural(len(adapters), 'adapter')}", icon=":material/account_tree:"):
+        cards = [adapter_card(adapter) for adapter in adapters[:PER_PAGE]]
+        if opened := gallery(cards, key="dataset-adapters", least=150):
+            shell.go("adapters", adapter=opened)
 
 
 def ingest_report(dataset: Dataset) -> None:

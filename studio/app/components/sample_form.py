@@ -55,15 +55,14 @@ def apply_pending() -> None:
 
 
 def _apply_address(asked: dict[str, str]) -> None:
-    catalog = shell.workspace().catalog
-    if (base := asked.get("base")) and catalog.find(Base, base):
-        st.session_state["s-base"] = base
-    if (key := asked.get("adapter")) and (adapter := catalog.find(Adapter, key)):
+    if base := shell.sought(Base, asked.get("base", "")):
+        st.session_state["s-base"] = base.id
+    if adapter := shell.sought(Adapter, asked.get("adapter", "")):
         mix.set_mix([mix.Part(adapter.id, adapter.recommended_weight)])
         _set_base_for(adapter)
         st.session_state.setdefault("s-prompt", ", ".join(adapter.trigger_words))
     sample, _, index = asked.get("sample", "").partition("/")
-    if sample and (found := catalog.find(Sample, sample)):
+    if found := shell.sought(Sample, sample):
         put_back(found.request, int(index) if index.isdigit() else 0)
 
 
