@@ -3,13 +3,14 @@
 `Catalog.lineage` hands a `Lineage` out; like the catalog's own, each method is one short transaction.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, fields
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, Text, func, or_, select
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from registry.records import JSON, Adapter, Export, RunImage, Sample
@@ -30,6 +31,7 @@ Condition = Callable[[Sequence[str]], ColumnElement[bool]]
 AT_ONCE = 500  # ids in one statement
 MAX_KEYWORDS = 160  # words of an adapter
 FIRST_HAND = ("run", "import")  # origins of adapters that were not made from others
+MADE = ("merge", "resize", "extract", "edit")
 
 
 class Lineage:
@@ -84,7 +86,7 @@ class Lineage:
         found: dict[str, str] = {}
         with self._read() as session:
             for row in (ImageRow, RunImageRow):
-                fits = or_(row.pixel_hash.startswith(prefix), row.blob.startswith(prefix))
+                fits = or_(*(c.startswith(prefix, autoescape=True) for c in (row.pixel_hash, row.blob)))
                 query = select(row.pixel_hash, func.min(row.name)).where(fits).group_by(row.pixel_hash)
                 found = {pair[0]: pair[1] for pair in session.execute(query.limit(most))} | found
         return dict(list(found.items())[:most])
@@ -95,9 +97,10 @@ class Lineage:
         """For each adapter that was made from others (or from bases): the ids of what it was made from."""
         query = select(AdapterRow.id, AdapterRow.parents, AdapterRow.metadata_)
         with self._read() as session:
-            rows = session.execute(query.where(AdapterRow.origin.not_in(FIRST_HAND))).all()
+            rows = session.execute(query.where(AdapterRow.origin.in_(MADE))).all()
         return {
-            key: tuple(dict.fromkeys([*parents, *_made_from(metadata)])) for key, parents, metadata in rows
+            key: tuple(dict.fromkeys([*parents, *(str(p["id"]) for p in noted_parents(metadata))]))
+            for key, parents, metadata in rows
         }
 
     def unrecorded(self) -> set[str]:
@@ -107,6 +110,15 @@ class Lineage:
         with self._read() as session:
             return set(session.scalars(query))
 
+    def existing(self, ids: Collection[str]) -> set[str]:
+        """Those of the ids that are adapters of this catalog."""
+        wanted, found = sorted(ids), set[str]()
+        with self._read() as session:
+            for start in range(0, len(wanted), AT_ONCE):
+                some = AdapterRow.id.in_(wanted[start : start + AT_ONCE])
+                found |= set(session.scalars(select(AdapterRow.id).where(some)))
+        return found
+
     def adapters(self, ids: Collection[str]) -> list[Adapter]:
         """The adapters with these ids, newest first; those that are gone are left out."""
         return self._all(AdapterRow, AdapterRow.id.in_, ids)
@@ -114,6 +126,13 @@ class Lineage:
     def of_runs(self, run_ids: Collection[str]) -> list[Adapter]:
         """The adapters that came out of these runs, newest first."""
         return self._all(AdapterRow, AdapterRow.run_id.in_, run_ids)
+
+    def children(self, id: str) -> list[Adapter]:
+        """The adapters that were made from this one, newest first."""
+        named = sql_cast(AdapterRow.parents, Text).contains(f'"{id}"', autoescape=True)
+        with self._read() as session:
+            rows = session.scalars(select(AdapterRow).where(AdapterRow.origin.in_(MADE), named))
+            return sorted((row.to_record() for row in rows), key=_age, reverse=True)
 
     def add_keywords(self, ids: Iterable[str], words: Iterable[str]) -> None:
         """Let adapters be found by more words; a word comes once, and there are at most MAX_KEYWORDS."""
@@ -168,6 +187,18 @@ def insert_run_images(session: Session, images: Sequence[RunImage]) -> None:
     session.add_all([RunImageRow(**asdict(image)) for image in images])
 
 
+def noted_parents(metadata: Mapping[str, Any]) -> list[JSON]:
+    """What an operation noted of its parents: dicts with an `id`, of adapters or of bases.
+
+    The metadata of an adapter may come from a foreign file, so that anything may stand there.
+    """
+    made: Any = metadata.get("made")
+    parents: Any = cast("JSON", made).get("parents") if isinstance(made, dict) else None
+    listed: list[Any] = cast("list[Any]", parents) if isinstance(parents, list) else []
+    dicts = [cast("JSON", parent) for parent in listed if isinstance(parent, dict)]
+    return [parent for parent in dicts if parent.get("id")]
+
+
 def _run_image(row: RunImageRow) -> RunImage:
     return RunImage(**{field.name: getattr(row, field.name) for field in fields(RunImage)})
 
@@ -183,12 +214,3 @@ def _using(column: InstrumentedAttribute[str]) -> Condition:
 
 def _age(record: Any) -> tuple[datetime, str]:
     return record.created_at, record.id
-
-
-def _made_from(metadata: JSON) -> Iterator[str]:
-    """Ids in `metadata["made"]["parents"]`: of adapters, and of bases where those were parents."""
-    made = metadata.get("made")
-    parents: Any = made.get("parents") if isinstance(made, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    for parent in parents if isinstance(parents, list) else ():  # pyright: ignore[reportUnknownVariableType]
-        if isinstance(parent, dict) and parent.get("id"):  # pyright: ignore[reportUnknownMemberType]
-            yield str(parent["id"])  # pyright: ignore[reportUnknownArgumentType]

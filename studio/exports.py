@@ -11,6 +11,7 @@ from registry.formats.inspect import facts_of
 from registry.formats.metadata import TrainingFacts
 from registry.formats.peft import WEIGHTS
 from registry.hashing import hash_adapter
+from registry.lineage import noted_parents
 from registry.records import Adapter, Base, Dataset, Export, Run, now
 
 if TYPE_CHECKING:
@@ -171,8 +172,7 @@ def _described(adapter: Adapter) -> str:
 def _parent_hashes(ws: "Workspace", adapter: Adapter) -> list[str]:
     """Tensor hashes of the adapters that it was made from: ids mean nothing outside of this workspace."""
     there = {parent.id: parent.tensor_sha256 for parent in ws.catalog.lineage.adapters(adapter.parents)}
-    made: dict[str, Any] = adapter.metadata.get("made") or {}
-    noted = {str(p.get("id", "")): str(p.get("tensor_sha256", "")) for p in made.get("parents") or []}
+    noted = {str(p["id"]): str(p.get("tensor_sha256", "")) for p in noted_parents(adapter.metadata)}
     return [found for key in adapter.parents if (found := there.get(key) or noted.get(key, ""))]
 
 

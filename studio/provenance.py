@@ -10,10 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from registry.errors import BadInput, NotFound
-from registry.records import Adapter, Base, Dataset, Image, Run, Sample
+from registry.lineage import FIRST_HAND, noted_parents
+from registry.records import JSON, Adapter, Base, Dataset, Image, Run, Sample
 from studio.exports import exports_of
 from studio.runs.frozen import fill_run_images, manifest_of
 
@@ -87,7 +88,7 @@ def uses_of_picture(ws: "Workspace", picture: str | Path) -> PictureUses:
     first = {adapter.id for adapter in catalog.lineage.of_runs(runs)}
     ids = _closure(first | set(bases), descent)
     adapters = catalog.lineage.adapters(ids)
-    doubtful = _closure(catalog.lineage.unrecorded() | _without_parents(descent), descent)
+    doubtful = _closure(catalog.lineage.unrecorded() | _of_unknown(ws, descent), descent)
     return PictureUses(
         pixel_hash=pixels,
         name=name,
@@ -137,7 +138,8 @@ class _Tree:
         catalog = self._ws.catalog
         run = catalog.find(Run, adapter.run_id) if adapter.run_id else None
         base = catalog.find(Base, adapter.base_id) if adapter.base_id else None
-        made: Mapping[str, Any] = adapter.metadata.get("made") or {}
+        made: Any = adapter.metadata.get("made")
+        made = cast("JSON", made) if isinstance(made, dict) else {}
         return {
             **_named(adapter),
             "origin": adapter.origin,
@@ -150,13 +152,15 @@ class _Tree:
             "trashed": adapter.trashed_at is not None,
             "base": self.base(base, run.base_hash if run else "") if base else None,
             "run": self.run(run) if run else None,
-            "made": {"operation": made.get("operation", ""), "settings": made.get("settings", {})},
-            "parents": [*self._parents(adapter, made.get("parents") or [])],
+            "made": {"operation": str(made.get("operation", "")), "settings": made.get("settings", {})},
+            "parents": [*self._parents(adapter)],
         }
 
-    def _parents(self, adapter: Adapter, made: Sequence[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    def _parents(self, adapter: Adapter) -> Iterable[dict[str, Any]]:
         """What it was made from, in order: adapters or bases, there or gone, with their weights."""
-        notes = {str(parent.get("id", "")): parent for parent in made}
+        if adapter.origin in FIRST_HAND:
+            return
+        notes = {str(parent["id"]): parent for parent in noted_parents(adapter.metadata)}
         there = {a.id: a for a in self._ws.catalog.lineage.adapters({*adapter.parents, *notes})}
         bases = {base.id: base for base in self._ws.catalog.list(Base, id=tuple(notes))}
         for key in dict.fromkeys([*adapter.parents, *notes]):
@@ -168,7 +172,8 @@ class _Tree:
             else:
                 found = {name: note.get(name, "") for name in ("name", "tensor_sha256")}
                 found = {"id": key, **found, "gone": True}
-            yield found | ({"weight": note["weight"]} if "weight" in note else {})
+            weight = note.get("weight")
+            yield found | ({"weight": float(weight)} if isinstance(weight, int | float) else {})
 
     def base(self, base: Base, trained_on: str = "") -> dict[str, Any]:
         """A base with its hash, and the run that made it where one did."""
@@ -288,8 +293,14 @@ def _closure(start: set[str], descent: Mapping[str, Sequence[str]]) -> set[str]:
     return seen
 
 
-def _without_parents(descent: Mapping[str, Sequence[str]]) -> set[str]:
-    return {key for key, parents in descent.items() if not parents}
+def _of_unknown(ws: "Workspace", descent: Mapping[str, Sequence[str]]) -> set[str]:
+    """Made from nothing that was written down, from what is gone, or from a base that came from elsewhere."""
+    named = {parent for parents in descent.values() for parent in parents}
+    bases = {base.id: _maker(base) for base in ws.catalog.list(Base)}
+    runs = {run.id for run in ws.catalog.list(Run, id=tuple(bases.values()))}
+    known = {base for base, run in bases.items() if run in runs}
+    known |= ws.catalog.lineage.existing(named - known)
+    return {key for key, parents in descent.items() if not parents or not known.issuperset(parents)}
 
 
 def _joined(notes: Sequence[tuple[str, str]]) -> str:

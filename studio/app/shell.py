@@ -55,7 +55,7 @@ def asked(kind: type[Asked], name: str) -> Asked | None:
 
 
 def sought(kind: type[Asked], key: str) -> Asked | None:
-    """The record that a link names; None when the link names none, or one that is not there, which is said."""
+    """The record that a link names; None when it names none, or one that is not there, which is said."""
     with guarded():
         found = workspace().catalog.find(kind, key) if key else None
         if key and found is None:

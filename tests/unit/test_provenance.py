@@ -210,7 +210,19 @@ def test_a_parent_that_is_gone_or_stands_twice_is_told_so(ws):
     assert gone == {
         "id": half.id, "name": "half", "tensor_sha256": "t-half", "gone": True, "weight": 0.5,
     }  # fmt: skip
+    assert uses_of_picture(ws, ws.catalog.list(Image)[0].pixel_hash).unknown == 1, "small, made from half"
     assert "again" in names(uses_of_picture(ws, ws.catalog.lineage.run_images(ink.run_id)[0].blob).adapters)
+
+
+@pytest.mark.parametrize("made", ["yes", 3, {"parents": "x"}, {"parents": [{"id": 1}, 2], "operation": None}])
+def test_what_a_foreign_file_says_of_its_making_breaks_nothing(ws, made, heron):
+    for origin in ("import", "merge"):
+        foreign = ws.catalog.add(
+            Adapter(name=f"f {origin}", tensor_sha256=origin, file_sha256="f", path="x", origin=origin,
+                    metadata={"made": made})
+        )  # fmt: skip
+        assert json.dumps(origin_of(ws, foreign))
+    assert uses_of_picture(ws, heron).unknown == 2
 
 
 def test_adapters_inherit_what_is_noted_of_their_pictures(ws, herons):

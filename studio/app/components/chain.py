@@ -137,8 +137,7 @@ def _arrow() -> None:
 
 def _after(adapter: Adapter) -> None:
     """Links to what was merged, resized or extracted from it."""
-    lineage = shell.workspace().catalog.lineage
-    children = lineage.adapters([key for key, parents in lineage.descent().items() if adapter.id in parents])
+    children = shell.workspace().catalog.lineage.children(adapter.id)
     if not children:
         return
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
