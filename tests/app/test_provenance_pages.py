@@ -77,6 +77,20 @@ def test_licence_and_consent_are_noted_on_both_pages(ws: Workspace, open_page: O
         assert "Licence: CC *BY* 4.0" in texts(at)
 
 
+def test_exported_files_are_listed_with_their_proof(ws: Workspace, open_page: Open, tmp_path: Path):
+    from studio.adapters import export
+
+    report = export(ws, "ink", "kohya", tmp_path / "a*b*")
+    at = open_page(ws, "adapters", adapter=ws.catalog.get(Adapter, "ink").id)
+    assert "Exported: 1 file" in [box.label for box in at.expander]
+    row = at.table[0].value.iloc[0]
+    assert (row["File"].replace("\\", ""), row["Parts"]) == (
+        "a*b*.safetensors",
+        f"{report.modules} of {report.modules}",
+    )
+    assert "*b*" not in row["File"]
+
+
 def test_a_data_set_shows_what_was_trained_on_it(ws: Workspace, open_page: Open):
     at = open_page(ws, "datasets", dataset=ws.catalog.get(Dataset, "herons").id)
     assert "Trained on it: 1 adapter" in [box.label for box in at.expander]
@@ -121,7 +135,7 @@ def test_two_runs_are_compared(ws: Workspace, open_page: Open):
                                      ("adapters", "adapter", "adapter"), ("sample", "adapter", "adapter"),
                                      ("sample", "sample", "sample"), ("train", "dataset", "data set")],
 )  # fmt: skip
-@pytest.mark.parametrize("key", ["x", "nope nope", "<b>*x*</b>", "0123456789"])
+@pytest.mark.parametrize("key", ["x", "nope nope", "<b>*x*", "0123456789"])
 def test_a_link_to_what_is_gone_says_so_above_the_list(
     ws: Workspace, open_page: Open, page: str, parameter: str, words: str, key: str
 ):

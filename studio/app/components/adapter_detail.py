@@ -1,5 +1,8 @@
 """One adapter: picture, provenance both ways, what it is, what a person says about it, trash and export."""
 
+from datetime import datetime
+from pathlib import Path
+
 import streamlit as st
 
 from registry.errors import StudioError
@@ -9,7 +12,7 @@ from studio.app.components.cards import adapter_preview, family_label, film_rows
 from studio.app.components.chain import chain
 from studio.app.components.export_dialog import export_dialog
 from studio.app.components.gallery import Card, film, gallery
-from studio.app.words import ago, md, size
+from studio.app.words import ago, md, plural, size
 
 SAMPLES = 12  # pictures shown of those made with it
 
@@ -40,6 +43,7 @@ def show(adapter: Adapter) -> None:
         opinion(adapter)
     learned(adapter)
     made_with(adapter)
+    exported(adapter)
     files(adapter)
 
 
@@ -164,6 +168,25 @@ def made_with(adapter: Adapter) -> None:
     st.subheader("Made with it", anchor=False)
     if opened := gallery(cards, key="adapter-samples", least=150):
         shell.go("sample", sample=opened)
+
+
+def exported(adapter: Adapter) -> None:
+    """Files that were written from it, with what was proven."""
+    from studio.exports import exports_of
+
+    rows = [
+        {
+            "Written": ago(datetime.fromisoformat(item["created_at"])),
+            "File": md(Path(item["path"]).name),
+            "For": f"{item['layout']}, {item['dtype']}" + (", published" if item["publish"] else ""),
+            "Parts": f"{item['report']['matched']} of {item['report']['modules']}",
+            "": "" if item["present"] else "not there any more",
+        }
+        for item in exports_of(shell.workspace(), adapter)
+    ]
+    if rows:
+        with st.expander(f"Exported: {plural(len(rows), 'file')}", icon=":material/ios_share:"):
+            st.table(rows, border="horizontal", hide_index=True)
 
 
 def files(adapter: Adapter) -> None:

@@ -252,6 +252,14 @@ def test_none_and_empty_references_can_be_asked_for(catalog):
     assert len(catalog.list(Adapter, trashed_at=None)) == 2
 
 
+def test_any_of_thousands_of_values(catalog):
+    made = catalog.add_all([records.adapter(n) for n in range(5)])
+    ids = [a.id for a in made] + [f"{n:010d}" for n in range(3000)]
+    assert catalog.list(Adapter, id=ids) == made[::-1]
+    assert catalog.list(Adapter, id=()) == []
+    assert len(catalog.list(Adapter, run_id=("", "x"))) == 5
+
+
 def test_text_that_is_no_unicode_is_refused_in_one_line(catalog):
     with pytest.raises(BadInput, match=r"no Unicode text"):
         catalog.add(records.base(name="caf\udce9"))
