@@ -1,4 +1,4 @@
-"""The catalog: the only place where database sessions open.
+"""The catalog: the one door to the database.
 
 Every method is one short transaction that takes and returns frozen records. Writers wait for each other at
 their start (`registry.journal`); what a method returned is on disk.
@@ -6,8 +6,7 @@ their start (`registry.journal`); what a method returned is on disk.
 
 import builtins
 import logging
-from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,10 +16,11 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from registry import jobs, schema
-from registry.errors import BadInput, NotFound, StudioError
-from registry.faults import IdTaken, person_errors
+from registry.adapter_catalog import AdapterCatalog
+from registry.errors import BadInput, StudioError
+from registry.faults import person_errors
 from registry.ids import new_id
-from registry.journal import open_engine, parse_url, set_journal, writing
+from registry.journal import open_engine, parse_url, set_journal
 from registry.lineage import Lineage, insert_run_images
 from registry.queries import (
     NAMES,
@@ -51,26 +51,18 @@ from registry.records import (
     SavedFilter,
     Watch,
 )  # fmt: skip
-from registry.search import AdapterQuery, search
-from registry.tables import ROWS, JobRow, Row, RunRow
+from registry.sessions import as_stored
+from registry.tables import ROWS, JobRow, RunRow
 
 R = TypeVar("R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Export, SavedFilter, Watch)
-
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_ID_TRIES = 8  # two processes met on one id; see registry.ids
 
 
-class Catalog:
+class Catalog(AdapterCatalog):
     """All records of a workspace. Make one with `Catalog.open`; safe to share between threads."""
 
     def __init__(self, engine: Engine, *, where: str, backups: Path, read_only: bool, reason: str) -> None:
-        self.read_only = read_only
-        self.reason = reason  # why it is read-only, a line for people; "" otherwise
-        self.backups = backups
-        self._where = where
-        self._engine = engine
-        self._writing = writing(engine)
+        super().__init__(engine, where=where, backups=backups, read_only=read_only, reason=reason)
         self.lineage = Lineage(self._read, self._write)  # where things come from
 
     @classmethod
@@ -107,15 +99,6 @@ class Catalog:
             engine = open_engine(parsed, read_only=bool(reason))
             schema.require_current(engine, path)
         return cls(engine, where=str(path), backups=backups, read_only=bool(reason), reason=reason)
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the catalog is an SQLite file (not a database server)."""
-        return self._engine.dialect.name == "sqlite"
-
-    def close(self) -> None:
-        """Close the connections; the catalog opens new ones when it is used again."""
-        self._engine.dispose()
 
     # --- records of any kind
 
@@ -191,7 +174,7 @@ class Catalog:
         with self._write() as session:
             row = self._row(session, kind, id)
             row.assign(changes)
-            return _as_stored(session, row)
+            return as_stored(session, row)
 
     def delete(self, kind: type[R], id: str) -> None:
         """Remove a record and what belongs to it: a data set's pictures, a run's checkpoints, its jobs.
@@ -267,7 +250,7 @@ class Catalog:
             row.assign({**changes, "state": to})
             if job is not None:
                 session.add(JobRow.of(replace(job, id=job.id or new_id())))
-            return _as_stored(session, row)
+            return as_stored(session, row)
 
         return self._insert(move)
 
@@ -306,52 +289,6 @@ class Catalog:
         with self._write() as session:
             return jobs.cancel(session, id)
 
-    # --- adapters
-
-    def register_adapter(self, adapter: Adapter) -> tuple[Adapter, bool]:
-        """Add an adapter unless this run (or no run) has one with these tensors; the bool says "new".
-
-        The same tensors from another run are another row; `list(Adapter, tensor_sha256=...)` finds them all.
-        """
-        same = {"tensor_sha256": adapter.tensor_sha256, "run_id": adapter.run_id}
-        row = ROWS[Adapter]
-
-        def insert(session: Session) -> tuple[Adapter, bool]:
-            known = session.scalars(select(row).where(*conditions(row, same))).first()
-            if known is not None:
-                return known.to_record(), False
-            made = replace(adapter, id=adapter.id or new_id())
-            session.add(row.of(made))
-            session.flush()
-            return made, True
-
-        return self._insert(insert)
-
-    def search_adapters(
-        self,
-        query: str = "",
-        *,
-        family: str = "",
-        tag: str = "",
-        origin: str = "",
-        min_rating: int = 0,
-        trashed: bool = False,
-        sort: str = "newest",
-        limit: int = 60,
-        offset: int = 0,
-    ) -> tuple[builtins.list[Adapter], int]:
-        """A page of adapters and the total; `registry.search.AdapterQuery` explains the arguments.
-
-        Raises:
-            BadInput: no such sort order.
-        """
-        wanted = AdapterQuery(
-            query=query, family=family, tag=tag, origin=origin, min_rating=min_rating, trashed=trashed,
-            sort=sort, limit=limit, offset=offset,
-        )  # fmt: skip
-        with self._read() as session:
-            return search(session, wanted)
-
     # --- safety
 
     def backup(self, to: Path) -> Path:
@@ -368,39 +305,3 @@ class Catalog:
     def check(self) -> str:
         """ "ok", or what is wrong: every page, index and reference is read."""
         return schema.integrity(self._engine) if self.is_file else "ok"
-
-    @contextmanager
-    def _read(self) -> Generator[Session]:
-        with person_errors(self._where, self.backups), Session(self._engine) as session:
-            yield session
-
-    @contextmanager
-    def _write(self) -> Generator[Session]:
-        if self.read_only:
-            raise StudioError(
-                "catalog", "is read-only", self.reason or "check the folder and its permissions"
-            )
-        with person_errors(self._where, self.backups), Session(self._writing) as session, session.begin():
-            yield session
-
-    def _insert(self, work: Callable[[Session], T]) -> T:
-        """Run `work`, which makes its ids inside, in a write transaction; again when an id was taken."""
-        for _ in range(_ID_TRIES - 1):
-            with suppress(IdTaken), self._write() as session:
-                return work(session)
-        with self._write() as session:
-            return work(session)
-
-    @staticmethod
-    def _row(session: Session, kind: type[Any], id: str) -> Any:
-        row = session.get(ROWS[kind], id, with_for_update=True)
-        if row is None:
-            raise NotFound(f"{NAMES[kind]} {id[:100]!r}", "does not exist", "it may have been removed")
-        return row
-
-
-def _as_stored(session: Session, row: Row) -> Any:
-    """The record as everyone else will read it: times in UTC, numbers in their column's type."""
-    session.flush()
-    session.refresh(row)
-    return row.to_record()

@@ -13,12 +13,12 @@ from sqlalchemy import ColumnElement, Text, func, or_, select
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from registry.columns import Row
 from registry.records import JSON, Adapter, Export, RunImage, Sample
 from registry.tables import (
     AdapterRow,
     ExportRow,
     ImageRow,
-    Row,
     RunImageRow,
     RunRow,
     SampleAdapterRow,

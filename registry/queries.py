@@ -7,6 +7,7 @@ from typing import Any, cast
 from sqlalchemy import ColumnElement, UnaryExpression, delete, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from registry.columns import Reference, Row
 from registry.errors import BadInput, NotFound
 from registry.hashing import hash_json
 from registry.ids import ALPHABET, new_id
@@ -23,7 +24,7 @@ from registry.records import (
     SavedFilter,
     Watch,
 )  # fmt: skip
-from registry.tables import ROWS, AdapterRow, DatasetRow, ImageRow, Reference, Row, RunRow, SampleRow
+from registry.tables import ROWS, AdapterRow, DatasetRow, ImageRow, RunRow, SampleRow
 
 NAMES: dict[type[Any], str] = {
     Base: "base",

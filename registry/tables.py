@@ -6,17 +6,12 @@ NULL in a reference column, so that foreign keys can hold.
 
 import unicodedata
 from dataclasses import asdict, fields
-from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any, ClassVar, Self
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
-    DateTime,
-    Dialect,
-    Float,
     ForeignKey,
     Index,
     Integer,
@@ -25,118 +20,10 @@ from sqlalchemy import (
     event,
     func,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column, relationship
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.orm import Mapped, Mapper, mapped_column, relationship
 
 from registry import records
-
-
-class UtcTime(TypeDecorator[datetime]):
-    """Aware in, stored in UTC, aware out."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """To UTC; a naive time is a mistake of the caller."""
-        assert value is None or value.tzinfo is not None, "times in the catalog carry a time zone"
-        return value.astimezone(UTC) if value else None
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """SQLite forgets the zone; PostgreSQL answers in the session's."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-class Texts(TypeDecorator[tuple[str, ...]]):
-    """A tuple of texts as a JSON array."""
-
-    impl = JSON
-    cache_ok = True
-
-    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> list[str] | None:
-        """To a list."""
-        return None if value is None else list(value)
-
-    def process_result_value(self, value: list[str] | None, dialect: Dialect) -> tuple[str, ...]:
-        """To a tuple."""
-        return tuple(value or ())
-
-
-class Reference(TypeDecorator[str]):
-    """The id of another row, or "" for none (NULL)."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """ "" is NULL."""
-        return value or None
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> str:
-        """NULL is ""."""
-        return value or ""
-
-
-class Choice(TypeDecorator[StrEnum]):
-    """A StrEnum as its text; new members need no migration."""
-
-    impl = Text
-    cache_ok = True
-
-    def __init__(self, kind: type[StrEnum]) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> str | None:
-        """To text, through the enum: an unknown text is a mistake of the caller."""
-        return None if value is None else str(self.kind(value))
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
-        """To the enum."""
-        return None if value is None else self.kind(value)
-
-
-class Schema(DeclarativeBase):
-    """All tables together; `Schema.metadata` is what the migrations must add up to."""
-
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        str: Text,
-        datetime: UtcTime,
-        dict[str, Any]: JSON(none_as_null=True),
-        tuple[str, ...]: Texts,
-        float: Float,
-        records.RunState: Choice(records.RunState),
-        records.JobKind: Choice(records.JobKind),
-        records.JobState: Choice(records.JobState),
-        records.FileState: Choice(records.FileState),
-    }
-
-
-class Row(Schema):
-    """A table that holds one kind of record."""
-
-    __abstract__ = True
-    record: ClassVar[type[Any]]
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-
-    @classmethod
-    def of(cls, record: Any) -> Self:
-        """A new row with the record's values."""
-        row = cls()
-        row.assign({f.name: getattr(record, f.name) for f in fields(record)})
-        return row
-
-    def assign(self, values: dict[str, Any]) -> None:
-        """Set columns by field name."""
-        for name, value in values.items():
-            setattr(self, name, value)
-
-    def to_record(self) -> Any:
-        """The frozen record of this row."""
-        return self.record(**{f.name: getattr(self, f.name) for f in fields(self.record)})
+from registry.columns import Reference, Row, Schema
 
 
 class BaseRow(Row):
@@ -240,11 +127,13 @@ class CheckpointRow(Row):
 
 
 class AdapterRow(Row):
-    """An adapter, with three derived columns for the search.
+    """An adapter, with four derived columns for the search.
 
-    `search`: folded name, tags, trigger words, note and keywords, a line each. `tag_lines`: folded tags
-    between line feeds, so that `LIKE '%\\n<tag>\\n%'` finds a whole tag. `sort_name`: the folded name. They
-    stand before the wide columns: SQLite then scans them without reading a row's overflow pages.
+    `search`: folded name, tags, trigger words, note and keywords, a line each, and two more line feeds: every
+    letter then begins a run of three (`registry.fulltext`). `tag_lines`, `trigger_lines`: folded tags and
+    trigger words between line feeds, so that `LIKE '%\\n<tag>\\n%'` finds a whole one. `sort_name`: the
+    folded name; ordered by code point in every database. The first ones stand before the wide columns: SQLite
+    then scans them without reading a row's overflow pages.
     """
 
     __tablename__ = "adapters"
@@ -253,7 +142,7 @@ class AdapterRow(Row):
     created_at: Mapped[datetime]
     trashed_at: Mapped[datetime | None]
     name: Mapped[str] = mapped_column(index=True)
-    sort_name: Mapped[str]
+    sort_name: Mapped[str] = mapped_column(Text().with_variant(Text(collation="C"), "postgresql"))
     search: Mapped[str]
     tag_lines: Mapped[str]
     tensor_sha256: Mapped[str]
@@ -285,6 +174,7 @@ class AdapterRow(Row):
     parents: Mapped[tuple[str, ...]]
     preview: Mapped[str]
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
+    trigger_lines: Mapped[str]
 
     def assign(self, values: dict[str, Any]) -> None:
         """Set columns by field name; `metadata` is taken by the declarative base."""
@@ -305,6 +195,13 @@ Index(
     postgresql_where=AdapterRow.tensor_sha256 != "",
 )
 Index("ix_adapters_path", AdapterRow.path)
+FACTS = "ix_adapters_facts"  # answers filters and counts without reading a row
+Index(
+    FACTS,
+    *(AdapterRow.trashed_at, AdapterRow.family, AdapterRow.method, AdapterRow.origin, AdapterRow.rank),
+    *(AdapterRow.rating, AdapterRow.favourite, AdapterRow.file_state, AdapterRow.size, AdapterRow.created_at),
+    *(AdapterRow.base_id, AdapterRow.preview, AdapterRow.licence),
+)
 for _order in (("created_at", "id"), ("sort_name", "id"), ("rating", "created_at", "id"), ("size", "id")):
     _columns = [getattr(AdapterRow, name) for name in ("trashed_at", *_order)]
     Index(f"ix_adapters_by_{_order[0]}", *_columns)  # each order of the search is one walk along an index
@@ -445,7 +342,16 @@ ROWS: dict[type[Any], type[Row]] = {
 
 def fold(text: str) -> str:
     """`text` for comparison without regard to case and to the many ways to write a letter."""
-    return unicodedata.normalize("NFKC", text).casefold()
+    return unicodedata.normalize("NFKC", text.replace("\0", " ")).casefold()
+
+
+def fold_line(text: str) -> str:
+    """`text` folded, on one line."""
+    return fold(text).replace("\n", " ")
+
+
+def _between(texts: tuple[str, ...]) -> str:
+    return "\n".join(["", *map(fold_line, texts), ""])
 
 
 @event.listens_for(AdapterRow, "before_insert")
@@ -453,5 +359,9 @@ def fold(text: str) -> str:
 def _derive(_mapper: Mapper[Any], _connection: Any, row: AdapterRow) -> None:
     lines = (row.name, *row.tags, *row.trigger_words, row.note, row.keywords)
     row.sort_name = fold(row.name)
-    row.search = "\n".join(fold(line) for line in lines)
-    row.tag_lines = "\n".join(["", *(fold(tag) for tag in row.tags), ""])
+    row.search = "\n".join(fold(line) for line in lines) + "\n\n"
+    row.tag_lines = _between(row.tags)
+    row.trigger_lines = _between(row.trigger_words)
+
+
+DERIVED_FROM = frozenset({"name", "tags", "trigger_words", "note", "keywords"})  # what `_derive` reads

@@ -149,7 +149,7 @@ def test_the_catalog_has_one_door():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Session"
     ]
-    assert set(openers) == {"registry/catalog.py"}
+    assert set(openers) == {"registry/sessions.py"}
 
 
 def test_nobody_asks_which_family_it_is():

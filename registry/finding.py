@@ -1,0 +1,216 @@
+"""Adapters found: a page of them, how many there are, and how they divide by family, method, origin and tag.
+
+On SQLite a page is one walk along the index of its order. Which rows count is decided before, from indexes
+alone (`registry.fulltext` for words, `registry.tables.FACTS` for filters), so that only the rows of the page
+are read. Elsewhere the database decides how it goes about the same conditions.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, Select, collate, func, inspect, literal_column, select
+from sqlalchemy.orm import Session, aliased
+
+from registry import fulltext
+from registry.paging import SHORT, Order, Page, order
+from registry.search import CONDITIONS, AdapterQuery, Entity, line
+from registry.tables import FACTS, AdapterRow, fold_line
+
+GLANCE = 2000  # rows that are looked at for words of one or two letters, which nearly every text holds
+TAGS_SHOWN = 40
+_KINDS = ("family", "method", "origin")
+
+
+@dataclass(frozen=True)
+class Facets:
+    """How many hits each value has; a filter that is set does not narrow its own values (tags do).
+
+    With `rough` the words of one or two letters were left out: there may be fewer.
+    """
+
+    family: dict[str, int]
+    method: dict[str, int]
+    origin: dict[str, int]
+    tag: dict[str, int]  # folded; the most frequent ones
+    rough: bool = False
+
+
+@dataclass(frozen=True)
+class Scope:
+    """A query on one database: what its indexes answer, and what has to be compared."""
+
+    query: AdapterQuery
+    sqlite: bool
+    match: ColumnElement[bool] | None  # rows of the index of words
+    loose: tuple[str, ...]  # words to compare with every text
+
+    @classmethod
+    def of(cls, session: Session, query: AdapterQuery, *, exact: bool = False) -> "Scope":
+        """The scope of a query; short words stay loose unless it has to be `exact`."""
+        sqlite = session.get_bind().dialect.name == "sqlite"
+        if not fulltext.present(session):
+            return cls(query, sqlite, None, query.words)
+        loose: list[str] = []
+        wanted = [fulltext.phrase(line(query.trigger), "trigger_lines")] if query.trigger else []
+        for word in query.words:
+            runs = fulltext.runs_of(session, word) if exact and len(word) <= SHORT else []
+            if len(word) > SHORT:
+                wanted.append(fulltext.phrase(word, "search"))
+            elif runs and len(runs) <= fulltext.MAX_TERMS:
+                wanted.append(fulltext.any_of(runs))
+            else:
+                loose.append(word)
+        return cls(query, sqlite, fulltext.having(wanted) if wanted else None, tuple(loose))
+
+    def conditions(self, entity: Entity) -> list[ColumnElement[bool]]:
+        """What a row of `entity` has to meet, loose words aside."""
+        found: list[ColumnElement[bool]] = [
+            entity.trashed_at.is_not(None) if self.query.trashed else entity.trashed_at.is_(None)
+        ]
+        for name, value in self.query.asked().items():
+            if name == "tags" and self.sqlite:
+                found += [_rowid(entity).in_(_tagged(tag)) for tag in value]
+            elif name != "trigger" or self.match is None:
+                found.append(CONDITIONS[name](entity, value))
+        if self.match is not None:
+            found.append(_rowid(entity).in_(select(fulltext.FTS.c.rowid).where(self.match)))
+        return found
+
+    def compared(self, entity: Entity) -> list[ColumnElement[bool]]:
+        """The loose words."""
+        return [entity.search.contains(word, autoescape=True) for word in self.loose]
+
+    def hits(self, *columns: Any) -> Select[*tuple[Any, ...]]:
+        """A query of all hits, from the index of filters; `columns(facts)` are what it selects."""
+        facts = aliased(AdapterRow, name="facts")
+        chosen = [_rowid(facts) if column == "rowid" else getattr(facts, column) for column in columns]
+        query = select(*chosen).select_from(facts).where(*self.conditions(facts), *self.compared(facts))
+        return query.with_hint(facts, f"INDEXED BY {FACTS}", "sqlite")
+
+    def walk(self, wanted: Order, after: str, *columns: Any) -> Select[*tuple[Any, ...]]:
+        """A query of hits in order, loose words aside, after a cursor."""
+        conditions = self.conditions(AdapterRow)
+        if self.sqlite and self.query.asked():
+            conditions = [conditions[0], _rowid(AdapterRow).in_(replace(self, loose=()).hits("rowid"))]
+        query = select(*columns, *wanted.columns).where(*conditions).order_by(*wanted.by())
+        if wanted.index:
+            query = query.with_hint(AdapterRow, f"INDEXED BY {wanted.index}", "sqlite")
+        return query.where(wanted.after(after)) if after else query
+
+
+def find(session: Session, query: AdapterQuery, sort: str, limit: int, after: str) -> Page:
+    """One page of adapters; see `Page`.
+
+    Raises:
+        BadInput: no such sort order, or a cursor of another search.
+    """
+    wanted = order(sort, query, lambda: count(session, query), after)
+    scope = Scope.of(session, query)
+    if scope.loose and scope.sqlite and fulltext.present(session):
+        page = _glance(session, scope, wanted, limit, after)
+        if page is not None:
+            return page
+        scope = Scope.of(session, query, exact=True)
+    rows = scope.walk(wanted, after, AdapterRow).where(*scope.compared(AdapterRow)).limit(limit + 1)
+    found = [(row[0], tuple(row[1:])) for row in session.execute(rows)]
+    next = wanted.cursor(found[limit - 1][1]) if len(found) > limit else ""
+    return Page([row.to_record() for row, _ in found[:limit]], _total(session, scope), next)
+
+
+def count(session: Session, query: AdapterQuery) -> int:
+    """How many adapters there are in all."""
+    return _total(session, Scope.of(session, query, exact=True))
+
+
+def ids(session: Session, query: AdapterQuery) -> list[str]:
+    """The ids of all hits, newest first."""
+    hits = Scope.of(session, query, exact=True).hits("id", "created_at")
+    return [row[0] for row in sorted(session.execute(hits), key=lambda row: (row[1], row[0]), reverse=True)]
+
+
+def facets(session: Session, query: AdapterQuery) -> Facets:
+    """How the hits divide."""
+    short = [word for word in query.words if len(word) <= SHORT]
+    query = replace(query, query=" ".join(word for word in query.words if word not in short))
+    free = [kind for kind in _KINDS if not getattr(query, kind)]
+    found: dict[str, dict[str, int]] = dict(_grouped(session, query, free))
+    for kind in _KINDS:
+        if kind not in free:
+            found |= _grouped(session, replace(query, **{kind: ""}), [kind])
+    return Facets(**found, tag=_tags(session, query), rough=bool(short))
+
+
+def _total(session: Session, scope: Scope) -> int:
+    if scope.match is not None and not (scope.loose or scope.query.asked() or scope.query.trashed):
+        binned = select(_rowid(AdapterRow)).where(AdapterRow.trashed_at.is_not(None))
+        words = select(func.count()).select_from(fulltext.FTS)
+        return session.scalar(words.where(scope.match, fulltext.FTS.c.rowid.not_in(binned))) or 0
+    return session.scalar(select(func.count()).select_from(scope.hits("id").subquery())) or 0
+
+
+def _glance(session: Session, scope: Scope, wanted: Order, limit: int, after: str) -> Page | None:
+    """A page from the first rows alone, when they hold enough hits; else None."""
+    hits, all_seen = _look(session, scope, wanted, after)
+    if len(hits) <= limit and not all_seen:
+        return None
+    shown = hits[:limit]
+    rows = session.scalars(select(AdapterRow).where(AdapterRow.id.in_([row[0] for row in shown])))
+    records = {row.id: row.to_record() for row in rows}
+    next = wanted.cursor(tuple(shown[-1][2:])) if len(hits) > limit else ""
+    if after:
+        hits, all_seen = _look(session, scope, wanted, "")
+    return Page([records[row[0]] for row in shown], len(hits), next, capped=not all_seen)
+
+
+def _look(session: Session, scope: Scope, wanted: Order, after: str) -> tuple[list[Any], bool]:
+    """Id, text and place in the order of the hits among the next rows; and whether these are all."""
+    walk = scope.walk(wanted, after, AdapterRow.id, AdapterRow.search)
+    looked = session.execute(walk.limit(GLANCE)).all()
+    return [row for row in looked if all(word in row[1] for word in scope.loose)], len(looked) < GLANCE
+
+
+def _grouped(session: Session, query: AdapterQuery, kinds: list[str]) -> dict[str, dict[str, int]]:
+    """Hits by each of these columns."""
+    if not kinds:
+        return {}
+    hits = Scope.of(session, query, exact=True).hits(*kinds)
+    columns = [hits.selected_columns[kind] for kind in kinds]
+    sums: dict[str, dict[str, int]] = {kind: {} for kind in kinds}
+    for *values, number in session.execute(hits.add_columns(func.count()).group_by(*columns)):
+        for kind, value in zip(kinds, values, strict=True):
+            sums[kind][value] = sums[kind].get(value, 0) + number
+    return {kind: dict(sorted(values.items(), key=_most_first)) for kind, values in sums.items()}
+
+
+def _most_first(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
+
+
+def _tags(session: Session, query: AdapterQuery) -> dict[str, int]:
+    scope = Scope.of(session, query, exact=True)
+    if scope.sqlite:
+        tag, counted = fulltext.TAGS.c.tag, select(fulltext.TAGS.c.tag, func.count().label("n"))
+        if scope.match is None and not (scope.query.asked() or scope.query.trashed):
+            binned = select(_rowid(AdapterRow)).where(AdapterRow.trashed_at.is_not(None))
+            counted = counted.where(fulltext.TAGS.c.adapter.not_in(binned))
+        else:
+            counted = counted.where(fulltext.TAGS.c.adapter.in_(scope.hits("rowid")))
+    else:
+        lines = scope.hits("tag_lines").subquery()
+        split = func.string_to_array(func.btrim(lines.c.tag_lines, "\n"), "\n")
+        tags = select(func.unnest(split).label("tag")).select_from(lines).subquery()
+        tag, counted = collate(tags.c.tag, "C"), select(tags.c.tag, func.count().label("n"))
+        counted = counted.where(tags.c.tag != "")
+    grouped = counted.group_by(counted.selected_columns[0])
+    top = grouped.order_by(func.count().desc(), tag.asc()).limit(TAGS_SHOWN)
+    return dict(session.execute(top).tuples().all())
+
+
+def _tagged(tag: str) -> Select[*tuple[Any, ...]]:
+    return select(fulltext.TAGS.c.adapter).where(fulltext.TAGS.c.tag == fold_line(tag))
+
+
+def _rowid(entity: Entity) -> ColumnElement[int]:
+    """SQLite's own number of a row."""
+    name = cast(Any, inspect(entity)).selectable.name
+    return literal_column(f"{name}.rowid")
