@@ -18,6 +18,7 @@ from registry.tables import FACTS, AdapterRow, fold_line
 
 GLANCE = 2000  # rows that are looked at for words of one or two letters, which nearly every text holds
 TAGS_SHOWN = 40
+FEW = 8000  # hits; up to here the tags of each are looked up, beyond all tags are counted
 _KINDS = ("family", "method", "origin")
 
 
@@ -37,21 +38,29 @@ class Facets:
 
 @dataclass(frozen=True)
 class Scope:
-    """A query on one database: what its indexes answer, and what has to be compared."""
+    """A query on one database: what its indexes answer, and what has to be compared.
+
+    Each of `sets` selects the rowids that meet one part of the query; there are none but on SQLite.
+    """
 
     query: AdapterQuery
     sqlite: bool
-    match: ColumnElement[bool] | None  # rows of the index of words
+    sets: tuple[Select[int], ...]
+    filters: dict[str, Any]  # the other filters, by name
     loose: tuple[str, ...]  # words to compare with every text
 
     @classmethod
     def of(cls, session: Session, query: AdapterQuery, *, exact: bool = False) -> "Scope":
         """The scope of a query; short words stay loose unless it has to be `exact`."""
-        sqlite = session.get_bind().dialect.name == "sqlite"
+        filters = query.asked()
+        if session.get_bind().dialect.name != "sqlite":
+            return cls(query, False, (), filters, query.words)
+        sets = [_tagged(tag) for tag in filters.pop("tags", ())]
         if not fulltext.present(session):
-            return cls(query, sqlite, None, query.words)
+            return cls(query, True, tuple(sets), filters, query.words)
         loose: list[str] = []
-        wanted = [fulltext.phrase(line(query.trigger), "trigger_lines")] if query.trigger else []
+        trigger = filters.pop("trigger", "")
+        wanted = [fulltext.phrase(line(trigger), "trigger_lines")] if trigger else []
         for word in query.words:
             runs = fulltext.runs_of(session, word) if exact and len(word) <= SHORT else []
             if len(word) > SHORT:
@@ -60,37 +69,42 @@ class Scope:
                 wanted.append(fulltext.any_of(runs))
             else:
                 loose.append(word)
-        return cls(query, sqlite, fulltext.having(wanted) if wanted else None, tuple(loose))
+        if wanted:
+            sets.append(select(fulltext.FTS.c.rowid).where(fulltext.having(wanted)))
+        return cls(query, True, tuple(sets), filters, tuple(loose))
 
     def conditions(self, entity: Entity) -> list[ColumnElement[bool]]:
         """What a row of `entity` has to meet, loose words aside."""
-        found: list[ColumnElement[bool]] = [
-            entity.trashed_at.is_not(None) if self.query.trashed else entity.trashed_at.is_(None)
-        ]
-        for name, value in self.query.asked().items():
-            if name == "tags" and self.sqlite:
-                found += [_rowid(entity).in_(_tagged(tag)) for tag in value]
-            elif name != "trigger" or self.match is None:
-                found.append(CONDITIONS[name](entity, value))
-        if self.match is not None:
-            found.append(_rowid(entity).in_(select(fulltext.FTS.c.rowid).where(self.match)))
-        return found
+        in_trash = entity.trashed_at.is_not(None) if self.query.trashed else entity.trashed_at.is_(None)
+        filters = [CONDITIONS[name](entity, value) for name, value in self.filters.items()]
+        return [in_trash, *filters, *(_rowid(entity).in_(members) for members in self.sets)]
 
     def compared(self, entity: Entity) -> list[ColumnElement[bool]]:
         """The loose words."""
         return [entity.search.contains(word, autoescape=True) for word in self.loose]
 
-    def hits(self, *columns: Any) -> Select[*tuple[Any, ...]]:
-        """A query of all hits, from the index of filters; `columns(facts)` are what it selects."""
+    def hits(self, *columns: str) -> Select[*tuple[Any, ...]]:
+        """These columns of all hits, from the index of filters."""
         facts = aliased(AdapterRow, name="facts")
-        chosen = [_rowid(facts) if column == "rowid" else getattr(facts, column) for column in columns]
+        number = _rowid(facts).label("number")
+        chosen = [number if column == "rowid" else getattr(facts, column) for column in columns]
         query = select(*chosen).select_from(facts).where(*self.conditions(facts), *self.compared(facts))
         return query.with_hint(facts, f"INDEXED BY {FACTS}", "sqlite")
+
+    def rowids(self) -> Select[*tuple[Any, ...]]:
+        """The rowids of all hits, the shortest way (SQLite)."""
+        if not self.sets or self.filters or self.loose:
+            return self.hits("rowid")
+        first, *others = self.sets
+        rowid = first.selected_columns[0]
+        binned = select(_rowid(AdapterRow)).where(AdapterRow.trashed_at.is_not(None))
+        in_trash = rowid.in_(binned) if self.query.trashed else rowid.not_in(binned)
+        return first.where(in_trash, *(rowid.in_(members) for members in others))
 
     def walk(self, wanted: Order, after: str, *columns: Any) -> Select[*tuple[Any, ...]]:
         """A query of hits in order, loose words aside, after a cursor."""
         conditions = self.conditions(AdapterRow)
-        if self.sqlite and self.query.asked():
+        if self.sqlite and self.filters:
             conditions = [conditions[0], _rowid(AdapterRow).in_(replace(self, loose=()).hits("rowid"))]
         query = select(*columns, *wanted.columns).where(*conditions).order_by(*wanted.by())
         if wanted.index:
@@ -141,11 +155,8 @@ def facets(session: Session, query: AdapterQuery) -> Facets:
 
 
 def _total(session: Session, scope: Scope) -> int:
-    if scope.match is not None and not (scope.loose or scope.query.asked() or scope.query.trashed):
-        binned = select(_rowid(AdapterRow)).where(AdapterRow.trashed_at.is_not(None))
-        words = select(func.count()).select_from(fulltext.FTS)
-        return session.scalar(words.where(scope.match, fulltext.FTS.c.rowid.not_in(binned))) or 0
-    return session.scalar(select(func.count()).select_from(scope.hits("id").subquery())) or 0
+    hits = scope.rowids() if scope.sqlite else scope.hits("id")
+    return session.scalar(select(func.count()).select_from(hits.subquery())) or 0
 
 
 def _glance(session: Session, scope: Scope, wanted: Order, limit: int, after: str) -> Page | None:
@@ -188,25 +199,34 @@ def _most_first(item: tuple[str, int]) -> tuple[int, str]:
 
 def _tags(session: Session, query: AdapterQuery) -> dict[str, int]:
     scope = Scope.of(session, query, exact=True)
-    if scope.sqlite:
-        tag, counted = fulltext.TAGS.c.tag, select(fulltext.TAGS.c.tag, func.count().label("n"))
-        if scope.match is None and not (scope.query.asked() or scope.query.trashed):
-            binned = select(_rowid(AdapterRow)).where(AdapterRow.trashed_at.is_not(None))
-            counted = counted.where(fulltext.TAGS.c.adapter.not_in(binned))
-        else:
-            counted = counted.where(fulltext.TAGS.c.adapter.in_(scope.hits("rowid")))
-    else:
-        lines = scope.hits("tag_lines").subquery()
-        split = func.string_to_array(func.btrim(lines.c.tag_lines, "\n"), "\n")
-        tags = select(func.unnest(split).label("tag")).select_from(lines).subquery()
-        tag, counted = collate(tags.c.tag, "C"), select(tags.c.tag, func.count().label("n"))
-        counted = counted.where(tags.c.tag != "")
-    grouped = counted.group_by(counted.selected_columns[0])
-    top = grouped.order_by(func.count().desc(), tag.asc()).limit(TAGS_SHOWN)
+    counted = _sqlite_tags(session, scope) if scope.sqlite else _other_tags(scope)
+    tag = counted.selected_columns[0]
+    top = counted.group_by(tag).order_by(func.count().desc(), tag).limit(TAGS_SHOWN)
     return dict(session.execute(top).tuples().all())
 
 
-def _tagged(tag: str) -> Select[*tuple[Any, ...]]:
+def _sqlite_tags(session: Session, scope: Scope) -> Select[str, int]:
+    tags, counted = fulltext.TAGS, select(fulltext.TAGS.c.tag, func.count())
+    if not (scope.sets or scope.filters or scope.loose or scope.query.trashed):
+        binned = select(_rowid(AdapterRow)).where(AdapterRow.trashed_at.is_not(None))
+        return counted.where(tags.c.adapter.not_in(binned))
+    hits = scope.rowids()
+    if _total(session, scope) > FEW:
+        return counted.where(tags.c.adapter.in_(hits))
+    few = hits.subquery("hits")
+    joined = counted.join_from(few, tags, tags.c.adapter == few.c[0])
+    return joined.with_hint(tags, f"INDEXED BY {fulltext.BY_ADAPTER}", "sqlite")
+
+
+def _other_tags(scope: Scope) -> Select[str, int]:
+    lines = scope.hits("tag_lines").subquery()
+    split = func.string_to_array(func.btrim(lines.c.tag_lines, "\n"), "\n")
+    tags = select(func.unnest(split).label("tag")).select_from(lines).subquery()
+    tag = collate(tags.c.tag, "C")
+    return select(tag, func.count()).where(tags.c.tag != "")
+
+
+def _tagged(tag: str) -> Select[int]:
     return select(fulltext.TAGS.c.adapter).where(fulltext.TAGS.c.tag == fold_line(tag))
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 FTS = table("adapters_fts", column("rowid", Integer))
 TAGS = table("adapter_tags", column("tag", Text), column("adapter", Integer))
+BY_ADAPTER = "ix_adapter_tags_adapter"
 TABLES = ("adapters_fts", "adapters_terms", "adapter_tags")
 MAX_TERMS = 400  # runs of letters in one query; a letter that begins more of them is in nearly every text
 
@@ -73,6 +74,7 @@ def _tag_statements() -> list[str]:
     return [
         "CREATE TABLE adapter_tags (tag TEXT NOT NULL, adapter INTEGER NOT NULL, PRIMARY KEY (tag, adapter)) "
         "WITHOUT ROWID",
+        f"CREATE INDEX {BY_ADAPTER} ON adapter_tags (adapter, tag)",
         insert("a.rowid", "a.tag_lines", "adapters AS a, "),
         *_triggers("tags", ("tag_lines",), add, remove),
     ]
