@@ -54,7 +54,8 @@ WORDS = _words("""
     paper texture grain bleeding edges muted palette warm evening cold morning
 """)
 TYPED = ("watercolor", "lena", "pixel art", "cyberpunk city", "zibbo fox", "solène", "holiday scans",
-         "origami", "steampunk robot", "portrait warm", "v3", "xylophone", "ink dragon", "rough paper")  # fmt: skip
+         "origami", "steampunk robot", "portrait warm", "v3", "xylophone", "ink dragon",
+         "rough paper")  # fmt: skip
 FILTERS: tuple[dict[str, Any], ...] = (
     {}, {}, {}, {"family": "sdxl"}, {"tags": ("watercolor",)}, {"min_rating": 4}, {"favourite": True},
     {"family": "sd15", "method": "lora", "origin": "import"}, {"has_preview": True, "max_rank": 16},
