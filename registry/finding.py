@@ -5,6 +5,7 @@ alone (`registry.fulltext` for words, `registry.tables.FACTS` for filters), so t
 are read. Elsewhere the database decides how it goes about the same conditions.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session, aliased
 
 from registry import fulltext
 from registry.paging import SHORT, Order, Page, order
-from registry.search import CONDITIONS, AdapterQuery, Entity, line
+from registry.search import CONDITIONS, UNIDENTIFIED, AdapterQuery, Entity, line
 from registry.tables import FACTS, AdapterRow, fold_line
 
 GLANCE = 2000  # rows that are looked at for words of one or two letters, which nearly every text holds
@@ -126,10 +127,13 @@ def find(session: Session, query: AdapterQuery, sort: str, limit: int, after: st
         if page is not None:
             return page
         scope = Scope.of(session, query, exact=True)
+    total = _total(session, scope)
+    if total == 0:
+        return Page([], 0)
     rows = scope.walk(wanted, after, AdapterRow).where(*scope.compared(AdapterRow)).limit(limit + 1)
     found = [(row[0], tuple(row[1:])) for row in session.execute(rows)]
     next = wanted.cursor(found[limit - 1][1]) if len(found) > limit else ""
-    return Page([row.to_record() for row, _ in found[:limit]], _total(session, scope), next)
+    return Page([row.to_record() for row, _ in found[:limit]], total, next)
 
 
 def count(session: Session, query: AdapterQuery) -> int:
@@ -147,12 +151,18 @@ def facets(session: Session, query: AdapterQuery) -> Facets:
     """How the hits divide."""
     short = [word for word in query.words if len(word) <= SHORT]
     query = replace(query, query=" ".join(word for word in query.words if word not in short))
-    free = [kind for kind in _KINDS if not getattr(query, kind)]
-    found: dict[str, dict[str, int]] = dict(_grouped(session, query, free))
+    groups = _groups(session, query)
+    chosen = {kind: _stored(getattr(query, kind)) for kind in _KINDS if getattr(query, kind)}
+    found: dict[str, dict[str, int]] = {}
     for kind in _KINDS:
-        if kind not in free:
-            found |= _grouped(session, replace(query, **{kind: ""}), [kind])
-    return Facets(**found, tag=_tags(session, query), rough=bool(short))
+        others = {name: value for name, value in chosen.items() if name != kind}
+        sums = Counter[str]()
+        for values, number in groups:
+            if all(values[name] == value for name, value in others.items()):
+                sums[values[kind]] += number
+        found[kind] = dict(sorted(sums.items(), key=_most_first))
+    total = sum(number for values, number in groups if values | chosen == values)
+    return Facets(**found, tag=_tags(session, query, total), rough=bool(short))
 
 
 def _total(session: Session, scope: Scope) -> int:
@@ -181,38 +191,38 @@ def _look(session: Session, scope: Scope, wanted: Order, after: str) -> tuple[li
     return [row for row in looked if all(word in row[1] for word in scope.loose)], len(looked) < GLANCE
 
 
-def _grouped(session: Session, query: AdapterQuery, kinds: list[str]) -> dict[str, dict[str, int]]:
-    """Hits by each of these columns."""
-    if not kinds:
-        return {}
-    hits = Scope.of(session, query, exact=True).hits(*kinds)
-    columns = [hits.selected_columns[kind] for kind in kinds]
-    sums: dict[str, dict[str, int]] = {kind: {} for kind in kinds}
-    for *values, number in session.execute(hits.add_columns(func.count()).group_by(*columns)):
-        for kind, value in zip(kinds, values, strict=True):
-            sums[kind][value] = sums[kind].get(value, 0) + number
-    return {kind: dict(sorted(values.items(), key=_most_first)) for kind, values in sums.items()}
+def _groups(session: Session, query: AdapterQuery) -> list[tuple[dict[str, str], int]]:
+    """Each combination of `_KINDS` with its number of hits, as if none of them was asked for."""
+    hits = Scope.of(session, replace(query, **dict.fromkeys(_KINDS, "")), exact=True).hits(*_KINDS)
+    columns = [hits.selected_columns[kind] for kind in _KINDS]
+    rows = session.execute(hits.add_columns(func.count()).group_by(*columns)).all()
+    return [(dict(zip(_KINDS, row, strict=False)), row[len(_KINDS)]) for row in rows]
+
+
+def _stored(value: str) -> str:
+    """A filter's value as the column has it."""
+    return "" if value == UNIDENTIFIED else value
 
 
 def _most_first(item: tuple[str, int]) -> tuple[int, str]:
     return -item[1], item[0]
 
 
-def _tags(session: Session, query: AdapterQuery) -> dict[str, int]:
+def _tags(session: Session, query: AdapterQuery, total: int) -> dict[str, int]:
     scope = Scope.of(session, query, exact=True)
-    counted = _sqlite_tags(session, scope) if scope.sqlite else _other_tags(scope)
+    counted = _sqlite_tags(scope, total) if scope.sqlite else _other_tags(scope)
     tag = counted.selected_columns[0]
     top = counted.group_by(tag).order_by(func.count().desc(), tag).limit(TAGS_SHOWN)
     return dict(session.execute(top).tuples().all())
 
 
-def _sqlite_tags(session: Session, scope: Scope) -> Select[str, int]:
+def _sqlite_tags(scope: Scope, total: int) -> Select[str, int]:
     tags, counted = fulltext.TAGS, select(fulltext.TAGS.c.tag, func.count())
     if not (scope.sets or scope.filters or scope.loose or scope.query.trashed):
         binned = select(_rowid(AdapterRow)).where(AdapterRow.trashed_at.is_not(None))
         return counted.where(tags.c.adapter.not_in(binned))
     hits = scope.rowids()
-    if _total(session, scope) > FEW:
+    if total > FEW:
         return counted.where(tags.c.adapter.in_(hits))
     few = hits.subquery("hits")
     joined = counted.join_from(few, tags, tags.c.adapter == few.c[0])

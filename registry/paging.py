@@ -26,7 +26,7 @@ _TYPES: dict[type[Any], Any] = {datetime: UtcTime(), int: BigInteger(), str: Tex
 _A = AdapterRow
 
 SORTS = ("newest", "oldest", "name", "rating", "size", "best")
-RANKED = 5000  # hits; more of them are not ranked, and the best match is the newest
+RANKED = 2000  # hits; more of them are not ranked, and the best match is the newest
 SHORT = 2  # letters; a word no longer than that ranks nothing
 
 
