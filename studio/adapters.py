@@ -277,10 +277,11 @@ def restore(ws: "Workspace", key: str) -> Adapter:
 
 def _free_name(ws: "Workspace", name: str) -> str:
     """The first of "name", "name 2", "name 3", ... that no adapter has."""
-    return next(n for n in _names(name) if not ws.catalog.list(Adapter, name=n, limit=1))
+    return next(n for n in numbered(name) if not ws.catalog.list(Adapter, name=n, limit=1))
 
 
-def _names(name: str) -> Iterator[str]:
+def numbered(name: str) -> Iterator[str]:
+    """ "name", "name 2", "name 3", ..., each at most 100 characters."""
     yield name
     for number in count(2):
         ending = f" {number}"

@@ -1,39 +1,52 @@
 """`studio adapters`: what came out of training, and what was kept of it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from studio.commands import adapter_filters, adapters_many
+from studio.commands.adapter_filters import Options, adapter_query, with_filters
 from studio.commands.shared import ago, note, open_workspace, plain, show_done, show_record, show_rows
-from trainers.families import FAMILIES
+
+if TYPE_CHECKING:
+    from registry.catalog import Catalog
+    from registry.records import Adapter
+    from registry.search import AdapterQuery
+
+AT_ONCE = 1000  # adapters of one page
 
 app = typer.Typer(
     name="adapters",
-    help="Adapters: list, show, verify, export, tag, trash.",
+    help="Adapters: find, show, verify, export, tag, trash.",
     no_args_is_help=True,
 )
+app.add_typer(adapter_filters.app)
+for _many in (
+    adapters_many.tag, adapters_many.rate, adapters_many.favourite, adapters_many.trash, adapters_many.export,
+):  # fmt: skip
+    app.command()(_many)
 
 
 @app.command("list")
+@with_filters
 def list_(
     query: Annotated[str, typer.Argument(help="Words to look for in names, tags, triggers and notes.")] = "",
-    base_family: Annotated[str, typer.Option(help=f"Only this family: {', '.join(FAMILIES)}.")] = "",
-    tag: Annotated[str, typer.Option(help="Only with this tag.")] = "",
-    sort: Annotated[str, typer.Option(help="newest, oldest, name, rating or size.")] = "newest",
-    trashed: Annotated[bool, typer.Option("--trashed", help="What is in the trash instead.")] = False,
+    filter: Annotated[str, typer.Option(help="A saved filter; see studio adapters filters.")] = "",
+    sort: Annotated[str, typer.Option(help="newest, oldest, name, rating, size or best.")] = "newest",
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="How many at most.")] = 1000,
+    *,
+    filters: Options,
 ) -> None:
     """List adapters.
 
     Example: studio adapters list ink --base-family sd15 --sort rating
     """
-    workspace = open_workspace()
-    found, total = workspace.catalog.search_adapters(
-        query, family=base_family, tag=tag, sort=sort, trashed=trashed, limit=limit
-    )
+    ws = open_workspace()
+    wanted = adapter_query(ws, query, filter, filters)
+    found, more = _pages(ws.catalog, wanted, sort, limit)
     show_rows(
-        [plain(a) | {"_added": ago(a.created_at), "path": str(workspace.resolve(a.path))} for a in found],
+        [plain(a) | {"_added": ago(a.created_at), "path": str(ws.resolve(a.path))} for a in found],
         [
             ("id", lambda r: r["id"]),
             ("name", lambda r: r["name"]),
@@ -44,11 +57,24 @@ def list_(
             ("added", lambda r: r["_added"]),
         ],
         empty="No adapter fits. See all: studio adapters list"
-        if query or base_family or tag or trashed
+        if wanted.to_json()
         else "No adapters. Train one: studio train --help",
     )
-    if total > len(found):
-        note(f"{total - len(found)} more; raise --limit or narrow the search.")
+    if more:
+        note(f"{ws.catalog.count_adapters(wanted) - len(found):,} more; raise --limit or narrow the search.")
+
+
+def _pages(catalog: "Catalog", wanted: "AdapterQuery", sort: str, limit: int) -> "tuple[list[Adapter], bool]":
+    """The first `limit` adapters, page by page; and whether there are more."""
+    found: list[Adapter] = []
+    after = ""
+    while len(found) < limit:
+        page = catalog.search_adapters(wanted, sort=sort, limit=min(AT_ONCE, limit - len(found)), after=after)
+        found += page.adapters
+        after = page.next
+        if not after:
+            break
+    return found, bool(after)
 
 
 @app.command()
@@ -82,43 +108,6 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command()
-def export(
-    adapter: str,
-    out: Annotated[Path, typer.Option(help="File to write (a folder for peft).")],
-    format: Annotated[str, typer.Option(help="auto, kohya, diffusers, peft or embedding.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; default: as stored.")] = "",
-    publish: Annotated[bool, typer.Option("--publish", help="Leave captions and folder names out.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-) -> None:
-    """Write an adapter for other tools, read it back and prove it.
-
-    Example: studio adapters export ink --format kohya --out ink.safetensors
-    """
-    from studio.adapters import export as export_adapter
-
-    report = export_adapter(
-        open_workspace(), adapter, format, out, dtype=dtype, publish=publish, overwrite=overwrite
-    ).to_dict()
-    verdict = f"{report['matched']} of {report['modules']} modules read back"
-    show_done(
-        f"Wrote {report['path']} ({report['layout']}): {verdict}, worst error {report['worst_error']:.1e}.",
-        report,
-    )
-
-
-@app.command()
-def tag(adapter: str, tags: list[str]) -> None:
-    """Set the tags of an adapter.
-
-    Example: studio adapters tag ink drawing monochrome
-    """
-    from registry.files import check_name
-
-    chosen = tuple(dict.fromkeys(check_name(tag, "tag") for tag in tags))
-    _change(adapter, f"tags: {', '.join(chosen)}", tags=chosen)
-
-
 @app.command("note")
 def note_(adapter: str, text: str) -> None:
     """Write the note of an adapter.
@@ -126,27 +115,6 @@ def note_(adapter: str, text: str) -> None:
     Example: studio adapters note ink "best between 0.7 and 0.9"
     """
     _change(adapter, f"note: {text}", note=text)
-
-
-@app.command()
-def rate(adapter: str, stars: Annotated[int, typer.Argument(min=0, max=5)]) -> None:
-    """Rate an adapter from 1 to 5; 0 takes the rating back.
-
-    Example: studio adapters rate ink 5
-    """
-    _change(adapter, f"rating: {stars}", rating=stars)
-
-
-@app.command()
-def trash(adapter: str) -> None:
-    """Put an adapter into the trash; `restore` brings it back.
-
-    Example: studio adapters trash ink
-    """
-    from studio.adapters import trash as trash_adapter
-
-    record = trash_adapter(open_workspace(), adapter)
-    show_done(f"{record.name} is in the trash; undo: studio adapters restore {record.id}", plain(record))
 
 
 @app.command()

@@ -116,9 +116,12 @@ def test_search_and_filters_narrow_the_gallery(filled: Workspace, open_page: Ope
 def test_the_second_page_of_the_gallery(empty: Workspace, open_page: Open):
     many_adapters(empty, 60)
     at = open_page(empty, "adapters")
-    at.pagination[0].set_value(3).run()
+    for _ in range(2):
+        button(at, "Next").click().run()
     assert not at.exception
-    assert at.pagination[0].value == 3
+    assert "Page 3 of 3" in texts(at)
+    button(at, "Previous").click().run()
+    assert "Page 2 of 3" in texts(at)
     at.text_input(key="adapters-query").set_value("ink").run()  # fewer results: back to the first page
     inky = sum(0 in (i % 10, i // 10 % 10, i % 7) for i in range(60))  # in the name, the trigger or a tag
     assert f"{inky} adapters" in texts(at)

@@ -1,10 +1,10 @@
 """Adapters: find one, look at where it came from, keep it in order, hand it on."""
 
-from typing import Any
-
 import streamlit as st
 
+from registry.paging import Page
 from registry.records import Adapter
+from registry.search import AdapterQuery
 from studio.app import shell
 from studio.app.components import adapter_detail
 from studio.app.components.cards import adapter_card
@@ -13,7 +13,14 @@ from studio.app.words import ORIGIN_WORDS, plural
 from trainers.families import FAMILIES
 
 PER_PAGE = 24
-SORTS = {"newest": "Newest", "oldest": "Oldest", "name": "Name", "rating": "Best rated", "size": "Largest"}
+SORTS = {
+    "newest": "Newest",
+    "oldest": "Oldest",
+    "name": "Name",
+    "rating": "Best rated",
+    "size": "Largest",
+    "best": "Best match",
+}
 RATINGS = {0: "Any rating", 3: "3 stars or more", 4: "4 stars or more", 5: "5 stars"}
 
 
@@ -30,7 +37,7 @@ def listing() -> None:
     catalog = shell.workspace().catalog
     shell.heading("Adapters", "Small files that add what was learned to a base model (LoRA).")
     trashed = st.query_params.get("trash") == "1"
-    kept, binned = (catalog.search_adapters(limit=1, trashed=where)[1] for where in (False, True))
+    kept, binned = (catalog.count_adapters(trashed=where) for where in (False, True))
     if not kept and not binned:
         shell.empty(
             "adapters",
@@ -39,27 +46,57 @@ def listing() -> None:
             [("Train an adapter", lambda: shell.go("train"))],
         )
         return
-    wanted = filters()
-    asked = st.session_state.get("adapters-page", 1)
-    found, total = catalog.search_adapters(
-        limit=PER_PAGE, offset=(asked - 1) * PER_PAGE, trashed=trashed, **wanted
-    )
-    if not found and total:  # fewer results than before: this page no longer exists
-        offset = (shell.place(total, PER_PAGE, "adapters-page") - 1) * PER_PAGE
-        found, total = catalog.search_adapters(limit=PER_PAGE, offset=offset, trashed=trashed, **wanted)
+    wanted, sort = filters(trashed)
+    cursors = visited(wanted, sort)
+    found = catalog.search_adapters(wanted, sort=sort, limit=PER_PAGE, after=cursors[-1])
+    if not found.adapters and len(cursors) > 1:  # this page no longer exists
+        cursors[:] = [""]
+        found = catalog.search_adapters(wanted, sort=sort, limit=PER_PAGE)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.caption(plural(total, "adapter") + (" in the trash" if trashed else ""))
+        count = plural(found.total, "adapter") + (" in the trash" if trashed else "")
+        st.caption(f"more than {count}" if found.capped else count)
         bin_link(trashed=trashed, binned=binned)
-    if not found:
+    if not found.adapters:
         shell.empty("none-found", "Nothing fits", "Try fewer words, or other filters.")
         return
-    if opened := gallery([adapter_card(adapter) for adapter in found], key="adapters-grid"):
+    if opened := gallery([adapter_card(adapter) for adapter in found.adapters], key="adapters-grid"):
         shell.stay(adapter=opened)
-    shell.pager(total, PER_PAGE, "adapters-page")
+    pager(cursors, found)
 
 
-def filters() -> dict[str, Any]:
-    """Widgets -> arguments of `search_adapters`."""
+def visited(wanted: AdapterQuery, sort: str) -> list[str]:
+    """Cursors of the pages up to the shown one; another search begins at the beginning."""
+    search = (wanted, sort)
+    if st.session_state.get("adapters-search") != search:
+        st.session_state["adapters-search"] = search
+        st.session_state["adapters-cursors"] = [""]
+    return st.session_state["adapters-cursors"]
+
+
+def pager(cursors: list[str], found: Page) -> None:
+    """First, previous and next, when there is more than one page."""
+    if len(cursors) == 1 and not found.next:
+        return
+    pages = -(-found.total // PER_PAGE)
+    of = "" if found.capped else f" of {max(pages, len(cursors)):,}"
+    with st.container(horizontal=True, horizontal_alignment="center", vertical_alignment="center"):
+        first = len(cursors) == 1
+        st.button(
+            "First",
+            key="adapters-first",
+            disabled=first,
+            on_click=cursors.__delitem__,
+            args=(slice(1, None),),
+        )
+        st.button("Previous", key="adapters-previous", disabled=first, on_click=cursors.pop)
+        st.caption(f"Page {len(cursors):,}{of}", width="content")
+        st.button(
+            "Next", key="adapters-next", disabled=not found.next, on_click=cursors.append, args=(found.next,)
+        )
+
+
+def filters(trashed: bool) -> tuple[AdapterQuery, str]:
+    """Widgets -> what to look for, and in which order."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         query = st.text_input(
             "Search",
@@ -68,7 +105,6 @@ def filters() -> dict[str, Any]:
             live="200ms",
             icon=":material/search:",
             placeholder="Name, tag, trigger word or note",
-            on_change=first_page,
             width=360,
             persist_state="session",
         )
@@ -85,7 +121,6 @@ def filters() -> dict[str, Any]:
                 "For base models of",
                 ["", *FAMILIES],
                 key="adapters-family",
-                on_change=first_page,
                 persist_state="session",
                 format_func=lambda name: FAMILIES[name].label if name else "Any family",
             )
@@ -93,7 +128,6 @@ def filters() -> dict[str, Any]:
                 "Comes from",
                 ["", *ORIGIN_WORDS],
                 key="adapters-origin",
-                on_change=first_page,
                 persist_state="session",
                 format_func=lambda name: ORIGIN_WORDS[name] if name else "Anywhere",
             )
@@ -102,32 +136,25 @@ def filters() -> dict[str, Any]:
                 list(RATINGS),
                 format_func=RATINGS.__getitem__,
                 key="adapters-rating",
-                on_change=first_page,
             )
-            tag = st.text_input("Tag", key="adapters-tag", on_change=first_page, placeholder="a whole tag")
-    return {
-        "query": query or "",
-        "sort": sort,
-        "family": family,
-        "origin": origin,
-        "min_rating": rating,
-        "tag": tag or "",
-    }
-
-
-def first_page() -> None:
-    """Other results begin at the beginning."""
-    st.session_state["adapters-page"] = 1
+            tag = st.text_input("Tag", key="adapters-tag", placeholder="a whole tag")
+    wanted = AdapterQuery(
+        query=query or "",
+        family=family,
+        origin=origin,
+        min_rating=rating,
+        tags=(tag.strip(),) if tag and tag.strip() else (),
+        trashed=trashed,
+    )
+    return wanted, sort
 
 
 def bin_link(*, trashed: bool, binned: int) -> None:
     """To the trash and back."""
     if trashed:
         if st.button("Back to all adapters", icon=":material/arrow_back:", type="tertiary"):
-            first_page()
             shell.stay()
     elif binned and st.button(f"Trash ({binned})", icon=":material/delete:", type="tertiary"):
-        first_page()
         shell.stay(trash="1")
 
 

@@ -18,7 +18,8 @@ NEWEST = 8
 def page() -> None:
     """The page."""
     catalog = shell.workspace().catalog
-    adapters, total = catalog.search_adapters(limit=NEWEST)
+    newest = catalog.search_adapters(limit=NEWEST)
+    adapters, total = newest.adapters, newest.total
     datasets, runs = catalog.count(Dataset), catalog.count(Run)
     shell.heading("Home", "Teach a model your style, a character or a thing, from a folder of pictures.")
     if not (total or datasets or runs):

@@ -106,12 +106,13 @@ def pick_dialog(family: str) -> None:
         icon=":material/search:",
         placeholder="Name, tag or trigger word",
     )
-    found, total = catalog.search_adapters(query or "", family=family, limit=OFFERED)
+    page = catalog.search_adapters(query or "", family=family, limit=OFFERED)
+    found = page.adapters
     if not found:
         st.markdown(":gray[No adapter for this base fits. Train one, or choose another base.]")
         return
     if opened := gallery([adapter_card(adapter) for adapter in found], key="pick-grid", least=150):
         add(catalog.get(Adapter, opened))
         st.rerun()
-    if total > len(found):
-        st.caption(f"{total - len(found):,} more: type to find them")
+    if page.next:
+        st.caption(f"{page.total - len(found):,} more: type to find them")

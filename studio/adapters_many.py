@@ -1,0 +1,86 @@
+"""Several adapters at once: trash and export. One that fails does not stop the others."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.errors import BadInput, StudioError
+from registry.files import file_stem
+from registry.records import Adapter
+from studio import adapters
+
+if TYPE_CHECKING:
+    from registry.search import AdapterQuery
+    from studio.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class ManyReport:
+    """What became of each adapter: what was done, and the error line of those it could not be done for."""
+
+    done: list[Any] = field(default_factory=list[Any])
+    failed: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (id, error line)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        failed = [{"id": id, "error": error} for id, error in self.failed]
+        return {"done": self.done, "failed": failed}
+
+
+def chosen(ws: "Workspace", keys: Sequence[str], query: "AdapterQuery | None" = None) -> list[str]:
+    """Ids of the adapters that are named, or of all that a query finds.
+
+    Raises:
+        BadInput: both or neither are given, or a key fits several.
+        NotFound: there is no adapter of that name.
+    """
+    if (query is None) == (not keys):
+        raise BadInput(
+            "adapters", "are named both ways, or not at all", "name some, or give --query or --filter"
+        )
+    if query is not None:
+        return ws.catalog.adapter_ids(query)
+    return list(dict.fromkeys(ws.catalog.get(Adapter, key).id for key in keys))
+
+
+def trash_many(ws: "Workspace", ids: Sequence[str]) -> ManyReport:
+    """Put adapters into the trash; `done` are their ids."""
+    return _each(ids, lambda id: adapters.trash(ws, id).id)
+
+
+def export_many(
+    ws: "Workspace", ids: Sequence[str], layout: str, folder: Path, *, dtype: str = "", publish: bool = False,
+    overwrite: bool = False,
+) -> ManyReport:  # fmt: skip
+    """Write adapters into `folder`, each under its name and proven; `done` are the reports.
+
+    Two of one name get a number. Arguments are those of `studio.adapters.export`.
+
+    Raises:
+        BadInput: `folder` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(str(folder), "is a file", "name a folder for several adapters")
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+
+    def write(id: str) -> dict[str, Any]:
+        stem = file_stem(ws.catalog.get(Adapter, id).name)
+        name = next(n for n in adapters.numbered(stem) if n.casefold() not in taken)
+        taken.add(name.casefold())
+        out = folder / (name if layout == "peft" else f"{name}.safetensors")
+        report = adapters.export(ws, id, layout, out, dtype=dtype, publish=publish, overwrite=overwrite)
+        return {"id": id, **report.to_dict()}
+
+    return _each(ids, write)
+
+
+def _each(ids: Sequence[str], work: Callable[[str], Any]) -> ManyReport:
+    report = ManyReport()
+    for id in ids:
+        try:
+            report.done.append(work(id))
+        except StudioError as error:
+            report.failed.append((id, str(error)))
+    return report
