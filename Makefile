@@ -12,7 +12,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST  := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev demo app test check lint types unit fmt golden docs docs-check screenshots smoke bench browser clean
+.PHONY: help venv dev demo app test check lint types unit fmt golden docs docs-check screenshots smoke bench browser postgres clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,7 +43,7 @@ demo: venv  ## pictures become an adapter that visibly works; ends with the path
 app: venv  ## the studio in a browser
 	$(BIN)/studio app
 
-test: dev browser  ## lint, types, generated pages and every test
+test: dev browser postgres  ## lint, types, generated pages and every test
 	$(MAKE) lint types docs-check unit
 
 check: test
@@ -55,7 +55,7 @@ lint: dev  ## ruff: rules and format
 types: dev  ## pyright
 	$(BIN)/pyright
 
-unit: dev browser
+unit: dev browser postgres
 	$(PYTEST) tests
 
 fmt: dev  ## format and fix what can be fixed
@@ -86,10 +86,15 @@ bench: dev  ## the figures of docs/benchmarks.md, measured here
 	$(BIN)/python benchmarks/style_closed.py
 	$(BIN)/python benchmarks/learning.py
 	$(BIN)/python benchmarks/light.py
+	$(BIN)/python -m benchmarks.catalog
 
 # A browser for the tests: what is there, else Debian's, else Playwright's own.
 browser: dev
 	@$(BIN)/python -m tests.support.browser
+
+# A database server for the tests: what is there, else Debian's where it may be installed.
+postgres: dev
+	@$(BIN)/python -m tests.support.postgres
 
 clean:  ## remove the virtual environment and everything generated
 	rm -rf $(VENV) build dist demo-output .pytest_cache .ruff_cache .hypothesis *.egg-info

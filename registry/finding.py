@@ -213,7 +213,7 @@ def _tags(session: Session, query: AdapterQuery, total: int) -> dict[str, int]:
     counted = _sqlite_tags(scope, total) if scope.sqlite else _other_tags(scope)
     tag = counted.selected_columns[0]
     top = counted.group_by(tag).order_by(func.count().desc(), tag).limit(TAGS_SHOWN)
-    return dict(session.execute(top).tuples().all())
+    return {row[0]: row[1] for row in session.execute(top)}
 
 
 def _sqlite_tags(scope: Scope, total: int) -> Select[str, int]:

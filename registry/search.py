@@ -72,22 +72,18 @@ class AdapterQuery:
         Raises:
             BadInput: a field that there is not, or a value that does not fit it.
         """
-        known = {f.name: str(f.type) for f in fields(cls)}
+        known = {f.name: f.type for f in fields(cls)}
         read: dict[str, Any] = {}
         for name, value in values.items():
             if name not in known:
                 raise BadInput(f"filter field {name[:40]!r}", "is unknown", f"use one of {', '.join(known)}")
             try:
-                read[name] = _READ.get(known[name], _as_is)(value)
+                read[name] = _READ[known[name]](value)
             except (TypeError, ValueError) as error:
                 raise BadInput(
                     f"filter field {name}", f"cannot be {value!r}"[:100], "save it anew"
                 ) from error
         return cls(**read)
-
-
-def _as_is(value: Any) -> Any:
-    return value
 
 
 def _checked(kind: type[Any]) -> Callable[[Any], Any]:
@@ -110,14 +106,14 @@ def _time(value: Any) -> datetime:
     return time
 
 
-_READ: dict[str, Callable[[Any], Any]] = {
-    "str": _checked(str),
-    "int": _checked(int),
-    "int | None": _checked(int),
-    "bool": _checked(bool),
-    "bool | None": _checked(bool),
-    "tuple[str, ...]": _texts,
-    "datetime | None": _time,
+_READ: dict[Any, Callable[[Any], Any]] = {
+    str: _checked(str),
+    int: _checked(int),
+    int | None: _checked(int),
+    bool: _checked(bool),
+    bool | None: _checked(bool),
+    tuple[str, ...]: _texts,
+    datetime | None: _time,
 }
 
 

@@ -145,7 +145,7 @@ while job := catalog.claim_job([JobKind.SAMPLE], owner=sys.argv[2], lease=timede
 @pytest.mark.fault
 def test_eight_processes_do_each_job_once(catalog, tmp_path):
     queue(catalog, 48)
-    url = f"sqlite:///{tmp_path / 'catalog.sqlite'}"
+    url = catalog._engine.url.render_as_string(hide_password=False)
     workers = [
         subprocess.Popen([sys.executable, "-c", CLAIMER, url, f"w{n}"], stdout=subprocess.PIPE, text=True)
         for n in range(8)

@@ -268,7 +268,8 @@ def test_text_that_is_no_unicode_is_refused_in_one_line(catalog):
 def test_ids_that_meet_are_made_again(catalog, monkeypatch):
     taken = catalog.add(records.adapter(1))
     ids = iter([taken.id, "0000000001", taken.id, "0000000002", taken.id, "0000000003"])
-    monkeypatch.setattr("registry.catalog.new_id", lambda: next(ids))
+    for module in ("catalog", "adapter_catalog"):
+        monkeypatch.setattr(f"registry.{module}.new_id", lambda: next(ids))
     assert catalog.add(records.adapter(2)).id == "0000000001"
     assert catalog.register_adapter(records.adapter(3))[0].id == "0000000002"
     assert catalog.add_all([records.adapter(4)])[0].id == "0000000003"
