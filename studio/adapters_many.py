@@ -66,8 +66,8 @@ def export_many(
     taken: set[str] = set()
 
     def write(id: str) -> dict[str, Any]:
-        stem = file_stem(ws.catalog.get(Adapter, id).name)
-        name = next(n for n in adapters.numbered(stem) if n.casefold() not in taken)
+        stems = map(file_stem, adapters.numbered(ws.catalog.get(Adapter, id).name))
+        name = next(stem for stem in stems if stem.casefold() not in taken)
         taken.add(name.casefold())
         out = folder / (name if layout == "peft" else f"{name}.safetensors")
         report = adapters.export(ws, id, layout, out, dtype=dtype, publish=publish, overwrite=overwrite)
