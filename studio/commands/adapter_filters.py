@@ -57,11 +57,11 @@ def _options(
     trashed: Annotated[bool, typer.Option("--trashed", help="What is in the trash instead.")] = False,
 ) -> Options:
     asked = {
-        "family": base_family, "method": method, "tags": tuple(tag or ()), "trigger": trigger, "origin": origin,
-        "base_id": _base(base), "min_rank": min_rank, "max_rank": max_rank, "min_rating": min_rating,
-        "favourite": favourite, "has_preview": preview, "has_licence": licence, "min_size": _bytes(min_size),
-        "max_size": _bytes(max_size), "since": _date("--since", since), "until": _date("--until", until),
-        "file_state": file_state, "trashed": trashed or None,
+        "family": base_family, "method": method, "origin": origin, "tags": tuple(tag or ()),
+        "trigger": trigger, "base_id": _base(base), "min_rank": min_rank, "max_rank": max_rank,
+        "min_rating": min_rating, "favourite": favourite, "has_preview": preview, "has_licence": licence,
+        "min_size": _bytes(min_size), "max_size": _bytes(max_size), "since": _date("--since", since),
+        "until": _date("--until", until), "file_state": file_state, "trashed": trashed or None,
     }  # fmt: skip
     return {name: value for name, value in asked.items() if value not in ("", (), None)}
 

@@ -107,8 +107,8 @@ def test_many_by_search_want_a_word_more(ws, studio):
 
 @pytest.mark.parametrize(
     "words",
-    [("trash",), ("trash", "ink 0", "--query", "ink"), ("tag", "ink 0"), ("rate", "ink 0", "7"), ("rate", "3"),
-     ("export", "ink 0"), ("trash", "ink 0", "nobody"), ("favourite", "--filter", "none")],
+    [("trash",), ("trash", "ink 0", "--query", "ink"), ("tag", "ink 0"), ("rate", "ink 0", "7"),
+     ("rate", "3"), ("export", "ink 0"), ("trash", "ink 0", "nobody"), ("favourite", "--filter", "none")],
 )  # fmt: skip
 def test_what_is_not_clear_changes_nothing(ws, studio, words):
     before = ws.catalog.list(Adapter)
