@@ -7,12 +7,13 @@ from itertools import product
 
 import pytest
 
-from registry import finding, paging
+from registry import finding, fulltext, paging
 from registry.errors import BadInput
 from registry.paging import SORTS
 from registry.records import Adapter, FileState, SavedFilter
 from registry.search import UNIDENTIFIED, AdapterQuery
 from tests.support import records
+from tests.support.records import open_catalog
 
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -21,8 +22,7 @@ def at(hours):
     return DAY + timedelta(hours=hours)
 
 
-@pytest.fixture
-def many(catalog):
+def sixty(catalog):
     """Sixty adapters; number n has properties that follow from n."""
     catalog.add_all(
         [
@@ -49,6 +49,11 @@ def many(catalog):
         ]
     )
     return catalog
+
+
+@pytest.fixture
+def many(catalog):
+    return sixty(catalog)
 
 
 def numbers(adapters):
@@ -97,6 +102,15 @@ def finds(many, asked, fits):
     assert len(many.adapter_ids(**asked)) == len(expected)
     stored = json.loads(json.dumps(AdapterQuery(**asked).to_json()))
     assert AdapterQuery.from_json(stored) == AdapterQuery(**asked)
+
+
+def test_without_an_index_of_words_the_answers_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(fulltext, "available", lambda _: False)
+    catalog = sixty(open_catalog(tmp_path))
+    for asked, fits in FILTERS:
+        finds(catalog, asked, fits)
+    catalog.delete(Adapter, catalog.adapter_ids("wash")[0])
+    assert catalog.adapter_facets("wash", family="sdxl").tag["ink"] > 0
 
 
 SEARCHES = [{}, {"query": "wash"}, {"query": "wa"}, {"family": "sdxl", "query": "a"}]

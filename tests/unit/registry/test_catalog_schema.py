@@ -144,6 +144,27 @@ def test_the_first_schema_comes_up_to_date_with_its_content(tmp_path, monkeypatc
     assert catalog.get(Dataset, "cats").content_hash == "kept"
 
 
+OLD_ADAPTER = """INSERT INTO adapters (id, created_at, name, sort_name, search, tag_lines, tensor_sha256,
+    file_sha256, path, size, family, method, rank, alpha, targets, trigger_words, recommended_weight, tags,
+    note, rating, origin, step, parents, preview, metadata)
+    VALUES ('a', '2026-01-01 00:00:00', 'Wash', 'wash', 'wash' || char(10) || 'ink' || char(10) || 'zibbo',
+    char(10) || 'ink' || char(10), 't', 'f', 'p', 1, 'sd15', 'lora', 4, 4.0, '[]', '["Zibbo"]', 1.0, '["Ink"]',
+    '', 0, 'run', 0, '[]', '', '{}')"""
+
+
+def test_adapters_of_an_older_catalog_are_found(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "HEAD", "0003")
+        path = tmp_path / "catalog.sqlite"
+        schema.upgrade(journal.parse_url(f"sqlite:///{path}"), None)
+        sql(path, OLD_ADAPTER)
+    catalog = open_catalog(tmp_path)
+    for query in ("ash", "bo", "o", "INK zib"):
+        assert catalog.search_adapters(query).total == catalog.count_adapters(query) == 1, query
+    assert catalog.search_adapters(trigger="zibbo", tags=("ink",)).total == 1
+    assert catalog.adapter_facets("wash").tag == {"ink": 1}
+
+
 def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):
     open_catalog(tmp_path).add(records.base(name="kept"))
     scripts = tmp_path / "migrations"
