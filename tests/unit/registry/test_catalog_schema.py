@@ -148,8 +148,8 @@ OLD_ADAPTER = """INSERT INTO adapters (id, created_at, name, sort_name, search, 
     file_sha256, path, size, family, method, rank, alpha, targets, trigger_words, recommended_weight, tags,
     note, rating, origin, step, parents, preview, metadata)
     VALUES ('a', '2026-01-01 00:00:00', 'Wash', 'wash', 'wash' || char(10) || 'ink' || char(10) || 'zibbo',
-    char(10) || 'ink' || char(10), 't', 'f', 'p', 1, 'sd15', 'lora', 4, 4.0, '[]', '["Zibbo"]', 1.0, '["Ink"]',
-    '', 0, 'run', 0, '[]', '', '{}')"""
+    char(10) || 'ink' || char(10), 't', 'f', 'p', 1, 'sd15', 'lora', 4, 4.0, '[]', '["Zibbo"]', 1.0,
+    '["Ink"]', '', 0, 'run', 0, '[]', '', '{}')"""
 
 
 def test_adapters_of_an_older_catalog_are_found(tmp_path, monkeypatch):
