@@ -255,7 +255,7 @@ def test_an_adapter_is_found_by_its_captions_and_prompts(ws):
     assert words[:2] == ["red", "heron"], "the most frequent first"
     assert {"moonrise", "harbour", "lighthouse", "fog"} <= set(words)
     assert not {"a", "the", "over"} & set(words)
-    assert [found.id for found in ws.catalog.search_adapters("lighthouse")[0]] == [adapter.id]
+    assert [found.id for found in ws.catalog.search_adapters("lighthouse").adapters] == [adapter.id]
 
 
 def test_a_run_that_is_launched_has_its_pictures_at_once(ws, herons):
