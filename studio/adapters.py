@@ -97,7 +97,7 @@ def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Ad
         step=step,
         base_id=run.base_id,
         preview=_keep_preview(ws, run, id, step),
-        metadata=_summary(form, facts.dtype),
+        metadata=summary(form, facts.dtype),
     )
     new = False
     try:
@@ -337,7 +337,7 @@ def _keep_preview(ws: "Workspace", run: Run, adapter_id: str, step: int) -> str:
     return ""
 
 
-def _summary(form: AdapterForm, dtype: str) -> dict[str, Any]:
+def summary(form: AdapterForm, dtype: str) -> dict[str, Any]:
     """What the pages show of a file without opening it."""
     others = form.others.values()
     alphas = sorted({f.alpha for f in form.modules.values()} | {f.strength for f in others})

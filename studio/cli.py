@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from registry.errors import StudioError
 from studio import __version__
-from studio.commands import adapters, bases, datasets, jobs, provenance, recipes, runs
+from studio.commands import adapters, bases, datasets, jobs, operations, provenance, recipes, runs
 from studio.commands.shared import clean, invocation
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 for group in (bases, datasets, recipes, runs, adapters):
     app.add_typer(group.app)
+for command in operations.COMMANDS:
+    adapters.app.command()(command)
 for command in (*jobs.COMMANDS, runs.train):
     app.command()(command)
 for owner, name, command in provenance.COMMANDS:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from registry.errors import BadInput
 from registry.files import atomic_folder, atomic_path, require_space
+from registry.formats.checkpoints import weight_files
 from trainers.families.base import Family
 from trainers.methods import Trainables, file_key
 from trainers.recipe_fields import AdapterSection
 from trainers.rundir import MODEL, MODEL_FILE
-from trainers.single_file import original_tensors, weight_files
+from trainers.single_file import original_tensors
 
 if TYPE_CHECKING:
     from trainers.checkpoints import Learning

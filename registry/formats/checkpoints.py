@@ -6,6 +6,7 @@ with a prefix or without), and ComfyUI's `text_encoders.`.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from registry.formats.families import FORMATS
@@ -61,8 +62,35 @@ def has_weights(folder: Path, part: str) -> bool:
     return any((folder / part).glob("*.safetensors"))
 
 
-def layers_of(family: str, tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """(component, path in diffusers' class, shape of the weight) of the layers whose names are known."""
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a component; those in half precision when there are no others."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if ".fp16." not in file.name] or files
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where the weight of a layer lies in a checkpoint.
+
+    Args:
+        component: Of the pipeline.
+        path: In diffusers' class.
+        tensor: Name in the checkpoint.
+        shape: Of the weight.
+        first: Row of the tensor at which it begins; other layers may lie in the same one.
+        halves: Its outputs are (shift, scale) there and (scale, shift) in diffusers.
+    """
+
+    component: str
+    path: str
+    tensor: str
+    shape: tuple[int, ...]
+    first: int = 0
+    halves: bool = False
+
+
+def layers_of(family: str, tensors: Mapping[str, TensorInfo]) -> Iterator[Layer]:
+    """The layers of a checkpoint whose names are known."""
     table = CHECKPOINT_PARTS[family]
     denoiser = FORMATS[family].denoiser
     original = FORMATS[family].original or SGM
@@ -74,26 +102,27 @@ def layers_of(family: str, tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[
             yield from _text_layers(component, name, tuple(info.shape))
 
 
-def _denoiser_layers(
-    component: str, name: str, info: TensorInfo, original: OriginalNames
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _denoiser_layers(component: str, name: str, info: TensorInfo, original: OriginalNames) -> Iterator[Layer]:
     path = name.removeprefix(_UNET[0]).removesuffix(".weight")
     place = original.of_path(path) if name.endswith(".weight") else None
     if place is not None:
-        unit = info.shape[0] // sum(place.shares)
+        unit, first = info.shape[0] // sum(place.shares), 0
         for module, share in zip(place.modules, place.shares, strict=True):
-            yield component, module, (unit * share, *info.shape[1:])
+            shape = (unit * share, *info.shape[1:])
+            halves = place.halves and len(shape) == 2 and shape[0] == 2 * shape[1]
+            yield Layer(component, module, name, shape, first, halves)
+            first += unit * share
 
 
-def _text_layers(
-    component: str, name: str, shape: tuple[int, ...]
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _text_layers(component: str, name: str, shape: tuple[int, ...]) -> Iterator[Layer]:
     if (found := _RESBLOCK.search(name)) is not None:
         block = f"text_model.encoder.layers.{found[1]}"
         if found[2] == "attn.in_proj_weight":
-            for leaf in ("q_proj", "k_proj", "v_proj"):
-                yield component, f"{block}.self_attn.{leaf}", (shape[0] // 3, *shape[1:])
+            third = shape[0] // 3
+            for number, leaf in enumerate(("q_proj", "k_proj", "v_proj")):
+                path = f"{block}.self_attn.{leaf}"
+                yield Layer(component, path, name, (third, *shape[1:]), number * third)
         elif found[2] in _OPEN_CLIP:
-            yield component, f"{block}.{_OPEN_CLIP[found[2]]}", shape
+            yield Layer(component, f"{block}.{_OPEN_CLIP[found[2]]}", name, shape)
     elif name.endswith(".weight"):
-        yield component, name.partition(".transformer.")[2].removesuffix(".weight"), shape
+        yield Layer(component, name.partition(".transformer.")[2].removesuffix(".weight"), name, shape)

@@ -89,6 +89,35 @@ def write(form: AdapterForm) -> tuple[dict[str, Array], dict[str, str]]:
     return tensors, {}
 
 
+def write_exact(form: AdapterForm) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors of `form` as they are; where alpha is not the rank, metadata that says so, as runs write it."""
+    tensors: dict[str, Array] = {}
+    for module, factors in form.modules.items():
+        tensors[f"{module}.lora_A.weight"] = factors.down
+        tensors[f"{module}.lora_B.weight"] = factors.up
+    if all(factors.alpha == factors.rank for factors in form.modules.values()):
+        return tensors, {}
+    config: dict[str, Any] = {}
+    for component in form.components:
+        modules = {_pattern(name): item for name, item in form.of(component).items()}
+        first = next(iter(modules.values()))
+        values = {
+            "r": first.rank,
+            "lora_alpha": first.alpha,
+            "rank_pattern": {p: f.rank for p, f in modules.items() if f.rank != first.rank},
+            "alpha_pattern": {p: f.alpha for p, f in modules.items() if f.alpha != first.alpha},
+            "target_modules": [pattern.removeprefix("^") for pattern in modules],
+        }
+        config |= {f"{component}.{key}": value for key, value in values.items()}
+    return tensors, {ADAPTER_METADATA: json.dumps(config)}
+
+
+def _pattern(module: str) -> str:
+    """A path ending that PEFT finds with and without `text_model.` in memory; elsewhere the whole path."""
+    component, _, path = module.partition(".")
+    return path.removeprefix("text_model.") if component.startswith("text") else f"^{path}"
+
+
 def split_key(key: str) -> tuple[str, str]:
     """Path of the module, and "down", "up", "alpha" or "" for what is none of them."""
     for ending, part in _ENDINGS:

@@ -37,6 +37,7 @@ class FamilyFormat:
         original: Names of the denoiser in published checkpoints, where kohya goes by them.
         projected: Text encoders of class CLIPTextModelWithProjection, which has `text_model.` in memory too.
         one_alpha: Whether diffusers takes one alpha for all attention layers of a component.
+        conv_attention: `proj_in` and `proj_out` of attention are convolutions of 1 x 1, not linear.
     """
 
     name: str
@@ -52,6 +53,7 @@ class FamilyFormat:
     original: OriginalNames | None = None
     projected: frozenset[str] = frozenset()
     one_alpha: bool = True
+    conv_attention: bool = False
 
     @property
     def denoiser(self) -> str:
@@ -140,6 +142,7 @@ def _stable_diffusion(name: str, context_dim: int, version: str, architecture: s
         auto_layout="kohya",
         ss_base_model_version={"": version},
         ss_v2=version == "sd_v2",
+        conv_attention=version == "sd_v1",
         architecture={"": architecture},
         sd_version="SD2" if version == "sd_v2" else "SD1",
     )

@@ -46,6 +46,17 @@ def read_tensors(path: Path, header: Header | None = None) -> dict[str, Array]:
         return {name: _read(path, name, info, data) for name, info in header.tensors.items()}
 
 
+def read_tensor(path: Path, name: str, info: TensorInfo) -> Array:
+    """One tensor of `path` as float32; reads nothing else.
+
+    Raises:
+        BadInput: it cannot be weights, or has a value that is not finite.
+    """
+    with path.open("rb") as stream:
+        stream.seek(info.start)
+        return _read(path, name, info, stream.read(info.end - info.start), 0)
+
+
 def read_scalars(path: Path, header: Header, suffix: str) -> dict[str, float]:
     """Values of the one-element tensors whose name ends with `suffix`, without reading any other weight."""
     values: dict[str, float] = {}

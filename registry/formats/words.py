@@ -53,6 +53,13 @@ def split(tensors: Mapping[str, Array]) -> tuple[dict[str, dict[str, Array]], di
     return words, rest
 
 
+def own(words: Words) -> dict[str, Array]:
+    """The words as our own files have them."""
+    return {
+        f"{component}{OWN}{word}": rows for word, parts in words.items() for component, rows in parts.items()
+    }
+
+
 def bundle(words: Words, family: str) -> dict[str, Array]:
     """The words as a kohya LoRA carries them."""
     parts = _parts(family)

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from studio.commands.shared import invocation, note, open_workspace, plain, show_done, show_rows
+from studio.commands.shared import (
+    adapter_and_weights,
+    invocation,
+    note,
+    open_workspace,
+    plain,
+    show_done,
+    show_rows,
+)
 
 if TYPE_CHECKING:
     from studio.sampling.request import AdapterChoice
@@ -145,19 +153,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def _choice(workspace: "Workspace", text: str) -> "AdapterChoice":
     """NAME[:WEIGHT[:TEXT_WEIGHT]] -> AdapterChoice; a name may itself contain colons."""
-    from registry.records import Adapter
     from studio.sampling.request import AdapterChoice
 
-    name = text
-    numbers: list[float] = []
-    while len(numbers) < 2 and workspace.catalog.find(Adapter, name) is None and ":" in name:
-        head, _, tail = name.rpartition(":")
-        try:
-            numbers.insert(0, float(tail))
-        except ValueError:
-            break
-        name = head
-    record = workspace.catalog.get(Adapter, name)
+    record, numbers = adapter_and_weights(workspace, text)
     weights = dict(zip(("weight", "text_weight"), numbers, strict=False))
     return _validated(AdapterChoice, id=record.id, **weights)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from registry.records import Adapter
     from studio.workspace import Workspace
 
 Row = dict[str, Any]
@@ -31,6 +32,22 @@ def open_workspace() -> "Workspace":
     from studio.workspace import Workspace  # SQLAlchemy costs 0.3 s that --help must not pay
 
     return Workspace.open(invocation.home)
+
+
+def adapter_and_weights(workspace: "Workspace", text: str) -> tuple["Adapter", list[float]]:
+    """NAME[:WEIGHT[:TEXT_WEIGHT]] -> the adapter and its numbers; a name may itself contain colons."""
+    from registry.records import Adapter
+
+    name = text
+    numbers: list[float] = []
+    while len(numbers) < 2 and workspace.catalog.find(Adapter, name) is None and ":" in name:
+        head, _, tail = name.rpartition(":")
+        try:
+            numbers.insert(0, float(tail))
+        except ValueError:
+            break
+        name = head
+    return workspace.catalog.get(Adapter, name), numbers
 
 
 def plain(value: Any) -> Any:

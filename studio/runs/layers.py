@@ -69,8 +69,8 @@ def weights_of(ws: "Workspace", base: Base) -> list[Weight]:
     try:
         place = ws.resolve(base.location)
         if base.kind == "file":
-            for part, path, shape in layers_of(base.family, read_header(place).tensors):
-                _keep(found, part, f"{path}.weight", shape)
+            for layer in layers_of(base.family, read_header(place).tensors):
+                _keep(found, layer.component, f"{layer.path}.weight", layer.shape)
             place = ws.resolve(base.config) if base.config else place
         info = FAMILIES[base.family]
         for part in (info.denoiser, *info.text_encoders):

@@ -19,6 +19,7 @@ ALLOWED = {
     "registry": {"registry"},
     "trainers": {
         "trainers", "registry.files", "registry.hashing", "registry.errors", "registry.formats.checkpoints",
+        "registry.formats.single_file",
     },
     "studio": {
         "studio", "registry", "trainers.captions", "trainers.families", "trainers.fitting",

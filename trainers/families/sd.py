@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from registry.formats.single_file import PREFIXES
 from trainers.families import toy
 from trainers.families.base import Conditioning, Part
 from trainers.families.common import TextToImage
@@ -38,11 +39,7 @@ class StableDiffusion15(TextToImage):
         "tokenizer": Part("transformers.models.clip.tokenization_clip", "CLIPTokenizer"),
     }
 
-    single_file: ClassVar[Mapping[str, str]] = {
-        "unet": "model.diffusion_model.",
-        "vae": "first_stage_model.",
-        "text_encoder": "cond_stage_model.transformer.text_model.",
-    }
+    single_file: ClassVar[Mapping[str, str]] = PREFIXES["sd15"]
 
     def make_objective(self, section: "ObjectiveSection") -> DDPM:
         """The base's own scheduler config says epsilon (1.5, 2.1-base) or v_prediction (2.1 at 768 px)."""
@@ -94,10 +91,7 @@ class StableDiffusion21(StableDiffusion15):
     """SD2.1: OpenCLIP-H text encoder, linear projections, v prediction at 768 px (2.1-base: epsilon)."""
 
     name: ClassVar[str] = "sd21"
-    single_file: ClassVar[Mapping[str, str]] = {
-        **StableDiffusion15.single_file,
-        "text_encoder": "cond_stage_model.model.",
-    }
+    single_file: ClassVar[Mapping[str, str]] = PREFIXES["sd21"]
     _tiny_prediction: ClassVar[Prediction] = "v_prediction"
 
     @classmethod

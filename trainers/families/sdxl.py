@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from registry.formats.single_file import PREFIXES
 from trainers.families import toy
 from trainers.families.base import Conditioning, Part
 from trainers.families.common import penultimate
@@ -36,11 +37,7 @@ class StableDiffusionXL(StableDiffusion15):
         "tokenizer_2": Part("transformers.models.clip.tokenization_clip", "CLIPTokenizer"),
     }
 
-    single_file: ClassVar[Mapping[str, str]] = {
-        **StableDiffusion15.single_file,
-        "text_encoder": "conditioner.embedders.0.transformer.text_model.",
-        "text_encoder_2": "conditioner.embedders.1.model.",
-    }
+    single_file: ClassVar[Mapping[str, str]] = PREFIXES["sdxl"]
 
     def encode_ids(self, text_encoder: str, ids: Tensor) -> Conditioning:
         """{"hidden": (B, 77, D)}: the layer before the last; of the second encoder also "pooled" (B, P)."""
