@@ -1,5 +1,6 @@
 """Adapters that an operation made of others: their file, their row, and what they inherit."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,6 +87,7 @@ def register_made(
     id = new_id()
     path = ws.resolve(f"{FOLDER}/{id}.safetensors")
     bases = {adapter.base_id for adapter in adapters}
+    lineage = json.loads(json.dumps({**made, "parents": [parent.to_dict() for parent in parents]}))
     record = Adapter(
         id=id,
         name=name,
@@ -105,8 +107,7 @@ def register_made(
         origin=origin,
         base_id=base_id or (bases.pop() if len(bases) == 1 else ""),
         parents=tuple(dict.fromkeys(adapter.id for adapter in adapters)),
-        metadata=summary(form, dtype)
-        | {"made": {**made, "parents": [parent.to_dict() for parent in parents]}},
+        metadata=summary(form, dtype) | {"made": lineage},
     )
     facts = replace(facts_of(ws, record, publish=False), license=record.licence)
     facts = replace(facts, parents=[adapter.tensor_sha256 for adapter in adapters])

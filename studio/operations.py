@@ -124,15 +124,15 @@ def merge(
     parts = [Ingredient(item.adapter.name, item.form, item.strength) for item in loaded]
     merging.one_family(parts)
     form, report = merging.merge(parts, settings, _weights(ws, base, loaded), progress)
+    parents = [Parent(item.adapter, item.strength.weight) for item in loaded]
+    dtype = _dtype(dtype, loaded)
     made = {
         "operation": "merge",
         "settings": {**asdict(settings), "strengths": [asdict(item.strength) for item in loaded]},
         "report": report.to_dict(modules=False),
     }
-    adapter = register_made(
-        ws, form, name=name, origin="merge", dtype=_dtype(dtype, loaded), made=made,
-        parents=[Parent(item.adapter, item.strength.weight) for item in loaded],
-    )  # fmt: skip
+    del loaded, parts  # a gigabyte of a large adapter, before as much is written
+    adapter = register_made(ws, form, name=name, origin="merge", dtype=dtype, made=made, parents=parents)
     return Made(adapter, report)
 
 

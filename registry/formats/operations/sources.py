@@ -14,7 +14,6 @@ from registry.formats.header import TensorInfo, read_header, shown
 from registry.formats.original import SGM_LAYERS
 from registry.formats.tensors import Array, read_tensor
 
-
 _DOWN = re.compile(r"\.input_blocks\.(\d{1,3})\.0\.op\.weight$")
 
 
