@@ -7,7 +7,7 @@ a hundred million entries, is never made. (QR of the factors gives the same, at 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,11 @@ from registry.formats.internal import LoraFactors
 from registry.formats.tensors import Array
 
 Array64 = NDArray[np.float64]
+Floats = TypeVar("Floats", Array, Array64)
 SMALL = 512  # shorter side of a matrix whose whole SVD is cheap (0.1 s)
+# Multiplications up to which OpenBLAS stays on one thread. Several wait for each other at every product of
+# small factors: on a busy machine thirty times as long as the product takes.
+ONE_THREAD = 1 << 18
 EXTRA, ROUNDS = 16, 4  # of the randomized SVD: more columns than asked for, and power iterations
 NEGLIGIBLE = 1e-6  # of the largest singular value: rounding noise of fp32
 # Leaves of module paths that are convolutions wherever they occur -> kernel.
@@ -147,20 +151,40 @@ def svd(change: Change) -> Svd:
     With up = Q1 R1 and down' = Q2 R2, where R R' are the Gram matrices, it is that of R1' R2, r x r.
     """
     up, down = change.up.astype(np.float64), change.down.astype(np.float64)
-    root_up, inverse_up = _root(up.T @ up)
-    root_down, inverse_down = _root(down @ down.T)
+    root_up, inverse_up = _root(_across(up, up))
+    root_down, inverse_down = _root(_across(down.T, down.T))
     u, s, vt = np.linalg.svd(root_up.T @ root_down)
     short = min(change.shape)
-    left, right = up @ (inverse_up @ u), (vt @ inverse_down.T) @ down
-    return Svd(left[:, :short], s[:short], right[:short], float(np.square(s).sum()), float(s.sum()))
+    left, right = _times(up, inverse_up @ u), _times(down.T, inverse_down @ vt.T)
+    return Svd(left[:, :short], s[:short], right[:, :short].T, float(np.square(s).sum()), float(s.sum()))
 
 
 def singular_values(change: Change) -> Array64:
     """Singular values of a change, falling; those below 1e-7 of the first are noise."""
     up, down = change.up.astype(np.float64), change.down.astype(np.float64)
-    root = _root(up.T @ up)[0]
-    found = np.linalg.eigvalsh(root.T @ (down @ down.T) @ root)[::-1]
+    root = _root(_across(up, up))[0]
+    found = np.linalg.eigvalsh(root.T @ _across(down.T, down.T) @ root)[::-1]
     return np.sqrt(np.maximum(found, 0))[: min(change.shape)]
+
+
+def _across(a: Floats, b: Floats) -> Floats:
+    """a' b of two tall matrices, in steps that OpenBLAS does on one thread, see ONE_THREAD."""
+    step = ONE_THREAD // (a.shape[1] * b.shape[1])
+    if step < 8 or len(a) <= step:
+        return a.T @ b
+    whole = len(a) - len(a) % step
+    steps = a[:whole].reshape(-1, step, a.shape[1]).transpose(0, 2, 1)
+    return np.matmul(steps, b[:whole].reshape(-1, step, b.shape[1])).sum(axis=0) + a[whole:].T @ b[whole:]
+
+
+def _times(tall: Array64, square: Array64) -> Array64:
+    """tall @ square, likewise."""
+    step = ONE_THREAD // square.size
+    if step < 8 or len(tall) <= step:
+        return tall @ square
+    whole = len(tall) - len(tall) % step
+    done = np.matmul(tall[:whole].reshape(-1, step, tall.shape[1]), square).reshape(whole, -1)
+    return np.concatenate([done, tall[whole:] @ square])
 
 
 def _root(gram: Array64) -> tuple[Array64, Array64]:
@@ -174,7 +198,7 @@ def _root(gram: Array64) -> tuple[Array64, Array64]:
 
 def inner(a: Change, b: Change) -> float:
     """<Da, Db>, the sum over all entries of the product: tr(Da' Db), from the factors."""
-    return float(np.sum((a.up.T @ b.up) * (a.down @ b.down.T), dtype=np.float64))
+    return float(np.sum(_across(a.up, b.up) * _across(a.down.T, b.down.T), dtype=np.float64))
 
 
 def dense_svd(matrix: Array, rank: int = 0) -> Svd:

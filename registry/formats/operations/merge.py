@@ -19,7 +19,7 @@ import numpy as np
 from registry.errors import BadInput
 from registry.formats.header import shown
 from registry.formats.internal import AdapterForm, LoraFactors
-from registry.formats.operations.lowrank import Change, Weights, change_from, dense_svd, joined, svd
+from registry.formats.operations.lowrank import Change, Weights, change_from, dense_svd, inner, joined, svd
 from registry.formats.operations.ranks import RankRule
 from registry.formats.operations.report import ModuleResult, OperationReport
 from registry.formats.operations.strength import Strength
@@ -158,7 +158,9 @@ def _merged(module: str, changes: list[Change], settings: MergeSettings) -> tupl
     kernel = max((change.kernel for change in changes), key=len)
     whole = joined(changes)
     if settings.method == "concat":
-        return whole.lora(), ModuleResult(module, whole.rank, 0.0, float(np.sqrt(max(0.0, _square(whole)))))
+        return whole.lora(), ModuleResult(
+            module, whole.rank, 0.0, float(np.sqrt(max(0.0, inner(whole, whole))))
+        )
     rule = settings.rule if settings.rule != RankRule() else RankRule(max(change.rank for change in changes))
     if settings.method == "svd":
         found = svd(whole)
@@ -170,10 +172,6 @@ def _merged(module: str, changes: list[Change], settings: MergeSettings) -> tupl
     rank = rule.choose(found)
     result = ModuleResult(module, rank, found.error(rank), float(np.sqrt(found.energy)))
     return found.cut(rank, kernel).lora(), result
-
-
-def _square(change: Change) -> float:
-    return float(np.sum((change.up.T @ change.up) * (change.down @ change.down.T), dtype=np.float64))
 
 
 def _ties(changes: Sequence[Change], density: float, _seed: int) -> Array:
