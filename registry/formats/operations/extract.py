@@ -85,6 +85,10 @@ def _notes(base: BaseWeights, tuned: BaseWeights, theirs: set[str]) -> tuple[str
         for component in dict.fromkeys(map(component_of, base.places))
         if component not in theirs
     ]
+    types = [{place.info.dtype for place in item.places.values()} for item in (base, tuned)]
+    if types[0] != types[1]:
+        stored = " and ".join("/".join(sorted(item)) for item in types)
+        notes.append(f"base and model are stored in {stored}: rounding looks like training")
     others = list(differing(base, tuned))
     if others:
         lost = "norms, biases and embeddings differ too, which a LoRA cannot hold"

@@ -206,7 +206,8 @@ def test_extracting_gives_the_adapter_back(tmp_path, folders, family):
         assert np.linalg.norm(got.delta(name) - wanted) < 1e-4 * np.linalg.norm(wanted), name
         assert got.modules[name].rank <= factors.rank
     assert report.total_error < 1e-3
-    assert report.notes == ()
+    rounded = "base and model are stored in F16 and F32: rounding looks like training"
+    assert report.notes == ((rounded,) if family == "sd15" else ())
 
 
 def test_extracting_from_a_file_is_extracting_from_its_folder(tmp_path, folders):
