@@ -16,7 +16,9 @@ from registry.formats.tensors import DTYPES, cast, save
 from registry.hashing import hash_adapter
 from registry.ids import new_id
 from registry.records import Adapter
-from studio.adapters import FOLDER, facts_of, summary
+from studio.adapters import FOLDER, summary
+from studio.exports import facts_for_export
+from studio.provenance import inherited
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -50,12 +52,10 @@ def register_made(
     made: Mapping[str, Any],
     dtype: str = "fp32",
     base_id: str = "",
-    licence: str = "",
-    consent: str = "",
 ) -> Adapter:
     """Write an adapter that an operation made and take it into the catalog; the file comes before the row.
 
-    It inherits what its parents say of licence and consent (all of it, each note once), their trigger words,
+    It inherits what its parents say of licence and consent (see `provenance.inherited`), their trigger words,
     tags and words to be found by.
 
     Args:
@@ -67,8 +67,6 @@ def register_made(
         made: What was done: `operation`, `settings`, `report`.
         dtype: Of the file: "fp32", "fp16", "bf16".
         base_id: The base it belongs to; "" = that of the parents, where they have the same.
-        licence: Of what has no parents: the base's own.
-        consent: Likewise.
 
     Raises:
         BadInput: the name is taken, these weights are in the catalog already, or a value does not fit
@@ -86,6 +84,7 @@ def register_made(
     adapters = [parent.adapter for parent in parents]
     id = new_id()
     path = ws.resolve(f"{FOLDER}/{id}.safetensors")
+    licence, consent = inherited(adapters)
     bases = {adapter.base_id for adapter in adapters}
     lineage = json.loads(json.dumps({**made, "parents": [parent.to_dict() for parent in parents]}))
     record = Adapter(
@@ -102,16 +101,14 @@ def register_made(
         trigger_words=united(adapter.trigger_words for adapter in adapters),
         tags=united(adapter.tags for adapter in adapters),
         keywords=" ".join(united(adapter.keywords.split() for adapter in adapters)),
-        licence=joined_notes([*(adapter.licence for adapter in adapters), licence]),
-        consent=joined_notes([*(adapter.consent for adapter in adapters), consent]),
+        licence=licence,
+        consent=consent,
         origin=origin,
         base_id=base_id or (bases.pop() if len(bases) == 1 else ""),
         parents=tuple(dict.fromkeys(adapter.id for adapter in adapters)),
         metadata=summary(form, dtype) | {"made": lineage},
     )
-    facts = replace(facts_of(ws, record, publish=False), license=record.licence)
-    facts = replace(facts, parents=[adapter.tensor_sha256 for adapter in adapters])
-    texts = training_metadata(facts) | strengths
+    texts = training_metadata(facts_for_export(ws, record, publish=False)) | strengths
     require_space(path.parent, 2 * sum(value.nbytes for value in stored.values()), "the adapter")
     with atomic_path(path) as temporary:
         save(temporary, stored, with_hashes(stored, texts))
@@ -133,12 +130,6 @@ def require_free_name(ws: "Workspace", name: str) -> None:
 def united(lists: Iterable[Iterable[str]]) -> tuple[str, ...]:
     """All entries, each once, in order."""
     return tuple(dict.fromkeys(entry for entries in lists for entry in entries))
-
-
-def joined_notes(notes: Iterable[str]) -> str:
-    """All notes, each once: whoever uses the result has to keep to every one of them."""
-    parts = (part.strip() for note in notes for part in note.split("; "))
-    return "; ".join(dict.fromkeys(part for part in parts if part))
 
 
 def _refuse_known(ws: "Workspace", tensor_sha256: str) -> None:

@@ -20,7 +20,6 @@ from registry.formats.operations.ranks import RankRule
 from registry.hashing import hash_adapter
 from registry.records import Adapter, Base
 from studio.adapters import export, trash, verify
-from studio.made import joined_notes
 from studio.operations import Use, bake, edit, extract, merge, resize, xray
 from studio.workspace import Workspace
 from tests.support.adapters import make_form, write_run_file
@@ -333,14 +332,6 @@ def test_the_xray_of_several_compares_them(ws, ink, wash):
     assert found["similarity"][1]["overall"] == pytest.approx(1)
     assert abs(found["similarity"][0]["overall"]) < 0.3
     json.dumps(found)
-
-
-@pytest.mark.parametrize(
-    ("notes", "joined"),
-    [(["a", "b"], "a; b"), (["a; b", "b; c"], "a; b; c"), (["", "a", " a "], "a"), ([], "")],
-)
-def test_notes_are_all_kept_once(notes, joined):
-    assert joined_notes(notes) == joined
 
 
 def test_the_commands(ws, ink, wash, tmp_path):
