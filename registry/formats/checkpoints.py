@@ -105,7 +105,7 @@ def layers_of(family: str, tensors: Mapping[str, TensorInfo]) -> Iterator[Layer]
 def _denoiser_layers(component: str, name: str, info: TensorInfo, original: OriginalNames) -> Iterator[Layer]:
     path = name.removeprefix(_UNET[0]).removesuffix(".weight")
     place = original.of_path(path) if name.endswith(".weight") else None
-    if place is not None:
+    if place is not None and len(info.shape) > 1:  # norms have one side
         unit, first = info.shape[0] // sum(place.shares), 0
         for module, share in zip(place.modules, place.shares, strict=True):
             shape = (unit * share, *info.shape[1:])

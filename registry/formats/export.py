@@ -23,6 +23,7 @@ from registry.formats.inspect import AdapterFacts
 from registry.formats.internal import AdapterForm
 from registry.formats.load import load_adapter
 from registry.formats.metadata import with_hashes
+from registry.formats.reading import PEFT_METADATA, read
 from registry.formats.tensors import Array, cast, read_tensors, save
 from registry.formats.tools import TOOLS, Judge, Proof, Reader, Reading, ToolReport
 from registry.formats.tools_flow import FLUX_TOOLS, SD35_TOOLS
@@ -118,7 +119,7 @@ def export_adapter(
         out.parent, 2 * sum(info.end - info.start for info in header.tensors.values()), "the export"
     )
     judge = Judge(form, TOLERANCE.get(dtype, 0.0))
-    ours = {diffusers.ADAPTER_METADATA, lycoris.PEFT_METADATA}  # of the file we read, not of the one we write
+    ours = {diffusers.ADAPTER_METADATA, PEFT_METADATA}  # of the file we read, not of the one we write
     texts = {k: v for k, v in (metadata or {}).items() if k not in ours}
     if layout == "peft":
         proof, tools = _write_peft(form, out, dtype, texts, judge)
@@ -161,7 +162,6 @@ def _write_file(
         save(temporary, stored, with_hashes(stored, {"format": "pt", **metadata, **extra}))
         header = read_header(temporary)
         kept, back = words.split(read_tensors(temporary, header))
-        read = lycoris.reader(layout) if form.others else module.read
         proof = lycoris_tools.prove(form, read(back, header.metadata, form.family), judge)
         _require_proof(proof, judge, out, dtype)
         for word in form.words if layout == "kohya" else ():
@@ -187,7 +187,7 @@ def _write_peft(
             stored: dict[str, NDArray[np.generic]] = lycoris_tools.stored(tensors, dtype)
             save(place / peft.WEIGHTS, stored, with_hashes(stored, {"format": "pt", **metadata}))
             write_json(place / peft.CONFIG, config)
-        back = (lycoris_tools.read_peft if others else peft.read_folder)(folder, form.family)
+        back = peft.read_folder(folder, form.family)
         proof = lycoris_tools.prove(form, back, judge)
         _require_proof(proof, judge, out, dtype)
     if others:

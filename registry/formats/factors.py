@@ -4,19 +4,16 @@ W is (out, in), or (out, in, kh, kw) read as (out, in kh kw). Every class answer
 whose change does not depend on W also answer `delta()`, as (out, in kh kw).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from registry.errors import BadInput
 from registry.formats.internal import LoraFactors
 from registry.formats.tensors import Array
 
-LARGEST = (
-    1 << 28
-)  # entries of a weight; a T5 of FLUX has 42 million, and a Kronecker product can claim any number
+if TYPE_CHECKING:
+    from registry.formats.rows import RowsFactors
 
 
 class Factors(Protocol):
@@ -177,12 +174,12 @@ class DoraFactors:
 
     Args:
         inner: What makes D.
-        magnitude: m, flat: one for each output (norms of rows), or for each input (of columns, kh kw
-            included), which older LyCORIS files have.
+        magnitude: m, flat: one for each output (norms of rows), or for each input channel, which older
+            LyCORIS files have.
         per_output: Which of the two.
     """
 
-    inner: LoraFactors | LohaFactors | LokrFactors
+    inner: "LoraFactors | LohaFactors | LokrFactors | RowsFactors"
     magnitude: Array
     per_output: bool = True
     method: str = "dora"
@@ -204,10 +201,13 @@ class DoraFactors:
 
     def change(self, weight: Array) -> Array:
         """W' - W."""
-        turned = weight + self.inner.delta().reshape(weight.shape)
-        axes = tuple(axis for axis in range(weight.ndim) if axis != (0 if self.per_output else 1))
+        turned = (weight + self.inner.delta().reshape(weight.shape)).reshape(len(weight), -1)
+        if not self.per_output:  # (out, in, kh kw), also when the weight came flat
+            turned = turned.reshape(len(weight), self.magnitude.size, -1)
+        axes = (1,) if self.per_output else (0, 2)
         norm = np.sqrt(np.square(turned).sum(axes, keepdims=True))
-        return self.magnitude.reshape(norm.shape) / np.maximum(norm, 1e-12) * turned - weight
+        changed = self.magnitude.reshape(norm.shape) / np.maximum(norm, 1e-12) * turned
+        return changed.reshape(weight.shape) - weight
 
 
 @dataclass(frozen=True)
@@ -303,12 +303,16 @@ class OftBlocks:
         """(out, unknown)."""
         return self.blocks.shape[0] * self.blocks.shape[1], 0
 
+    def limited(self) -> Array:
+        """S, already within the limit."""
+        norm = float(np.linalg.norm((self.blocks - self.blocks.transpose(0, 2, 1)).astype(np.float64))) + 1e-8
+        limit = self.alpha * self.shape[0]
+        return self.blocks * np.float32(limit / norm) if 0 < limit < norm else self.blocks
+
     def change(self, weight: Array) -> Array:
         """W' - W."""
-        skew = (self.blocks - self.blocks.transpose(0, 2, 1)).astype(np.float64)
-        norm, limit = float(np.linalg.norm(skew)) + 1e-8, self.alpha * self.shape[0]
-        if 0 < limit < norm:
-            skew *= limit / norm
+        blocks = self.limited().astype(np.float64)
+        skew = blocks - blocks.transpose(0, 2, 1)
         eye = np.eye(self.blocks.shape[1])
         turn = np.linalg.solve(eye - skew, eye + skew).astype(np.float32)
         parts = weight.reshape(*self.blocks.shape[:2], -1)
@@ -359,29 +363,6 @@ def product(a: Array, b: Array, core: Array | None) -> Array:
         return a @ b
     made = np.einsum("ijkl,ip,jr->prkl", core, a, b, optimize=True)
     return made.reshape(made.shape[0], -1).astype(np.float32)
-
-
-def require_sound(where: str, factors: Factors, parts: Mapping[str, Array]) -> None:
-    """Refuse factors that do not fit each other or claim an impossible size.
-
-    Raises:
-        BadInput: `where` names the module.
-    """
-    do = "ask its author for a sound file"
-    if any(part.size == 0 for part in parts.values()):
-        raise BadInput(where, "has an empty factor", do)
-    too_large = ""
-    try:
-        rows, columns = factors.shape
-        if rows * columns > LARGEST:
-            too_large = f"{rows} x {columns}"
-        else:
-            factors.change(stand_in(factors))
-    except (ValueError, IndexError, TypeError) as error:
-        shapes = ", ".join(str(part.shape) for part in parts.values())
-        raise BadInput(where, f"has factors of shapes {shapes} that do not fit", do) from error
-    if too_large:
-        raise BadInput(where, f"claims a weight of {too_large}", do)
 
 
 def _some(value: Array | None) -> Array:

@@ -17,7 +17,20 @@ from registry.formats.names import (
 )
 from registry.formats.original import BFL, MMDIT, SGM, OriginalNames, Place
 
-TEXT_ROOT = "text_model."
+TEXT_ROOT, PEFT_ROOT = "text_model.", "base_model.model."
+# In front of underscored names of the denoiser: LyCORIS in SimpleTuner, kohya's OFT.
+DENOISER_PREFIXES = ("lycoris_", "oft_unet_")
+# In front of dotted paths -> component ("" = the denoiser, "t5" wherever it is): ai-toolkit, BFL, ComfyUI.
+ROOTS = {
+    "model.diffusion_model.": "",
+    "diffusion_model.": "",
+    "text_encoders.clip_l.transformer.": "text_encoder",
+    "text_encoders.clip_h.transformer.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": "t5",
+}
+# The oldest names of attention projections in a text encoder.
+_TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,11 @@ class FamilyFormat:
         """Component that is not a text encoder."""
         return next(iter(self.grammars))
 
+    @property
+    def t5(self) -> str:
+        """Component that is a T5, "" where there is none."""
+        return next((name for name, grammar in self.grammars.items() if grammar is T5_TEXT), "")
+
     def kohya_name(self, module: str) -> str:
         """`unet.conv_in` -> `lora_unet_conv_in`.
 
@@ -96,15 +114,58 @@ class FamilyFormat:
         Raises:
             BadInput: no module of this family has that name.
         """
-        for prefix, component in self.kohya_prefixes.items():
+        found = self._underscored(name)
+        if found is None:
+            raise unknown_module(name, self.name)
+        return found
+
+    def place_of(self, name: str) -> tuple[str, Place] | None:
+        """Component and place of a module as a file of any tool spells it; None when it is none of ours.
+
+        With underscores behind a prefix, or a dotted path: of diffusers' class with or without its component,
+        or of the published checkpoint.
+        """
+        return (
+            self._dotted(modern_path(name)) if "." in name else self._underscored(name) or self._dotted(name)
+        )
+
+    def _underscored(self, name: str) -> tuple[str, Place] | None:
+        prefixes = {**self.kohya_prefixes, **dict.fromkeys(DENOISER_PREFIXES, self.denoiser)}
+        for prefix, component in prefixes.items():
             if not name.startswith(prefix):
                 continue
             rest = name.removeprefix(prefix)
-            if self.original and component == self.denoiser and (place := self.original.of_name(rest)):
+            if component == self.denoiser and (place := self.published.of_name(rest)):
                 return component, place
             if path := self.grammars[component].from_underscores(rest):
                 return component, Place(path, (path,))
-        raise unknown_module(name, self.name)
+        return None
+
+    def _dotted(self, path: str) -> tuple[str, Place] | None:
+        for root, part in ROOTS.items():
+            if path.startswith(root):
+                special = {"": self.denoiser, "t5": self.t5}
+                return self._inside(special.get(part, part), path.removeprefix(root))
+        head, _, tail = path.partition(".")
+        if head in self.grammars:
+            return self._inside(head, tail)
+        found = (self._inside(component, path) for component in self.grammars)
+        return next((place for place in found if place), None)
+
+    def _inside(self, component: str, path: str) -> tuple[str, Place] | None:
+        """Place of a path within a component: diffusers' spelling, else the published one."""
+        if component not in self.grammars:
+            return None
+        for own in (path, TEXT_ROOT + path):
+            if self.grammars[component].knows(own):
+                return component, Place(own, (own,))
+        place = self.published.of_path(path) if component == self.denoiser else None
+        return (component, place) if place else None
+
+    @property
+    def published(self) -> OriginalNames:
+        """Names of the denoiser in published checkpoints, whether kohya goes by them or not."""
+        return self.original or SGM
 
     def module_of_kohya(self, name: str) -> str:
         """Inverse of `kohya_name`.
@@ -124,13 +185,19 @@ class FamilyFormat:
         Raises:
             BadInput: no module of this family has that path.
         """
-        head, _, tail = path.partition(".")
-        candidates = [(head, tail)] if head in self.grammars else [(c, path) for c in self.grammars]
-        for component, rest in candidates:
-            for form in (rest, TEXT_ROOT + rest):
-                if self.grammars[component].knows(form):
-                    return f"{component}.{form}"
-        raise unknown_module(path, self.name)
+        found = self._dotted(path)
+        if found is None or found[1].special:
+            raise unknown_module(path, self.name)
+        return f"{found[0]}.{found[1].modules[0]}"
+
+
+def modern_path(path: str) -> str:
+    """The path of today's model classes for one of any age, still with its component when it had one."""
+    path = path.removeprefix(PEFT_ROOT).replace(".processor.", ".")
+    head, _, leaf = path.rpartition(".")
+    if head.endswith(".self_attn") and leaf in _TEXT_PROJECTIONS:
+        return f"{head}.{_TEXT_PROJECTIONS[leaf]}"
+    return f"{path}.0" if leaf == "to_out" else path
 
 
 def _stable_diffusion(name: str, context_dim: int, version: str, architecture: str) -> FamilyFormat:

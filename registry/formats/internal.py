@@ -72,6 +72,10 @@ class AdapterForm:
         default_factory=dict[str, Any]
     )  # PEFT's, of our own files
     words: Words = field(default_factory=dict[str, Mapping[str, Array]])  # new ones, see `formats.words`
+    biases: Mapping[str, Array] = field(
+        default_factory=dict[str, Array]
+    )  # module -> what its bias changes by
+    ignored: tuple[str, ...] = ()  # keys of the file that could not be understood
 
     @property
     def everything(self) -> dict[str, "LoraFactors | Factors"]:
@@ -85,7 +89,7 @@ class AdapterForm:
     @property
     def components(self) -> tuple[str, ...]:
         """Pipeline components that have modules, the denoiser first."""
-        return _denoiser_first({component_of(name) for name in self.everything})
+        return _denoiser_first({component_of(name) for name in (*self.everything, *self.biases)})
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -120,6 +124,8 @@ def make_factors(where: str, down: Array | None, up: Array | None, alpha: float 
         raise BadInput(where, f"has factors of shapes {shapes}, neither linear nor convolution", do)
     if down.shape[0] != up.shape[1] or down.size == 0 or up.size == 0:
         raise BadInput(where, f"has factors of shapes {down.shape} and {up.shape} that do not fit", do)
+    if up.ndim != down.ndim:  # a convolution's second half may be stored flat, and the other way round
+        up = up.reshape(*up.shape[:2], *[1] * (down.ndim - 2))
     strength = float(down.shape[0]) if alpha is None else float(alpha)
     if not np.isfinite(strength):
         raise BadInput(where, "has an alpha that is not finite", do)

@@ -13,46 +13,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from registry.errors import BadInput
 from registry.formats.families import family_format
-from registry.formats.fusing import fuse, swap_halves, unfuse
-from registry.formats.header import shown
-from registry.formats.internal import AdapterForm, LoraFactors, component_of, make_factors
+from registry.formats.internal import AdapterForm, LoraFactors, component_of
 from registry.formats.original import Place
+from registry.formats.rows import united
 from registry.formats.tensors import Array
 
 DOWN, UP, ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
-
-
-def read(tensors: Mapping[str, Array], metadata: Mapping[str, str], family: str = "") -> AdapterForm:
-    """The adapter that `tensors` (float32) hold; a module without alpha has alpha = rank.
-
-    Raises:
-        BadInput: a key belongs to no module of the family or to another method than LoRA.
-    """
-    del metadata  # the layout keeps everything in its keys
-    names = family_format(family)
-    groups: dict[str, dict[str, Array]] = {}
-    for key, value in tensors.items():
-        name, _, part = key.partition(".")
-        if part not in {DOWN, UP, ALPHA}:
-            raise BadInput(
-                f"tensor {shown(key)}", "is not part of a LoRA in kohya layout", "see docs/formats.md"
-            )
-        groups.setdefault(name, {})[part] = value
-    modules: dict[str, LoraFactors] = {}
-    for name, parts in groups.items():
-        component, place = names.place_of_kohya(name)
-        where = f"module {shown(name)}"
-        alpha = float(parts[ALPHA].reshape(-1)[0]) if ALPHA in parts and parts[ALPHA].size == 1 else None
-        factors = make_factors(where, parts.get(DOWN), parts.get(UP), alpha)
-        for module, item in divided(component, place, factors, where).items():
-            if module in modules:
-                raise BadInput(
-                    f"module {shown(module)}", "is there twice under two prefixes", "keep one of them"
-                )
-            modules[module] = item
-    return AdapterForm(family, modules)
 
 
 def write(form: AdapterForm) -> tuple[dict[str, Array], dict[str, str]]:
@@ -74,29 +41,11 @@ def write(form: AdapterForm) -> tuple[dict[str, Array], dict[str, str]]:
     tensors: dict[str, Array] = {}
     for name, parts in groups.items():
         factors = united(*places[name], parts)
+        assert isinstance(factors, LoraFactors)
         tensors[f"{name}.{DOWN}"] = factors.down
         tensors[f"{name}.{UP}"] = factors.up
         tensors[f"{name}.{ALPHA}"] = np.array(factors.alpha, np.float32)
     return tensors, {}
-
-
-def divided(component: str, place: Place, factors: LoraFactors, where: str) -> dict[str, LoraFactors]:
-    """Our modules, by full name, of one that a published checkpoint names.
-
-    Raises:
-        BadInput: its rows cannot be divided among them; `where` names it.
-    """
-    parts = unfuse(factors, place.shares, where)
-    if place.halves:
-        parts = [swap_halves(part) for part in parts]
-    return {f"{component}.{m}": part for m, part in zip(place.modules, parts, strict=True)}
-
-
-def united(component: str, place: Place, parts: Mapping[str, LoraFactors]) -> LoraFactors:
-    """Inverse of `divided`; modules that are not in `parts` stay unchanged."""
-    row = [parts.get(f"{component}.{module}") for module in place.modules]
-    factors = fuse(row, place.shares, f"module {shown(place.path)}")
-    return swap_halves(factors) if place.halves else factors
 
 
 def _level(modules: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:

@@ -5,19 +5,17 @@ Who loads what was read in the tools' sources (2026): ComfyUI and Forge divide D
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from registry.errors import BadInput
-from registry.files import read_json
-from registry.formats import diffusers, lycoris, peft
+from registry.formats import lycoris
 from registry.formats.factors import DoraFactors, LokrFactors, OftBlocks, OftFactors, factors_error
-from registry.formats.families import TEXT_ROOT, family_format
+from registry.formats.families import PEFT_ROOT, TEXT_ROOT, family_format
 from registry.formats.internal import AdapterForm, component_of
-from registry.formats.tensors import Array, cast, read_tensors
+from registry.formats.tensors import Array, cast
 from registry.formats.tools import Judge, Proof, ToolReport
 
 _MAGNITUDES = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
@@ -129,28 +127,11 @@ def write_peft(form: AdapterForm) -> dict[str, tuple[dict[str, Array], dict[str,
         for module, factors in form.others.items():
             if component_of(module) != component:
                 continue
-            path = diffusers.PEFT_ROOT + module.partition(".")[2].removeprefix(TEXT_ROOT)
+            path = PEFT_ROOT + module.partition(".")[2].removeprefix(TEXT_ROOT)
             tensors |= {f"{path}.{part}": value for part, value in lycoris.peft_parts(factors).items()}
         values = {"task_type": None, "inference_mode": True, **config}
         parts["" if component == denoiser else component] = tensors, values
     return parts
-
-
-def read_peft(folder: Path, family: str) -> AdapterForm:
-    """What `write_peft` wrote."""
-    others: dict[str, Any] = {}
-    denoiser, *texts = family_format(family).grammars
-    for component, place in ((denoiser, folder), *((text, folder / text) for text in texts)):
-        if not (place / peft.WEIGHTS).is_file():
-            continue
-        config: Mapping[str, Any] = read_json(place / peft.CONFIG)
-        metadata = lycoris.config_metadata({component: config})
-        tensors = {
-            key.replace(diffusers.PEFT_ROOT, f"{component}.", 1): value
-            for key, value in read_tensors(place / peft.WEIGHTS).items()
-        }
-        others |= lycoris.read(tensors, metadata, family, "diffusers").others
-    return AdapterForm(family, {}, others)
 
 
 def stored(tensors: Mapping[str, Array], dtype: str) -> dict[str, NDArray[np.generic]]:

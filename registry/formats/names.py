@@ -8,6 +8,31 @@ back is unique, for any number of blocks and layers.
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class TemplateIndex(Generic[T]):
+    """Things by templates in which `#` stands for an index.
+
+    Looked up by what stays of a name when all its numbers are taken out, so that few patterns are tried.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[tuple[re.Pattern[str], T]]] = {}
+
+    def add(self, template: str, value: T) -> None:
+        """Let names of the form `template` find `value`; what was added first counts."""
+        pattern = re.compile(index_pattern(template))
+        self._rows.setdefault(_NUMBERS.sub("#", template), []).append((pattern, value))
+
+    def find(self, text: str) -> tuple[T, tuple[str, ...]] | None:
+        """The value for `text` and its indices."""
+        for pattern, value in self._rows.get(_NUMBERS.sub("#", text), ()):
+            if found := pattern.fullmatch(text):
+                return value, found.groups()
+        return None
 
 
 class Grammar:
@@ -22,29 +47,43 @@ class Grammar:
 
     def knows(self, path: str) -> bool:
         """Whether `path` (dotted) is a module of this model class."""
-        return self._dotted.fullmatch(path) is not None
+        return self._dotted.find(path) is not None
 
     def from_underscores(self, name: str) -> str | None:
         """Dotted path of an underscored name, or None when it is no module of this model class."""
-        for template, pattern in self._underscored:
-            found = pattern.fullmatch(name)
-            if found:
-                indices = iter(found.groups())
-                return re.sub("#", lambda _, i=indices: next(i), template)
-        return None
+        found = self._underscored.find(name)
+        return filled(*found) if found else None
 
     @cached_property
-    def _dotted(self) -> re.Pattern[str]:
-        return re.compile("|".join(index_pattern(template) for template in self.templates))
+    def _dotted(self) -> TemplateIndex[str]:
+        return _index((template, template) for template in self.templates)
 
     @cached_property
-    def _underscored(self) -> list[tuple[str, re.Pattern[str]]]:
-        return [(t, re.compile(index_pattern(t.replace(".", "_")))) for t in self.templates]
+    def _underscored(self) -> TemplateIndex[str]:
+        return _index((template.replace(".", "_"), template) for template in self.templates)
 
 
 def index_pattern(template: str) -> str:
     """Regular expression of a template, with a group for every index."""
     return re.escape(template).replace(r"\#", "(0|[1-9][0-9]{0,3})")
+
+
+def filled(template: str, indices: Iterable[str]) -> str:
+    """`template` with its indices in place."""
+    if "#" not in template:
+        return template
+    head, *rest = template.split("#")
+    return head + "".join(index + part for index, part in zip(indices, rest, strict=True))
+
+
+_NUMBERS = re.compile(r"\d+|#")
+
+
+def _index(rows: Iterable[tuple[str, str]]) -> TemplateIndex[str]:
+    index = TemplateIndex[str]()
+    for template, value in rows:
+        index.add(template, value)
+    return index
 
 
 def _unet() -> Iterator[str]:
@@ -57,23 +96,34 @@ def _unet() -> Iterator[str]:
         *(f"attentions.#.{leaf}" for leaf in ("proj_in", "proj_out")),
         *(f"resnets.#.{leaf}" for leaf in ("conv1", "conv2", "conv_shortcut", "time_emb_proj")),
     )
+    norms = (
+        *(f"attentions.#.transformer_blocks.#.norm{i}" for i in (1, 2, 3)),
+        *(
+            f"{part}.#.{leaf}"
+            for part, leaf in (("attentions", "norm"), ("resnets", "norm1"), ("resnets", "norm2"))
+        ),
+    )
     for name, extra in (("down_blocks.#", "downsamplers.#.conv"), ("up_blocks.#", "upsamplers.#.conv")):
-        yield from (f"{name}.{leaf}" for leaf in (*inner, extra))
-    yield from (f"mid_block.{leaf}" for leaf in inner)
+        yield from (f"{name}.{leaf}" for leaf in (*inner, extra, *norms))
+    yield from (f"mid_block.{leaf}" for leaf in (*inner, *norms))
+    yield "conv_norm_out"
 
 
 def _clip() -> Iterator[str]:
     """`transformers.CLIPTextModel`, with the `text_model.` of files (newer versions drop it in memory)."""
     for leaf in ("q_proj", "k_proj", "v_proj", "out_proj"):
         yield f"text_model.encoder.layers.#.self_attn.{leaf}"
-    for leaf in ("fc1", "fc2"):
-        yield f"text_model.encoder.layers.#.mlp.{leaf}"
+    for leaf in ("mlp.fc1", "mlp.fc2", "layer_norm1", "layer_norm2"):
+        yield f"text_model.encoder.layers.#.{leaf}"
+    yield "text_model.final_layer_norm"
 
 
 def _t5() -> Iterator[str]:
     """`transformers.T5EncoderModel`."""
     yield from (f"encoder.block.#.layer.0.SelfAttention.{leaf}" for leaf in "qkvo")
     yield from (f"encoder.block.#.layer.1.DenseReluDense.{leaf}" for leaf in ("wi", "wi_0", "wi_1", "wo"))
+    yield from (f"encoder.block.#.layer.{i}.layer_norm" for i in (0, 1))
+    yield "encoder.final_layer_norm"
 
 
 def _ends(*embedders: str) -> Iterator[str]:
@@ -89,6 +139,7 @@ def _joint_block() -> Iterator[str]:
     yield from (f"{block}.attn.add_{leaf}_proj" for leaf in "qkv")
     yield from (f"{block}.{norm}.linear" for norm in ("norm1", "norm1_context"))
     yield from (f"{block}.{ff}.net.{leaf}" for ff in ("ff", "ff_context") for leaf in ("0.proj", "2"))
+    yield from (f"{block}.attn.norm_{leaf}" for leaf in ("q", "k", "added_q", "added_k"))
 
 
 def _sd3() -> Iterator[str]:
@@ -96,7 +147,10 @@ def _sd3() -> Iterator[str]:
     yield "pos_embed.proj"
     yield from _ends("timestep", "text")
     yield from _joint_block()
-    yield from (f"transformer_blocks.#.attn2.to_{leaf}" for leaf in ("q", "k", "v", "out.0"))
+    yield from (
+        f"transformer_blocks.#.attn2.{leaf}"
+        for leaf in ("to_q", "to_k", "to_v", "to_out.0", "norm_q", "norm_k")
+    )
 
 
 def _flux() -> Iterator[str]:
@@ -104,8 +158,9 @@ def _flux() -> Iterator[str]:
     yield "x_embedder"
     yield from _ends("timestep", "text", "guidance")
     yield from _joint_block()
-    single = ("attn.to_q", "attn.to_k", "attn.to_v", "norm.linear", "proj_mlp", "proj_out")
-    yield from (f"single_transformer_blocks.#.{leaf}" for leaf in single)
+    single = ("to_q", "to_k", "to_v", "norm_q", "norm_k")
+    yield from (f"single_transformer_blocks.#.attn.{leaf}" for leaf in single)
+    yield from (f"single_transformer_blocks.#.{leaf}" for leaf in ("norm.linear", "proj_mlp", "proj_out"))
 
 
 SD_UNET = Grammar(_unet())

@@ -8,11 +8,10 @@ Sources: Stability-AI/generative-models (sgm) openaimodel.py, Stability-AI/sd3.5
 black-forest-labs/flux model.py, and diffusers/loaders/single_file_utils.py for what corresponds to what.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from registry.formats.names import index_pattern
+from registry.formats.names import TemplateIndex, filled
 
 SGM_LAYERS = 2  # residual blocks a level in every published UNet; one more on the way up
 SGM_LEVELS = 4
@@ -54,63 +53,49 @@ class OriginalNames:
 
     Args:
         rows: Places with `#` for an index. The first row that has a module is the one that is written.
+        aliases: Other names that only occur when reading.
     """
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self._by_path, self._by_name, self._by_module = _Index(), _Index(), _Index()
+    def __init__(self, rows: Iterable[Row], aliases: Iterable[Row] = ()) -> None:
+        self._by_path, self._by_name, self._by_module = (TemplateIndex[Row]() for _ in range(3))
         for row in rows:
-            self._by_path.add(row.path, row)
-            self._by_name.add(row.name, row)
             for module in row.modules:
                 self._by_module.add(module, row)
+            self._add(row)
+        for row in aliases:
+            self._add(row)
 
     def of_path(self, path: str) -> Place | None:
         """Place of a dotted path of the checkpoint."""
-        return self._by_path.find(path)
+        return _filled(self._by_path.find(path))
 
     def of_name(self, name: str) -> Place | None:
         """Place of a path of the checkpoint with "_" for "."."""
-        return self._by_name.find(name)
+        return _filled(self._by_name.find(name))
 
     def of_module(self, module: str) -> Place | None:
         """Place that holds a module of ours."""
-        return self._by_module.find(module)
+        return _filled(self._by_module.find(module))
+
+    def _add(self, row: Row) -> None:
+        self._by_path.add(row.path, row)
+        self._by_name.add(row.name, row)
 
 
-class _Index:
-    """Templates by what stays when all numbers are taken out, so that few patterns are tried for a name."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[tuple[re.Pattern[str], Row]]] = {}
-
-    def add(self, template: str, row: Row) -> None:
-        pattern = re.compile(index_pattern(template))
-        self._rows.setdefault(_without_numbers(template), []).append((pattern, row))
-
-    def find(self, text: str) -> Place | None:
-        for pattern, row in self._rows.get(_without_numbers(text), ()):
-            if found := pattern.fullmatch(text):
-                numbers = found.groups()
-                modules = tuple(_fill(module, numbers) for module in row.modules)
-                return Place(_fill(row.path, numbers), modules, row.shares, row.halves)
+def _filled(found: tuple[Row, tuple[str, ...]] | None) -> Place | None:
+    if found is None:
         return None
-
-
-def _without_numbers(text: str) -> str:
-    return re.sub(r"\d+", "#", text)
-
-
-def _fill(template: str, numbers: tuple[str, ...]) -> str:
-    left = iter(numbers)
-    return re.sub("#", lambda _: next(left), template)
+    row, indices = found
+    modules = tuple(filled(module, indices) for module in row.modules)
+    return Place(filled(row.path, indices), modules, row.shares, row.halves)
 
 
 _RESNET = {
     "in_layers.2": "conv1", "out_layers.3": "conv2", "emb_layers.1": "time_emb_proj",
-    "skip_connection": "conv_shortcut",
+    "skip_connection": "conv_shortcut", "in_layers.0": "norm1", "out_layers.0": "norm2",
 }  # fmt: skip
 _ATTENTION = (
-    "proj_in", "proj_out",
+    "proj_in", "proj_out", "norm", *(f"transformer_blocks.#.norm{i}" for i in (1, 2, 3)),
     *(f"transformer_blocks.#.attn{i}.to_{part}" for i in (1, 2) for part in ("q", "k", "v", "out.0")),
     "transformer_blocks.#.ff.net.0.proj", "transformer_blocks.#.ff.net.2",
 )  # fmt: skip
@@ -119,7 +104,8 @@ _ATTENTION = (
 def _sgm() -> Iterator[Row]:
     """The UNet of SD1, SD2 and SDXL; `label_emb` is SDXL's."""
     ends = {
-        "input_blocks.0.0": "conv_in", "out.2": "conv_out", "time_embed.0": "time_embedding.linear_1",
+        "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out",
+        "time_embed.0": "time_embedding.linear_1",
         "time_embed.2": "time_embedding.linear_2", "label_emb.0.0": "add_embedding.linear_1",
         "label_emb.0.2": "add_embedding.linear_2",
     }  # fmt: skip
@@ -170,7 +156,10 @@ def _mmdit() -> Iterator[Row]:
         "context_block.attn.proj": "attn.to_add_out",
         "context_block.mlp.fc1": "ff_context.net.0.proj",
         "context_block.mlp.fc2": "ff_context.net.2",
-    }
+        "x_block.attn.ln_q": "attn.norm_q", "x_block.attn.ln_k": "attn.norm_k",
+        "x_block.attn2.ln_q": "attn2.norm_q", "x_block.attn2.ln_k": "attn2.norm_k",
+        "context_block.attn.ln_q": "attn.norm_added_q", "context_block.attn.ln_k": "attn.norm_added_k",
+    }  # fmt: skip
     yield from _rows("joint_blocks.#.", "transformer_blocks.#.", both)
     # Only the last block's has two outputs a channel (the others six), and only there they are exchanged.
     context = "joint_blocks.#.context_block.adaLN_modulation.1"
@@ -194,12 +183,18 @@ def _bfl() -> Iterator[Row]:
         "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
         "txt_attn.proj": "attn.to_add_out", "txt_mlp.0": "ff_context.net.0.proj",
         "txt_mlp.2": "ff_context.net.2", "txt_mod.lin": "norm1_context.linear",
+        "img_attn.norm.query_norm": "attn.norm_q", "img_attn.norm.key_norm": "attn.norm_k",
+        "txt_attn.norm.query_norm": "attn.norm_added_q", "txt_attn.norm.key_norm": "attn.norm_added_k",
     }  # fmt: skip
     yield from _rows("double_blocks.#.", "transformer_blocks.#.", double)
     single = "single_transformer_blocks.#."
     fused = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
     yield Row("single_blocks.#.linear1", tuple(single + leaf for leaf in fused), (1, 1, 1, 4))
-    yield from _rows("single_blocks.#.", single, {"linear2": "proj_out", "modulation.lin": "norm.linear"})
+    rest: dict[str, str | tuple[str, ...]] = {
+        "linear2": "proj_out", "modulation.lin": "norm.linear", "norm.query_norm": "attn.norm_q",
+        "norm.key_norm": "attn.norm_k",
+    }  # fmt: skip
+    yield from _rows("single_blocks.#.", single, rest)
     time, text, guidance = (f"time_text_embed.{n}_embedder.linear_" for n in ("timestep", "text", "guidance"))
     ends: dict[str, str | tuple[str, ...]] = {
         "img_in": "x_embedder", "txt_in": "context_embedder",
@@ -212,6 +207,18 @@ def _bfl() -> Iterator[Row]:
     yield Row("final_layer.adaLN_modulation.1", ("norm_out.linear",), halves=True)
 
 
+def _xlabs() -> Iterator[Row]:
+    """XLabs' adapters of FLUX.1 sit in attention processors; `processor.` is taken out before."""
+    for number, leaves in ((1, ("to_q", "to_k", "to_v")), (2, ("add_q_proj", "add_k_proj", "add_v_proj"))):
+        modules = tuple(f"transformer_blocks.#.attn.{leaf}" for leaf in leaves)
+        yield Row(f"double_blocks.#.qkv_lora{number}", modules, (1, 1, 1))
+    yield Row("double_blocks.#.proj_lora1", ("transformer_blocks.#.attn.to_out.0",))
+    yield Row("double_blocks.#.proj_lora2", ("transformer_blocks.#.attn.to_add_out",))
+    single = "single_transformer_blocks.#."
+    yield Row("single_blocks.#.qkv", tuple(f"{single}attn.to_{leaf}" for leaf in "qkv"), (1, 1, 1))
+    yield Row("single_blocks.#.proj", (f"{single}proj_out",))
+
+
 SGM = OriginalNames(_sgm())
 MMDIT = OriginalNames(_mmdit())
-BFL = OriginalNames(_bfl())
+BFL = OriginalNames(_bfl(), _xlabs())

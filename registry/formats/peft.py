@@ -9,13 +9,15 @@ CLIPTextModelWithProjection): these names are written.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from registry.errors import BadInput, Damaged
 from registry.files import read_json
 from registry.formats import diffusers
-from registry.formats.families import TEXT_ROOT, family_format
+from registry.formats.factors import Factors
+from registry.formats.families import PEFT_ROOT, TEXT_ROOT, family_format
 from registry.formats.internal import AdapterForm, LoraFactors
+from registry.formats.reading import PEFT_METADATA, read
 from registry.formats.tensors import Array, read_tensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -33,8 +35,8 @@ def write(form: AdapterForm, base_name: str = "") -> dict[str, tuple[dict[str, A
             if component not in names.projected:
                 path = path.removeprefix(TEXT_ROOT)
             folded: LoraFactors = factors.with_alpha(float(factors.rank))
-            tensors[f"{diffusers.PEFT_ROOT}{path}.lora_A.weight"] = folded.down
-            tensors[f"{diffusers.PEFT_ROOT}{path}.lora_B.weight"] = folded.up
+            tensors[f"{PEFT_ROOT}{path}.lora_A.weight"] = folded.down
+            tensors[f"{PEFT_ROOT}{path}.lora_B.weight"] = folded.up
             ranks[path] = factors.rank
         parts["" if component == names.denoiser else component] = (tensors, _config(ranks, base_name))
     return parts
@@ -44,24 +46,26 @@ def read_folder(folder: Path, family: str = "") -> AdapterForm:
     """The adapter in a folder written by PEFT or by `write`.
 
     Raises:
-        BadInput: a file is missing or unsound, or the method is not LoRA.
+        BadInput: a file is missing or unsound, or the method is none that we read.
     """
     modules: dict[str, LoraFactors] = {}
-    found = [folder / WEIGHTS, *sorted(folder.glob(f"*/{WEIGHTS}"))]
-    if not any(file.is_file() for file in found):
+    others: dict[str, Factors] = {}
+    found = [file for file in (folder / WEIGHTS, *sorted(folder.glob(f"*/{WEIGHTS}"))) if file.is_file()]
+    if not found:
         raise BadInput(str(folder), f"holds no {WEIGHTS}", "name the folder that PEFT saved")
     for file in found:
-        if file.is_file():
-            metadata = _strengths(file.with_name(CONFIG), family)
-            # Two text encoders have the same names inside; the subfolder tells them apart.
-            component = file.parent.name if file.parent != folder else ""
-            known = component in family_format(family).grammars
-            tensors = {
-                f"{component}.{key.removeprefix(diffusers.PEFT_ROOT)}" if known else key: value
-                for key, value in read_tensors(file).items()
-            }
-            modules.update(diffusers.read(tensors, metadata, family).modules)
-    return AdapterForm(family, modules)
+        metadata = _strengths(file.with_name(CONFIG), family)
+        # Two text encoders have the same names inside; the subfolder tells them apart.
+        component = file.parent.name if file.parent != folder else ""
+        known = component in family_format(family).grammars
+        tensors = {
+            f"{component}.{key.removeprefix(PEFT_ROOT)}" if known else key: value
+            for key, value in read_tensors(file).items()
+        }
+        form = read(tensors, metadata, family)
+        modules |= form.modules
+        others |= form.others
+    return AdapterForm(family, modules, others)
 
 
 def _config(ranks: Mapping[str, int], base_name: str) -> dict[str, Any]:
@@ -84,15 +88,22 @@ def _config(ranks: Mapping[str, int], base_name: str) -> dict[str, Any]:
     }
 
 
-def _strengths(config: Path, family: str) -> dict[str, str]:
+def _strengths(config_file: Path, family: str) -> dict[str, str]:
     """adapter_config.json in the form of diffusers' metadata, for every component: names tell them apart."""
-    if not config.is_file():
-        raise BadInput(str(config), "is missing, so the strength is unknown", "copy the whole folder")
+    if not config_file.is_file():
+        raise BadInput(str(config_file), "is missing, so the strength is unknown", "copy the whole folder")
     try:
-        values: Any = read_json(config)
+        values: Any = read_json(config_file)
     except Damaged as error:
         raise BadInput(error.thing, error.wrong, "copy the folder again") from error
-    if not isinstance(values, dict) or values.get("peft_type") != "LORA" or values.get("use_dora"):  # pyright: ignore[reportUnknownMemberType]
-        raise BadInput(str(config), "does not describe a LoRA", "see docs/formats.md for what can be read")
-    flat = {f"{c}.{k}": v for c in family_format(family).grammars for k, v in values.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    return {diffusers.ADAPTER_METADATA: json.dumps(flat)}
+    config = cast(dict[str, Any], values) if isinstance(values, dict) else {}
+    method = config.get("peft_type")
+    parts = family_format(family).grammars
+    if method == "LORA":
+        flat = {f"{part}.{key}": value for part in parts for key, value in config.items()}
+        return {diffusers.ADAPTER_METADATA: json.dumps(flat)}
+    if method in ("LOHA", "LOKR", "OFT"):
+        return {PEFT_METADATA: json.dumps(dict.fromkeys(parts, config))}
+    raise BadInput(
+        str(config_file), "describes no adapter that we read", "see docs/formats.md for what can be read"
+    )

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from registry.formats import diffusers, kohya
 from registry.formats.families import FamilyFormat
 from registry.formats.internal import LoraFactors, component_of
+from registry.formats.reading import read
 from registry.formats.tools import Reader, Reading, Tensors, lacks_out_proj
 
 FLUX_WIDTH = 3072
@@ -33,7 +34,7 @@ def _t5(names: FamilyFormat) -> str:
 
 def _kohya_found(tensors: Tensors, names: FamilyFormat, modules: Iterable[str]) -> dict[str, LoraFactors]:
     """What the kohya keys hold of `modules`: layers that are one there, divided."""
-    form = kohya.read(tensors, {}, names.name)
+    form = read(tensors, {}, names.name)
     return {module: form.modules[module] for module in modules if module in form.modules}
 
 

@@ -34,7 +34,8 @@ def split(tensors: Mapping[str, Array]) -> tuple[dict[str, dict[str, Array]], di
     """New words, and the tensors of the adapter itself.
 
     Raises:
-        BadInput: a word's tensor is no matrix, or a bundle has a part that we do not know.
+        BadInput: a word's tensor is no matrix. Parts of a bundle that we do not know (T5's) stay with the
+            rest, where they are reported as not understood.
     """
     words: dict[str, dict[str, Array]] = {}
     rest: dict[str, Array] = {}
@@ -45,6 +46,9 @@ def split(tensors: Mapping[str, Array]) -> tuple[dict[str, dict[str, Array]], di
         if key.startswith(BUNDLE):
             word, _, part = key.removeprefix(BUNDLE).partition(".")
             component = READ.get(part, "")
+            if word and not component:
+                rest[key] = value
+                continue
         else:
             component, _, word = key.partition(OWN)
         if not component or not word or value.ndim != 2 or not value.size:

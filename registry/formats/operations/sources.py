@@ -101,7 +101,7 @@ class BaseWeights:
             for name, info in read_header(file).tensors.items():
                 path = name.removesuffix(".weight")
                 path = path if grammar.knows(path) else TEXT_ROOT + path
-                if name.endswith(".weight") and grammar.knows(path):
+                if name.endswith(".weight") and len(info.shape) > 1 and grammar.knows(path):  # no norms
                     layer = Layer(component, path, name, tuple(info.shape))
                     self.places[f"{component}.{path}"] = Place(file, info, layer)
                 else:

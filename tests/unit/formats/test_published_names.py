@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from registry.errors import BadInput
-from registry.formats import diffusers, kohya, peft
+from registry.formats import diffusers, kohya, peft, reading
 from registry.formats.families import FORMATS
 from registry.formats.fusing import fuse, unfuse
 from registry.formats.internal import AdapterForm, LoraFactors
@@ -225,8 +225,8 @@ def _uneven(family):
 @pytest.mark.parametrize("family", TOY)
 def test_every_layout_keeps_every_weight_change(family, tmp_path):
     form = _uneven(family)
-    through_kohya = kohya.read(*kohya.write(form), family)
-    through_diffusers = diffusers.read(*diffusers.write(form), family)
+    through_kohya = reading.read(*kohya.write(form), family)
+    through_diffusers = reading.read(*diffusers.write(form), family)
     for name, (tensors, config) in peft.write(form).items():
         (tmp_path / name).mkdir(exist_ok=True)
         save(tmp_path / name / peft.WEIGHTS, tensors, {})
@@ -257,7 +257,7 @@ def test_a_fused_file_is_the_block_matrix():
 
 def test_a_fused_file_gives_back_what_went_in():
     form = make_form(TOY["sd35"], rank=3, alpha=2.0, family="sd35")
-    back = kohya.read(*kohya.write(form), "sd35")
+    back = reading.read(*kohya.write(form), "sd35")
     for leaf in "qkv":
         name = f"transformer.transformer_blocks.0.attn.to_{leaf}"
         assert (back.modules[name].rank, back.modules[name].alpha) == (3, pytest.approx(2.0))
@@ -270,7 +270,7 @@ def test_what_was_trained_as_one_shares_its_down_weights():
     name = "lora_unet_double_blocks_0_img_attn_qkv"
     tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up,
                f"{name}.alpha": np.array(2.0, np.float32)}  # fmt: skip
-    form = kohya.read(tensors, {}, "flux1")
+    form = reading.read(tensors, {}, "flux1")
     for number, leaf in enumerate("qkv"):
         got = form.delta(f"transformer.transformer_blocks.0.attn.to_{leaf}")
         np.testing.assert_allclose(got, 0.5 * up[8 * number : 8 * number + 8] @ down, rtol=1e-5)
@@ -280,12 +280,12 @@ def test_ai_toolkit_names_are_read_with_their_halves():
     random = np.random.default_rng(0)
     down, up = (random.normal(size=shape).astype(np.float32) for shape in ((4, 8), (16, 4)))
     key = "diffusion_model.final_layer.adaLN_modulation.1"
-    form = diffusers.read({f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}, {}, "flux1")
+    form = reading.read({f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up}, {}, "flux1")
     shift, scale = np.split(up @ down, 2)
     wanted = np.concatenate([scale, shift])
     np.testing.assert_allclose(form.delta("transformer.norm_out.linear"), wanted, rtol=1e-5)
     with pytest.raises(BadInput, match=r"diffusion_model\.nothing.*is not part of flux1"):
-        diffusers.read(
+        reading.read(
             {"diffusion_model.nothing.lora_A.weight": down, "diffusion_model.nothing.lora_B.weight": up},
             {},
             "flux1",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.errors import BadInput
-from registry.formats import diffusers, kohya
+from registry.formats import diffusers, kohya, reading
 from registry.formats.internal import AdapterForm, LoraFactors, make_factors
 from registry.formats.tensors import DTYPES, cast, read_tensors, save
 from registry.formats.tools import relative_error
@@ -54,9 +54,9 @@ def test_delta_is_the_formula(form):
 @settings(deadline=None)
 @given(forms())
 def test_both_layouts_keep_every_weight_change(form):
-    through_kohya = kohya.read(*kohya.write(form), "sd15")
-    through_diffusers = diffusers.read(*diffusers.write(form), "sd15")
-    both = kohya.read(*kohya.write(through_diffusers), "sd15")
+    through_kohya = reading.read(*kohya.write(form), "sd15")
+    through_diffusers = reading.read(*diffusers.write(form), "sd15")
+    both = reading.read(*kohya.write(through_diffusers), "sd15")
     for name, item in form.modules.items():
         for other in (through_kohya, through_diffusers, both):
             assert relative_error(other.modules[name], item) < 1e-6, name
@@ -102,7 +102,7 @@ def test_error_of_each_dtype(dtype, bound, layout, tmp_path):
     stored = cast(tensors, dtype)
     assert {v.dtype for v in stored.values() if v.ndim} == {DTYPES[dtype]}
     save(tmp_path / "a.safetensors", stored, metadata)
-    back = layout.read(read_tensors(tmp_path / "a.safetensors"), metadata, "sd15")
+    back = reading.read(read_tensors(tmp_path / "a.safetensors"), metadata, "sd15")
     worst = max(relative_error(back.modules[name], item) for name, item in form.modules.items())
     assert worst < bound
     if dtype != "fp32":
@@ -130,7 +130,7 @@ def _strength(config, down_rank=4):
         f"{NAME}.lora_B.weight": np.ones((8, down_rank), np.float32),
     }
     text = config if isinstance(config, str) else json.dumps(config)
-    return diffusers.read(tensors, {"lora_adapter_metadata": text}, "sd15").modules[NAME].scale
+    return reading.read(tensors, {"lora_adapter_metadata": text}, "sd15").modules[NAME].scale
 
 
 def test_strengths_as_peft_means_them():
@@ -163,7 +163,7 @@ def test_a_module_without_alpha_has_its_rank():
         "lora_unet_conv_in.lora_down.weight": np.ones((3, 4, 3, 3), np.float32),
         "lora_unet_conv_in.lora_up.weight": np.ones((8, 3, 1, 1), np.float32),
     }
-    assert kohya.read(tensors, {}, "sd15").modules["unet.conv_in"].scale == 1.0
+    assert reading.read(tensors, {}, "sd15").modules["unet.conv_in"].scale == 1.0
 
 
 @pytest.mark.parametrize(
@@ -188,8 +188,8 @@ def test_the_same_module_under_two_prefixes_is_refused():
         name = f"{prefix}text_model_encoder_layers_0_mlp_fc1"
         tensors[f"{name}.lora_down.weight"] = np.ones((2, 4), np.float32)
         tensors[f"{name}.lora_up.weight"] = np.ones((4, 2), np.float32)
-    with pytest.raises(BadInput, match="is there twice under two prefixes"):
-        kohya.read(tensors, {}, "sd15")
+    with pytest.raises(BadInput, match="is there twice under two names"):
+        reading.read(tensors, {}, "sd15")
 
 
 def test_a_value_that_does_not_fit_the_dtype_is_named():

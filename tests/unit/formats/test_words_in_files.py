@@ -121,7 +121,7 @@ def test_bundles_of_other_tools_are_read():
 @pytest.mark.parametrize(
     "tensors",
     [
-        {"bundle_emb.zork.unknown": ZORK},
+        {"bundle_emb.zork.clip_l": ZORK[0]},
         {"text_encoder.new_tokens.": ZORK},
         {"text_encoder.new_tokens.zork": ZORK[0]},
     ],

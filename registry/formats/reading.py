@@ -1,0 +1,154 @@
+"""The tensors of an adapter file of any tool -> `AdapterForm`.
+
+One reader for all grammars: keys are split (`grammar`), modules found under any spelling (`families`), their
+parts made into factors (`building`), and layers that are several of ours divided (`rows`).
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from registry.errors import BadInput
+from registry.formats import grammar
+from registry.formats.building import Strength, build
+from registry.formats.diffusers import Strengths, match_pattern
+from registry.formats.factors import Factors, shape_of
+from registry.formats.families import FamilyFormat, family_format
+from registry.formats.header import shown
+from registry.formats.internal import AdapterForm, LoraFactors, component_of
+from registry.formats.original import Place
+from registry.formats.rows import divided, divided_bias
+from registry.formats.tensors import Array
+
+PEFT_METADATA = "studio.peft"  # JSON: component -> what differs from PEFT's defaults in its configuration
+
+
+def read(tensors: Mapping[str, Array], metadata: Mapping[str, str], family: str = "") -> AdapterForm:
+    """The adapter that `tensors` (float32) hold; keys that cannot be understood are in `ignored`.
+
+    Strength: a module's own `alpha`, else `lora_adapter_metadata` or PEFT's configuration, else the rank.
+
+    Raises:
+        BadInput: no key can be understood, factors are missing or do not fit, or the metadata with the
+            strengths is broken.
+    """
+    names = family_format(family)
+    groups = grammar.grouped(tensors)
+    strengths = _Strengths(metadata)
+    found = _Found(names)
+    ignored = list(groups.ignored)
+    for name, parts in groups.modules.items():
+        place = names.place_of(name) if parts.keys() - {"alpha"} else None
+        if place is None:
+            ignored += groups.keys[name]
+        else:
+            found.add(name, *place, parts, strengths)
+    if not found.modules and not found.others and not found.biases:
+        raise _nothing(groups, names, ignored)
+    return AdapterForm(
+        family, found.modules, found.others, strengths.configs, biases=found.biases, ignored=tuple(ignored)
+    )
+
+
+class _Found:
+    """What was read so far."""
+
+    def __init__(self, names: FamilyFormat) -> None:
+        self._names = names
+        self.modules: dict[str, LoraFactors] = {}
+        self.others: dict[str, Factors] = {}
+        self.biases: dict[str, Array] = {}
+
+    def add(
+        self, name: str, component: str, place: Place, parts: Mapping[str, Array], strengths: "_Strengths"
+    ) -> None:
+        where = f"module {shown(name)}"
+        first = f"{component}.{place.modules[0]}"
+        factors = build(where, parts, strengths.of(first, parts))
+        if factors is not None:
+            for module, item in divided(component, place, factors, where).items():
+                if module in self.modules or module in self.others:
+                    raise BadInput(
+                        f"module {shown(module)}", "is there twice under two names", "keep one of them"
+                    )
+                if isinstance(item, LoraFactors):
+                    self.modules[module] = item
+                else:
+                    self.others[module] = item
+        bias = _bias(parts, factors)
+        if bias is not None:
+            inputs = shape_of(factors)[1] if factors is not None else 0
+            for path, values in zip(place.modules, divided_bias(place, bias, inputs, where), strict=True):
+                self.biases[f"{component}.{path}"] = values
+
+
+def _bias(parts: Mapping[str, Array], factors: LoraFactors | Factors | None) -> Array | None:
+    """What a module adds to the layer's bias, (out,), or None."""
+    if "up_bias" in parts and isinstance(factors, LoraFactors):
+        return parts["up_bias"].reshape(-1) * np.float32(factors.scale)
+    found = next((parts[part] for part in ("diff_b", "b_norm") if part in parts), None)
+    return None if found is None else found.reshape(-1)
+
+
+class _Strengths:
+    """alpha of every module, as the metadata have it."""
+
+    def __init__(self, metadata: Mapping[str, str]) -> None:
+        self._lora = Strengths.from_metadata(metadata)
+        self.configs = peft_configs(metadata)
+
+    def of(self, module: str, parts: Mapping[str, Array]) -> Strength:
+        method = grammar.method_of(parts)
+        config = self.configs.get(component_of(module)) if method in OTHERS else None
+        if not config:
+            down = parts.get("down")
+            return Strength(None if down is None else self._lora.alpha(module, len(down)))
+        path = module.partition(".")[2]
+        rank = int(_value(config, "rank_pattern", path, config.get("r", 8)))
+        key = "lora_alpha" if config.get("peft_type") == "LORA" else "alpha"
+        alpha = float(_value(config, "alpha_pattern", path, config.get(key, 8)))
+        if config.get("use_rslora") is True:
+            alpha *= float(np.sqrt(rank))
+        return Strength(alpha, rank, config)
+
+
+OTHERS = ("dora", "loha", "lokr", "oft")  # methods whose strength a run's file has in PEFT's configuration
+
+
+def peft_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """PEFT's configurations by component, as a run writes them into a file.
+
+    Raises:
+        BadInput: the entry is there and is not what a run writes.
+    """
+    try:
+        found: Any = json.loads(metadata.get(PEFT_METADATA, "{}"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(c, dict) for c in found.values()):  # pyright: ignore[reportUnknownVariableType]
+        raise BadInput(f"metadata {PEFT_METADATA}", "is not what a run writes", "use the run's own file")
+    return cast(dict[str, dict[str, Any]], found)
+
+
+def _value(config: Mapping[str, Any], table: str, path: str, default: Any) -> Any:
+    patterns: Any = config.get(table) or {}
+    in_memory = match_pattern(patterns, path.removeprefix("text_model."), default)
+    value = match_pattern(patterns, path, in_memory)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise BadInput(
+            f"metadata {PEFT_METADATA}", "has a strength that is no number", "use the run's own file"
+        )
+    return value
+
+
+def _nothing(groups: grammar.Grouped[Array], names: FamilyFormat, ignored: list[str]) -> BadInput:
+    if groups.modules:
+        name = next(iter(groups.modules))
+        wrong = f"is not part of {names.name}, like all {len(groups.modules)} modules of the file"
+        return BadInput(f"module {shown(name)}", wrong, "check which base it was trained on")
+    first = f" (the first is {shown(ignored[0])})" if ignored else ""
+    return BadInput(
+        "its tensors", f"are no adapter weights{first}", "see docs/formats.md for what can be read"
+    )
