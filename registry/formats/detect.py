@@ -68,6 +68,7 @@ class Identity:
     context_dim: int = 0  # width of the text conditioning; 0 = not among its modules
     variant: str = ""  # of the base: "medium", "large", "dev", "schnell", "v", "eps"; "" = nothing says
     unknown: tuple[str, ...] = ()  # modules that are not part of the family, as the file has them
+    components: frozenset[str] = frozenset()  # of the pipeline, that have modules
 
 
 def identify(groups: Grouped[Shape], metadata: Mapping[str, str]) -> Identity:
@@ -76,16 +77,20 @@ def identify(groups: Grouped[Shape], metadata: Mapping[str, str]) -> Identity:
     if not found.family:
         return found
     names = family_format(found.family)
-    unknown = tuple(
-        n for n, parts in groups.modules.items() if not parts.keys() - {"alpha"} or not names.place_of(n)
-    )
+    unknown: list[str] = []
+    components: set[str] = set()
+    for name, parts in groups.modules.items():
+        place = names.place_of(name) if parts.keys() - {"alpha"} else None
+        if place is None:
+            unknown.append(name)
+        else:
+            components.add(place[0])
     if 2 * len(unknown) > len(groups.modules):
         known = len(groups.modules) - len(unknown)
         few = f"only {known} of its {len(groups.modules)} modules are part of {found.family}"
         return Identity("", "none", f"unidentified: {found.reason}, but {few}", found.context_dim)
-    return replace(
-        found, variant=found.variant or _variant(found.family, groups.modules, metadata), unknown=unknown
-    )
+    variant = found.variant or _variant(found.family, groups.modules, metadata)
+    return replace(found, variant=variant, unknown=tuple(unknown), components=frozenset(components))
 
 
 def family_of_metadata(metadata: Mapping[str, str]) -> tuple[str, str]:

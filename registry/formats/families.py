@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from registry.errors import BadInput
 from registry.formats.header import shown
@@ -130,8 +131,7 @@ class FamilyFormat:
         )
 
     def _underscored(self, name: str) -> tuple[str, Place] | None:
-        prefixes = {**self.kohya_prefixes, **dict.fromkeys(DENOISER_PREFIXES, self.denoiser)}
-        for prefix, component in prefixes.items():
+        for prefix, component in self._prefixes.items():
             if not name.startswith(prefix):
                 continue
             rest = name.removeprefix(prefix)
@@ -140,6 +140,10 @@ class FamilyFormat:
             if path := self.grammars[component].from_underscores(rest):
                 return component, Place(path, (path,))
         return None
+
+    @cached_property
+    def _prefixes(self) -> dict[str, str]:
+        return {**self.kohya_prefixes, **dict.fromkeys(DENOISER_PREFIXES, self.denoiser)}
 
     def _dotted(self, path: str) -> tuple[str, Place] | None:
         for root, part in ROOTS.items():

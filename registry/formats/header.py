@@ -31,7 +31,7 @@ _BINARY = re.compile(rb"[^\t\n\r\x20-\x7e\x80-\xff]")
 AGAIN = "download or copy it again"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """Where a tensor lies: bytes [start, end) of the file."""
 
@@ -163,33 +163,36 @@ def _metadata(file: str, value: Any) -> dict[str, str]:
 
 
 def _tensor(file: str, name: str, value: Any, data_start: int) -> TensorInfo:
-    where = f"tensor {shown(name)}"
     entry: dict[str, Any] = dict(value) if isinstance(value, _Pairs) else {}
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not _is_list(shape) or not _is_list(offsets):
-        raise BadInput(file, f"{where} has no dtype, shape or offsets", AGAIN)
+        raise _unsound(file, name, "has no dtype, shape or offsets")
     if dtype not in DTYPE_BITS:
-        raise BadInput(file, f"{where} has the unknown dtype {shown(dtype)}", "ask for fp32, fp16 or bf16")
+        raise _unsound(file, name, f"has the unknown dtype {shown(dtype)}", "ask for fp32, fp16 or bf16")
     sizes, bounds = cast(list[Any], shape), cast(list[Any], offsets)
-    if not all(type(n) is int and n >= 0 for n in sizes):
-        raise BadInput(file, f"{where} has a shape that is not made of sizes", AGAIN)
+    for size in sizes:
+        if type(size) is not int or size < 0:
+            raise _unsound(file, name, "has a shape that is not made of sizes")
     if len(sizes) > MAX_AXES:  # their product could take minutes
-        raise BadInput(file, f"{where} has {len(sizes)} axes, the limit is {MAX_AXES}", AGAIN)
-    if len(bounds) != 2 or not all(type(n) is int for n in bounds):
-        raise BadInput(file, f"{where} has offsets that are not two whole numbers", AGAIN)
-    begin, end = cast(tuple[int, int], tuple(bounds))
+        raise _unsound(file, name, f"has {len(sizes)} axes, the limit is {MAX_AXES}")
+    if len(bounds) != 2 or type(bounds[0]) is not int or type(bounds[1]) is not int:
+        raise _unsound(file, name, "has offsets that are not two whole numbers")
+    begin, end = bounds
     if begin < 0 or end < 0:
-        raise BadInput(file, f"{where} has a negative offset", AGAIN)
-    elements = math.prod(cast(list[int], sizes))
-    if elements > MAX_NUMBER // 8 or max(begin, end, *cast(list[int], sizes)) > MAX_NUMBER:
-        raise BadInput(file, f"{where} has a shape that overflows", AGAIN)
+        raise _unsound(file, name, "has a negative offset")
+    elements = math.prod(sizes)
+    if elements > MAX_NUMBER // 8 or max(begin, end, *sizes) > MAX_NUMBER:
+        raise _unsound(file, name, "has a shape that overflows")
     needed = elements * DTYPE_BITS[dtype] // 8
     if end - begin != needed:
         dims = "x".join(map(str, sizes)) or "scalar"
-        raise BadInput(
-            file, f"{where} of {dims} {dtype} needs {needed} bytes, its offsets give {end - begin}", AGAIN
-        )
-    return TensorInfo(dtype, tuple(cast(list[int], sizes)), data_start + begin, data_start + end)
+        wrong = f"of {dims} {dtype} needs {needed} bytes, its offsets give {end - begin}"
+        raise _unsound(file, name, wrong)
+    return TensorInfo(dtype, tuple(sizes), data_start + begin, data_start + end)
+
+
+def _unsound(file: str, name: str, wrong: str, do: str = AGAIN) -> BadInput:
+    return BadInput(file, f"tensor {shown(name)} {wrong}", do)
 
 
 def _is_list(value: Any) -> bool:
@@ -199,18 +202,15 @@ def _is_list(value: Any) -> bool:
 
 def _check_cover(file: str, tensors: Mapping[str, TensorInfo], start: int, end: int) -> None:
     """The tensors must lie one after the other, from the header to the last byte of the file."""
-    position, before = start, "the header"
+    position, before = start, ""
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start < position:
-            raise BadInput(file, f"tensor {shown(name)} overlaps {before}", "ask its author for a sound file")
+            other = f"tensor {shown(before)}" if before else "the header"
+            raise _unsound(file, name, f"overlaps {other}", "ask its author for a sound file")
         if info.start > position:
-            gap = info.start - position
-            raise BadInput(
-                file,
-                f"has a hole of {gap} bytes before tensor {shown(name)}",
-                "ask its author for a sound file",
-            )
-        position, before = info.end, f"tensor {shown(name)}"
+            wrong = f"has a hole of {info.start - position} bytes before tensor {shown(name)}"
+            raise BadInput(file, wrong, "ask its author for a sound file")
+        position, before = info.end, name
     if position > end:
         raise BadInput(file, f"is cut off: {end} of {position} bytes", AGAIN)
     if position < end:

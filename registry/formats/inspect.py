@@ -59,7 +59,10 @@ def inspect_adapter(path: Path) -> AdapterFacts:
 
 def facts_of(path: Path, header: Header) -> AdapterFacts:
     """`inspect_adapter` for a header that is read already."""
-    shapes = {name: info.shape for name, info in header.tensors.items() if not is_word(name)}
+    new_words = [name for name in header.tensors if is_word(name)]
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    for name in new_words:
+        del shapes[name]
     groups = grammar.grouped(shapes)
     methods = Counter(method for parts in groups.modules.values() if (method := grammar.method_of(parts)))
     foreign = grammar.foreign_method(groups.ignored) or _boft(groups)
@@ -77,7 +80,7 @@ def facts_of(path: Path, header: Header) -> AdapterFacts:
         method=method,
         rank=rank,
         alpha=alpha,
-        targets=_targets(header.tensors),
+        targets=_targets(found.components, [*groups.modules, *new_words] if not found.family else new_words),
         layout=_layout(groups, header.tensors),
         trigger_words=trigger_words(header.metadata),
         base_name=header.metadata.get("studio.base_name") or header.metadata.get("ss_sd_model_name", ""),
@@ -187,11 +190,10 @@ def _layout(groups: Grouped[Shape], keys: Iterable[str]) -> str:
     )
 
 
-def _targets(keys: Iterable[str]) -> tuple[str, ...]:
-    """Pipeline components that a file changes, as its keys have them."""
-    keys = list(keys)
-    flux = any(_FLUX.search(key) for key in keys)
-    found = {_target(key, flux) for key in keys if not key.startswith(BUNDLE)}
+def _targets(known: Iterable[str], names: list[str]) -> tuple[str, ...]:
+    """Pipeline components that a file changes: those that are known, and those that `names` suggest."""
+    flux = _FLUX.search("\n".join(names)) is not None
+    found = {*known, *(_target(name, flux) for name in names if not name.startswith(BUNDLE))}
     return tuple(sorted(found, key=lambda name: (name.startswith("text"), name)))
 
 

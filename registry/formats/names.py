@@ -72,8 +72,10 @@ def filled(template: str, indices: Iterable[str]) -> str:
     """`template` with its indices in place."""
     if "#" not in template:
         return template
-    head, *rest = template.split("#")
-    return head + "".join(index + part for index, part in zip(indices, rest, strict=True))
+    pieces = template.split("#")
+    for number, index in enumerate(indices):
+        pieces[number] += index
+    return "".join(pieces)
 
 
 _NUMBERS = re.compile(r"\d+|#")
