@@ -239,7 +239,9 @@ def _oft_rows(factors: OftBlocks, pieces: Pieces, where: str) -> OftBlocks:
     return OftBlocks(taken(factors.limited(), of_blocks), 0.0, rescale)
 
 
-def _stacked(row: Sequence[Change | None], there: Sequence[Change], shares: Sequence[int], where: str) -> Change:
+def _stacked(
+    row: Sequence[Change | None], there: Sequence[Change], shares: Sequence[int], where: str
+) -> Change:
     """Parts of several methods' layers as one."""
     if all(isinstance(part, FullFactors) for part in there):
         return _full_stack(row, shares)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from registry.formats.factors import DoraFactors, Factors, LohaFactors, LokrFactors, OftBlocks, OftFactors
+from registry.formats.factors import Additive, DoraFactors, Factors, LohaFactors, LokrFactors, OftFactors
 from registry.formats.internal import LoraFactors
 from registry.formats.tensors import Array
 
@@ -68,10 +68,9 @@ def addition(factors: LoraFactors | Factors, layer: Any) -> Addition:
         return _lora(factors, layer)
     if isinstance(factors, OftFactors):
         return _turned(factors, layer)
-    if isinstance(factors, OftBlocks):
-        return _whole(factors, layer)
-    assert isinstance(factors, LohaFactors | LokrFactors)
-    return _product(factors, layer)
+    if isinstance(factors, LohaFactors | LokrFactors):
+        return _product(factors, layer)
+    return _whole(factors, layer)
 
 
 def _lora(factors: LoraFactors, layer: Any) -> Addition:
@@ -158,7 +157,7 @@ def _low(
     return lambda: torch.einsum("ijkl,ip,jr->prkl", middle, left, right).flatten(1)
 
 
-def _delta(inner: LoraFactors | LohaFactors | LokrFactors, layer: Any) -> Tensor:
+def _delta(inner: LoraFactors | Additive, layer: Any) -> Tensor:
     """The change of W in fp32."""
     return (
         torch.from_numpy(np.ascontiguousarray(inner.delta()))

@@ -133,7 +133,8 @@ class AdapterStack:
                 continue
             _check_shape(name, module, found[1], factors)
             places[model, found[0]] = factors
-        return places, tuple(unmatched)
+        # Changes of biases are not drawn, and keys that nobody understands cannot be.
+        return places, (*unmatched, *(f"{module} (bias)" for module in form.biases), *form.ignored)
 
     def _drop_old(self, needed: set[str], keep: int = KEEP) -> None:
         """Delete the longest unused adapters until at most `keep` are loaded, never a needed one."""

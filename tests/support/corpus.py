@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from registry.formats.families import FORMATS, FamilyFormat
-from registry.formats.original import BFL, SGM, Place
+from registry.formats.original import Place
 from studio.base_facts import CONFIGS
 
 Shapes = dict[str, tuple[int, ...]]  # module -> shape of its weight
@@ -18,11 +18,9 @@ DENOISERS = {
     "sd15": "sd15/unet", "sd21": "sd21/unet", "sdxl": "sdxl/unet",
     "sd35": "sd35/variants/medium/transformer", "flux1": "flux1/variants/dev/transformer",
 }  # fmt: skip
-# kohya's networks stay inside the blocks, and FLUX's has no final layer.
-OUTSIDE = (
-    "conv_in", "conv_out", "time_embedding", "add_embedding", "norm_out", "proj_out", "x_embedder",
-    "context_embedder", "time_text_embed", "pos_embed",
-)  # fmt: skip
+# kohya's networks stay inside a UNet's blocks, and FLUX's has no final layer.
+UNET_ENDS = ("conv_in", "conv_out", "time_embedding", "add_embedding")
+OUTSIDE = {"sd35": (), "flux1": ("norm_out", "proj_out")}
 
 
 @cache
@@ -152,11 +150,11 @@ def _xlabs(names: FamilyFormat, component: str, place: Place) -> str:
 FLOW, UNET = "sd35 flux1", "sd15 sd21 sdxl"
 GRAMMARS = {
     "kohya": Grammar(_underscored(_kohya_prefix), "lora_down.weight", fused=True, alpha=True),
-    "kohya, diffusers' names": Grammar(_underscored(_kohya_prefix), "lora_down.weight", alpha=True, families=UNET),
-    "onetrainer": Grammar(_underscored(_onetrainer_prefix), "lora_down.weight", alpha=True, families=FLOW),
-    "simpletuner": Grammar(
-        _underscored(lambda names, component: "lycoris_"), "lora_down.weight", alpha=True, texts=False
+    "kohya, diffusers' names": Grammar(
+        _underscored(_kohya_prefix), "lora_down.weight", alpha=True, families=UNET
     ),
+    "onetrainer": Grammar(_underscored(_onetrainer_prefix), "lora_down.weight", alpha=True, families=FLOW),
+    "simpletuner": Grammar(_underscored(lambda *_: "lycoris_"), "lora_down.weight", alpha=True, texts=False),
     "diffusers": Grammar(_dotted, "lora_A.weight"),
     "diffusers, short": Grammar(_short, "lora_A.weight"),
     "diffusers, .lora": Grammar(_dotted, "lora.down.weight"),
@@ -166,11 +164,9 @@ GRAMMARS = {
     "peft, default": Grammar(_peft, "lora_A.default.weight", texts=False),
     "bfl": Grammar(_published, "lora_A.weight", fused=True),
     "comfyui": Grammar(_published, "lora_down.weight", fused=True, alpha=True),
-    "bare": Grammar(
-        lambda names, component, place: place.path, "lora_A.weight", fused=True, families=FLOW, texts=False
-    ),
+    "bare": Grammar(lambda *place: place[2].path, "lora_A.weight", fused=True, families=FLOW, texts=False),
     "diffusion_model, diffusers' names": Grammar(
-        lambda names, component, place: f"diffusion_model.{place.path}", "lora_A.weight", texts=False
+        lambda *place: f"diffusion_model.{place[2].path}", "lora_A.weight", texts=False
     ),
     "xlabs": Grammar(_xlabs, "down.weight", fused=True, families="flux1", texts=False),
 }
@@ -196,8 +192,7 @@ def of_kohya(family: str) -> Shapes:
     names = FORMATS[family]
     found = layers(family)
     return {
-        m: s for m, s in found.items() if m.split(".")[0] != names.denoiser or m.split(".")[1] not in OUTSIDE
+        m: s
+        for m, s in found.items()
+        if m.split(".")[0] != names.denoiser or m.split(".")[1] not in OUTSIDE.get(family, UNET_ENDS)
     }
-
-
-__all__ = ["BFL", "SGM", "GRAMMARS", "layers", "narrowed", "of_kohya", "write_sparse"]
