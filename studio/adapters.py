@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadInput, Damaged, NotFound, StudioError
 from registry.files import atomic_path, file_stem, require_space
+from registry.formats.convert import ToLora
 from registry.formats.export import ExportReport, export_adapter
 from registry.formats.header import read_header
 from registry.formats.internal import AdapterForm
@@ -55,8 +56,7 @@ def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Ad
     """Take the adapter that `run` wrote at `step` into the catalog; doing it again gives the same record.
 
     Args:
-        ws: The workspace.
-        run: The run that made it.
+        ws, run: The workspace; the run that made it.
         file: Its adapter file; copied to `adapters/<id>.safetensors`.
         step: Training step it is from.
 
@@ -132,8 +132,7 @@ def verify(ws: "Workspace", key: str, found_at: Path | None = None) -> FileCheck
     """Compare an adapter's file with its hashes.
 
     Args:
-        ws: The workspace.
-        key: Id or name.
+        ws, key: The workspace; id or name of the adapter.
         found_at: A file that may be the missing one; taken back when its tensors are the adapter's.
 
     Raises:
@@ -200,18 +199,19 @@ def export(
     publish: bool = False,
     overwrite: bool = False,
     sidecar: bool = True,
+    convert: ToLora | None = None,
 ) -> ExportReport:
     """Write an adapter for other tools and prove it; see `registry.formats.export.export_adapter`.
 
     Args:
-        ws: The workspace.
-        key: Id or name.
+        ws, key: The workspace; id or name of the adapter.
         layout: auto, kohya, diffusers, peft or embedding (new words alone).
         out: File to write, or an existing folder that gets `<name>.safetensors`; a folder for peft.
         dtype: fp32, fp16, bf16; "" = as stored.
         publish: Leave out captions, folder names, prompts and notes.
         overwrite: Replace existing files.
         sidecar: Also write `<stem>.json` and `<stem>.png` with trigger words, weight and preview.
+        convert: Make LoRA of other methods first, see `conversion`.
 
     Raises:
         NotFound: the adapter or its file is not there.
@@ -238,6 +238,7 @@ def export(
         family=adapter.family,
         sidecar=sidecar_for(ws, adapter, publish=publish) if sidecar else None,
         overwrite=overwrite,
+        convert=convert,
     )
     remember(ws, adapter, report, publish=publish)
     return report

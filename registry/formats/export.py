@@ -17,8 +17,9 @@ from PIL import Image
 from registry.errors import BadInput, StudioError
 from registry.files import atomic_file, atomic_folder, atomic_path, require_space, write_json
 from registry.formats import diffusers, kohya, lycoris, lycoris_tools, peft, words
+from registry.formats.convert import ToLora, converted
 from registry.formats.families import family_format
-from registry.formats.header import read_header
+from registry.formats.header import read_header, shown
 from registry.formats.inspect import AdapterFacts
 from registry.formats.internal import AdapterForm
 from registry.formats.load import load_adapter
@@ -66,6 +67,9 @@ class ExportReport:
     tolerance: float
     tools: tuple[ToolReport, ...]
     notes: tuple[str, ...] = field(default=())
+    converted: dict[str, Any] = field(
+        default_factory=dict[str, Any]
+    )  # what making LoRA of it cost; {} = nothing
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types."""
@@ -82,6 +86,7 @@ def export_adapter(
     family: str = "",
     sidecar: Sidecar | None = None,
     overwrite: bool = False,
+    convert: ToLora | None = None,
 ) -> ExportReport:
     """Write the adapter in `source` to `out`, read it back and prove it.
 
@@ -94,6 +99,7 @@ def export_adapter(
         family: Of the adapter; "" = as inspected.
         sidecar: Also write `<stem>.json` and `<stem>.png`; None = neither.
         overwrite: Replace existing files.
+        convert: Make LoRA of every other method first; None = refuse what the layout cannot hold.
 
     Raises:
         BadInput: a file is unsound, cannot be converted, or stands in the way.
@@ -111,6 +117,8 @@ def export_adapter(
         )
     if not form.everything:
         raise BadInput(str(source), "holds new words alone", "export it with --format embedding")
+    form, cost = converted(form, convert) if convert else (form, None)
+    _require_no_biases(form, layout)
     dtype = dtype or facts.dtype
     out = _target(out, layout)
     extra = _sidecar_files(out, sidecar) if layout != "peft" else []
@@ -145,7 +153,8 @@ def export_adapter(
         worst_error=proof.worst_error,
         tolerance=TOLERANCE[dtype],
         tools=tools,
-        notes=_notes(layout, form),
+        notes=(*(cost.notes if cost else ()), *_notes(layout, form)),
+        converted=cost.to_dict(modules=False) if cost else {},
     )
 
 
@@ -162,8 +171,10 @@ def _write_file(
         save(temporary, stored, with_hashes(stored, {"format": "pt", **metadata, **extra}))
         header = read_header(temporary)
         kept, back = words.split(read_tensors(temporary, header))
-        proof = lycoris_tools.prove(form, read(back, header.metadata, form.family), judge)
+        again = read(back, header.metadata, form.family)
+        proof = lycoris_tools.prove(form, again, judge)
         _require_proof(proof, judge, out, dtype)
+        _require_biases(form, again, out, dtype)
         for word in form.words if layout == "kohya" else ():
             _require_word(word, form.words[word], kept.get(word, {}), out, dtype)
     names = family_format(form.family)
@@ -241,6 +252,26 @@ def _require_word(
 ) -> None:
     if words.worst_error(ours, theirs) > TOLERANCE[dtype]:
         raise StudioError(str(out), f"lost the vectors of {word} on the way", "please report this")
+
+
+def _require_no_biases(form: AdapterForm, layout: str) -> None:
+    if form.biases and layout != "kohya":
+        wrong = f"cannot hold changes of biases ({next(iter(form.biases))})"
+        raise BadInput(
+            f"the {layout} layout", wrong, "use --format kohya, or leave them out with --convert lora"
+        )
+
+
+def _require_biases(form: AdapterForm, again: AdapterForm, out: Path, dtype: str) -> None:
+    for module, wanted in form.biases.items():
+        got = again.biases.get(module)
+        size = max(float(np.abs(wanted).max()), 1e-12)
+        if (
+            got is None
+            or got.shape != wanted.shape
+            or float(np.abs(got - wanted).max()) > TOLERANCE[dtype] * size
+        ):
+            raise StudioError(str(out), f"lost the change of the bias of {module}", "use fp32")
 
 
 def _require_proof(proof: Proof, judge: Judge, out: Path, dtype: str) -> None:
@@ -330,6 +361,9 @@ def _write_sidecar(out: Path, sidecar: Sidecar, sd_version: str) -> list[Path]:
 def _notes(layout: str, form: AdapterForm) -> tuple[str, ...]:
     names = family_format(form.family)
     notes = [*lycoris_tools.notes(form, layout)]
+    if form.ignored:
+        few = ", ".join(map(shown, form.ignored[:3]))
+        notes.append(f"{len(form.ignored)} keys of the source are not understood and left out: {few}")
     if form.words and layout == "kohya":
         notes.append("A1111 and Forge read the new words from the file; for others use --format embedding")
     elif form.words:

@@ -31,7 +31,8 @@ from registry.formats.rows import FullFactors, RowsFactors, united, united_bias
 from registry.formats.tensors import Array
 
 METHODS = ("dora", "loha", "lokr", "oft", "full", "norm")  # beside plain LoRA, and Tucker, which becomes one
-_USE_PEFT = "use --format peft"
+_CONVERT = "use --convert lora"
+_USE_PEFT = f"{_CONVERT}, or --format peft"
 
 
 def write_kohya(form: AdapterForm) -> dict[str, Array]:
@@ -46,7 +47,7 @@ def write_kohya(form: AdapterForm) -> dict[str, Array]:
         parts = {module: form.others[module] for module in modules}
         if any(f"{component}.{path}" in form.modules for path in place.modules):
             wrong = "is one layer in kohya's layout, where LoRA and another method cannot be one"
-            raise BadInput(f"module {shown(place.path)}", wrong, "use --convert lora")
+            raise BadInput(f"module {shown(place.path)}", wrong, _CONVERT)
         factors = united(component, place, parts)
         assert not isinstance(factors, LoraFactors)
         tensors |= {f"{prefix}{place.name}.{part}": value for part, value in _parts(factors).items()}
@@ -84,7 +85,11 @@ def write_diffusers(form: AdapterForm) -> dict[str, Array]:
             wrong = f"cannot hold {factors.method}: diffusers loads LoRA and DoRA per output only"
             # kohya's layout turns other sides of OFT, and fuses layers of SD3.5 and FLUX.1.
             fits = factors.method != "oft" and family_format(form.family).auto_layout == "kohya"
-            raise BadInput("the diffusers layout", wrong, "use --format kohya or peft" if fits else _USE_PEFT)
+            raise BadInput(
+                "the diffusers layout",
+                wrong,
+                f"{_CONVERT}, or --format {'kohya or peft' if fits else 'peft'}",
+            )
         folded = inner.with_alpha(float(inner.rank))
         tensors[f"{module}.lora_A.weight"] = folded.down
         tensors[f"{module}.lora_B.weight"] = folded.up
@@ -120,7 +125,7 @@ def _parts(factors: Factors) -> dict[str, Array]:
         found = {"w_norm" if factors.method == "norm" else "diff": factors.diff}
     elif isinstance(factors, RowsFactors):
         wrong = f"cannot hold some rows of a {factors.method} without the others"
-        raise BadInput("the kohya layout", wrong, "use --convert lora")
+        raise BadInput("the kohya layout", wrong, _CONVERT)
     elif isinstance(factors, DoraFactors):
         inner = factors.inner
         ones = [1] * (inner.down.ndim - 2 if isinstance(inner, LoraFactors) else 0)
@@ -134,7 +139,7 @@ def _parts(factors: Factors) -> dict[str, Array]:
 def _inner_parts(inner: LoraFactors | LohaFactors | LokrFactors | RowsFactors) -> dict[str, Array | None]:
     if isinstance(inner, RowsFactors):
         wrong = f"cannot hold some rows of a {inner.method} without the others"
-        raise BadInput("the kohya layout", wrong, "use --convert lora")
+        raise BadInput("the kohya layout", wrong, _CONVERT)
     if isinstance(inner, LoraFactors):
         return {kohya.DOWN: inner.down, kohya.UP: inner.up, "alpha": _scalar(inner.alpha)}
     names, start = (LOHA, "hada_") if isinstance(inner, LohaFactors) else (LOKR, "lokr_")

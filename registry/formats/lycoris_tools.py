@@ -57,6 +57,7 @@ WHO_LOADS: dict[tuple[str, str], dict[str, tuple[str, str]]] = {
     },
 }
 WHO_LOADS["kohya", "lokr"] = WHO_LOADS["kohya", "loha"]
+WHO_LOADS["kohya", "full"] = WHO_LOADS["kohya", "norm"] = WHO_LOADS["kohya", "loha"]
 
 
 def prove(form: AdapterForm, written: AdapterForm, judge: Judge) -> Proof:
@@ -80,25 +81,34 @@ def with_others(reports: tuple[ToolReport, ...], form: AdapterForm, layout: str)
     """Reports on the plain LoRA modules of a file, made to speak of its other modules too."""
     if not form.others:
         return reports
-    method = next(iter(form.others.values())).method
-    table = WHO_LOADS.get((layout, method), {})
-    done: list[ToolReport] = []
-    for report in reports:
-        verdict, note = table.get(report.tool, (_NO, "not known to read it"))
+    by_method: dict[str, list[str]] = {}
+    for module, factors in form.others.items():
+        by_method.setdefault(factors.method, []).append(module)
+    return tuple(_with_methods(report, form, layout, by_method) for report in reports)
+
+
+def _with_methods(
+    report: ToolReport, form: AdapterForm, layout: str, by_method: Mapping[str, list[str]]
+) -> ToolReport:
+    found, missing, notes = report.matched, list(report.missing), [report.note if form.modules else ""]
+    verdicts = [report.verdict] if form.modules else []
+    for method, modules in by_method.items():
+        verdict, note = WHO_LOADS.get((layout, method), {}).get(report.tool, (_NO, "not known to read it"))
         if report.tool == "InvokeAI" and _hides_its_family(form):
-            verdict, note = (
-                _NO,
-                "does not recognise a LoKr of SD1.5 with a factored w2 and no text encoder",
-            )
-        known = verdict == _LOADS
-        if (known and report.verdict != _LOADS) or (verdict == _NO and report.matched):
-            verdict = _PARTLY
-        matched = report.matched + (len(form.others) if known else 0)
-        missing = report.missing if known else (*report.missing, *form.others)
-        text = "; ".join(filter(None, (note, report.note if form.modules else "")))
-        total = report.modules + len(form.others)
-        done.append(ToolReport(report.tool, verdict, total, matched, missing, report.worst_error, text))
-    return tuple(done)
+            verdict = _NO
+            note = "does not recognise a LoKr of SD1.5 with a factored w2 and no text encoder"
+        verdicts.append(verdict)
+        notes.append(note)
+        if verdict == _LOADS:
+            found += len(modules)
+        else:
+            missing += modules
+    verdict = verdicts[0] if len(set(verdicts)) == 1 else _PARTLY
+    if not found and _PARTLY not in verdicts:
+        verdict = _NO
+    text = "; ".join(dict.fromkeys(filter(None, notes)))
+    total = report.modules + len(form.others)
+    return ToolReport(report.tool, verdict, total, found, tuple(missing), report.worst_error, text)
 
 
 def _hides_its_family(form: AdapterForm) -> bool:

@@ -132,6 +132,9 @@ def change_from(
     """
     if isinstance(factors, LoraFactors):
         return _of_lora(factors)
+    if factors.method == "norm":
+        wrong = "is a norm, whose change is no matrix"
+        raise BadInput(f"module {shown(module)}", wrong, "export the adapter with --convert lora first")
     if isinstance(factors, LohaFactors) and factors.t1 is None and factors.t2 is None:
         up, down = _khatri_rao(factors)
     elif isinstance(factors, LokrFactors):
@@ -139,7 +142,7 @@ def change_from(
     elif hasattr(factors, "delta"):
         up, down = _split(cast("Additive", factors).delta())
     else:
-        weight = _weight(module, factors, weights)
+        weight = base_weight(module, factors, weights)
         up, down = _split(change_of(factors, weight).reshape(weight.shape[0], -1))
         return Change(up, down, weight.shape[2:])
     return Change(up, down, _kernel(family, module))
@@ -292,7 +295,12 @@ def _kernel(family: str, module: str) -> tuple[int, ...]:
     return _KERNELS.get(leaf, ())
 
 
-def _weight(module: str, factors: Factors, weights: Weights | None) -> Array:
+def base_weight(module: str, factors: Factors, weights: Weights | None) -> Array:
+    """The weight that a method's change depends on, (out, in) or (out, in, kh, kw).
+
+    Raises:
+        BadInput: there is no base, or the module has other sides there.
+    """
     if weights is None:
         wrong = f"is {factors.method.upper()}, whose change depends on the base's weight"
         raise BadInput(f"module {shown(module)}", wrong, "name the base with --base")

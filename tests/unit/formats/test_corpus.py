@@ -90,7 +90,7 @@ def flat(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def adds(delta: np.ndarray) -> Change:
-    return lambda weight: delta.reshape(len(delta), -1)
+    return lambda _: delta.reshape(len(delta), -1)
 
 
 def lora(random: np.random.Generator, shape: tuple[int, ...]) -> tuple[dict[str, np.ndarray], Change]:
@@ -192,14 +192,18 @@ SPELLED = ("kohya", "comfyui", "simpletuner", "onetrainer")
 @pytest.mark.parametrize(("family", "name"), [(f, n) for n in SPELLED for f in GRAMMARS[n].families])
 def test_every_method_in_the_grammars_that_carry_it(family, name, method, tmp_path):
     grammar, names = GRAMMARS[name], FORMATS[family]
-    if method == "old dora" and grammar.fused and names.original not in (None, SGM):
+    fused = grammar.fused and names.original not in (None, SGM)
+    if method == "old dora" and fused:
         pytest.skip("refused, see below")
+    if method == "tucker" and family == "flux1":
+        pytest.skip("has no convolution")
     shapes = narrowed(layers(family))
     random = np.random.default_rng(7)
     tensors: dict[str, np.ndarray] = {}
     wanted: list[tuple[Place, str, Change, list[tuple[int, ...]]]] = []
     for number, (key, component, place) in enumerate(grammar.places(family, shapes)):
-        if number % 3:  # of each kind of module many are left
+        unsure = method == "oft" and fused and "norm1_context" in place.modules[0]  # refused, see below
+        if number % 5 or unsure:  # of each kind of module many are left
             continue
         parts = [shapes[f"{component}.{module}"] for module in place.modules]
         values, change = METHODS[method](random, (sum(shape[0] for shape in parts), *parts[0][1:]))

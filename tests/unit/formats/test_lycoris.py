@@ -146,7 +146,9 @@ def file_of(parts, path, **metadata):
     return path
 
 
-@pytest.mark.parametrize(("family", "do"), [("sd15", "kohya or peft"), ("flux1", "use --format peft")])
+@pytest.mark.parametrize(
+    ("family", "do"), [("sd15", "--format kohya or peft"), ("flux1", "--convert lora, or --format peft")]
+)
 def test_what_diffusers_cannot_hold_is_sent_where_it_can_go(family, do):
     form = reading.read({f"{NAME}.{part}": value for part, value in loha().items()}, {}, "sd15")
     with pytest.raises(BadInput, match=do):

@@ -1,0 +1,52 @@
+"""What `studio adapters export --convert lora` needs of the workspace."""
+
+from typing import TYPE_CHECKING
+
+from registry.errors import BadInput
+from registry.formats.convert import ToLora
+from registry.formats.operations.sources import BaseWeights
+from registry.records import Adapter, Base
+from studio.bases import check_available
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+METHODS = ("lora",)
+WITH_BASE = ("dora", "oft")  # their change depends on the base's weights
+
+
+def conversion(
+    ws: "Workspace", key: str, method: str, *, rank: int = 0, max_error: float = 0.0, base: str = ""
+) -> ToLora | None:
+    """How an export makes LoRA of other methods; None = it does not.
+
+    Args:
+        ws: The workspace.
+        key: Id or name of the adapter.
+        method: "lora", or "" for no conversion.
+        rank: See `ToLora`.
+        max_error: See `ToLora`.
+        base: Name of the base for DoRA and OFT; "" = the one that the adapter was trained on.
+
+    Raises:
+        NotFound: the base or its files are not there.
+        BadInput: the method is unknown, numbers are given without it, or the base is of another family.
+    """
+    if not method:
+        if rank or max_error or base:
+            raise BadInput("--rank, --max-error and --base", "say how to convert", "add --convert lora")
+        return None
+    if method not in METHODS:
+        raise BadInput(f"conversion {method!r}", "is unknown", f"use {', '.join(METHODS)}")
+    adapter = ws.catalog.get(Adapter, key)
+    wanted = base or (adapter.base_id if adapter.method in WITH_BASE else "")
+    settings = ToLora(rank, max_error).checked()
+    if not wanted:
+        return settings
+    record = ws.catalog.get(Base, wanted)
+    if record.family != adapter.family:
+        wrong = f"is {record.family}, adapter {adapter.name} is for {adapter.family or 'no known family'}"
+        raise BadInput(f"base {record.name}", wrong, "name a base of its family")
+    folder = ws.resolve(record.config) if record.config else None
+    weights = BaseWeights(check_available(ws, record), record.family, folder)
+    return ToLora(settings.rank, settings.max_error, weights)
