@@ -21,6 +21,7 @@ from registry.formats.metadata import for_publication, training_metadata
 from registry.hashing import hash_adapter
 from registry.ids import new_id
 from registry.records import Adapter, Base, Dataset, Run, now
+from studio.exporting import THUMBNAIL, thumbnail_of
 from studio.exports import captions_of, facts_for_export, remember, sidecar_for
 from studio.keywords import keywords_of_run
 from studio.provenance import inherited
@@ -199,6 +200,7 @@ def export(
     publish: bool = False,
     overwrite: bool = False,
     sidecar: bool = True,
+    thumbnail: bool = True,
     convert: ToLora | None = None,
 ) -> ExportReport:
     """Write an adapter for other tools and prove it; see `registry.formats.export.export_adapter`.
@@ -211,7 +213,8 @@ def export(
         publish: Leave out captions, folder names, prompts and notes.
         overwrite: Replace existing files.
         sidecar: Also write `<stem>.json` and `<stem>.png` with trigger words, weight and preview.
-        convert: Make LoRA of other methods first, see `conversion`.
+        thumbnail: Put a small preview into the file's metadata.
+        convert: Make LoRA of other methods first, see `exporting.conversion`.
 
     Raises:
         NotFound: the adapter or its file is not there.
@@ -229,6 +232,10 @@ def export(
     merged |= {name: value for name, value in ours.items() if name.startswith("studio.")}
     if adapter.licence:
         merged["modelspec.license"] = adapter.licence
+    if thumbnail:
+        merged |= thumbnail_of(ws, adapter)
+    else:
+        merged.pop(THUMBNAIL, None)
     report = export_adapter(
         path,
         out,

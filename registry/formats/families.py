@@ -204,7 +204,9 @@ def modern_path(path: str) -> str:
     return f"{path}.0" if leaf == "to_out" else path
 
 
-def _stable_diffusion(name: str, context_dim: int, version: str, architecture: str) -> FamilyFormat:
+def _stable_diffusion(
+    name: str, context_dim: int, version: str, architecture: Mapping[str, str]
+) -> FamilyFormat:
     return FamilyFormat(
         name=name,
         context_dim=context_dim,
@@ -214,7 +216,7 @@ def _stable_diffusion(name: str, context_dim: int, version: str, architecture: s
         ss_base_model_version={"": version},
         ss_v2=version == "sd_v2",
         conv_attention=version == "sd_v1",
-        architecture={"": architecture},
+        architecture=architecture,
         sd_version="SD2" if version == "sd_v2" else "SD1",
     )
 
@@ -279,11 +281,13 @@ _FLUX1 = FamilyFormat(
     one_alpha=False,
 )
 
+_SD21_ARCHITECTURES = {"": "stable-diffusion-v2-768-v/lora", "eps": "stable-diffusion-v2-512/lora"}
+
 FORMATS: dict[str, FamilyFormat] = {
     family.name: family
     for family in (
-        _stable_diffusion("sd15", 768, "sd_v1", "stable-diffusion-v1/lora"),
-        _stable_diffusion("sd21", 1024, "sd_v2", "stable-diffusion-v2-768-v/lora"),
+        _stable_diffusion("sd15", 768, "sd_v1", {"": "stable-diffusion-v1/lora"}),
+        _stable_diffusion("sd21", 1024, "sd_v2", _SD21_ARCHITECTURES),
         _SDXL,
         _SD35,
         _FLUX1,

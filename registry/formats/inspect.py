@@ -17,7 +17,7 @@ from registry.formats.grammar import Grouped
 from registry.formats.header import Header, read_header
 from registry.formats.reading import peft_configs
 from registry.formats.tensors import read_scalars, stored_dtype
-from registry.formats.words import BUNDLE, is_word
+from registry.formats.words import BUNDLE, is_known, is_word
 
 # Of a file with several, the first of these that occurs names it.
 METHODS = ("dora", "loha", "lokr", "oft", "tucker", "lora", "full", "norm")
@@ -59,7 +59,7 @@ def inspect_adapter(path: Path) -> AdapterFacts:
 
 def facts_of(path: Path, header: Header) -> AdapterFacts:
     """`inspect_adapter` for a header that is read already."""
-    new_words = [name for name in header.tensors if is_word(name)]
+    new_words = [name for name in header.tensors if is_word(name) and is_known(name)]
     shapes = {name: info.shape for name, info in header.tensors.items()}
     for name in new_words:
         del shapes[name]

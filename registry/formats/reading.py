@@ -5,6 +5,7 @@ parts made into factors (`building`), and layers that are several of ours divide
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ import numpy as np
 from registry.errors import BadInput
 from registry.formats import grammar
 from registry.formats.building import Strength, build
-from registry.formats.diffusers import Strengths, match_pattern
+from registry.formats.diffusers import ADAPTER_METADATA, Strengths, match_pattern
 from registry.formats.factors import Factors, shape_of
 from registry.formats.families import FamilyFormat, family_format
 from registry.formats.header import shown
@@ -96,6 +97,7 @@ class _Strengths:
     """alpha of every module, as the metadata have it."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
+        _require_whole_base(metadata)
         self._lora = Strengths.from_metadata(metadata)
         self.configs = peft_configs(metadata)
 
@@ -130,6 +132,20 @@ def peft_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     if not isinstance(found, dict) or not all(isinstance(c, dict) for c in found.values()):  # pyright: ignore[reportUnknownVariableType]
         raise BadInput(f"metadata {PEFT_METADATA}", "is not what a run writes", "use the run's own file")
     return cast(dict[str, dict[str, Any]], found)
+
+
+# Initialisations of PEFT that subtract from the base's weights what they start with.
+_TAKEN_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def _require_whole_base(metadata: Mapping[str, str]) -> None:
+    """Refuse an adapter that only fits a base of which its start was subtracted."""
+    text = metadata.get(ADAPTER_METADATA, "").lower()
+    for name in _TAKEN_FROM_BASE:
+        if re.search(rf'init_lora_weights":\s*"{name}', text):
+            wrong = f"started from {name} and fits only the base that was changed for it"
+            do = "ask its author for the converted file (PEFT: path_initial_model_for_weight_conversion)"
+            raise BadInput(f"metadata {ADAPTER_METADATA}: the adapter", wrong, do)
 
 
 def _value(config: Mapping[str, Any], table: str, path: str, default: Any) -> Any:

@@ -138,10 +138,31 @@ def comfyui_reading(
 def kohya_names_reading(
     tensors: Tensors, metadata: Mapping[str, str], names: FamilyFormat, modules: Iterable[str]
 ) -> Reading:
-    """A1111 and InvokeAI: kohya names only."""
+    """A1111: kohya names only."""
     del metadata
     found = kohya_modules(tensors, names, modules, written_prefixes(names))
     return Reading(found, "" if found else "reads kohya names only")
+
+
+def invoke_reading(
+    tensors: Tensors, metadata: Mapping[str, str], names: FamilyFormat, modules: Iterable[str]
+) -> Reading:
+    """InvokeAI: kohya names, in a file that shows the width of its text conditioning."""
+    reading = kohya_names_reading(tensors, metadata, names, modules)
+    if not reading.modules or _shows_width(tensors):
+        return reading
+    return Reading(
+        note="does not recognise the base: it wants attn2 to_k or to_v, or attention of all text encoders"
+    )
+
+
+def _shows_width(tensors: Tensors) -> bool:
+    """By its `lora_token_vector_length`: cross-attention, `lora_te_`, or both of SDXL's text encoders."""
+    starts = {key.partition("text_model")[0] for key in tensors if "_self_attn_" in key}
+    if "lora_te_" in starts or {"lora_te1_", "lora_te2_"} <= starts:
+        return True
+    signs = ("_attn2_to_k.", "_attn2_to_v.", "time_emb_proj.lora_down")
+    return any(key.startswith("lora_unet_") and any(sign in key for sign in signs) for key in tensors)
 
 
 def sd_scripts_reading(
@@ -164,7 +185,7 @@ TOOLS: dict[str, Reader] = {
     "ComfyUI": comfyui_reading,
     "A1111": kohya_names_reading,
     "Forge": comfyui_reading,
-    "InvokeAI": kohya_names_reading,
+    "InvokeAI": invoke_reading,
     "kohya sd-scripts": sd_scripts_reading,
 }
 

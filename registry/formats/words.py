@@ -30,6 +30,11 @@ def is_word(key: str) -> bool:
     return key.startswith(BUNDLE) or (key.startswith("text_encoder") and OWN in key)
 
 
+def is_known(key: str) -> bool:
+    """Whether `split` can read the key of a new word; parts of a bundle may be strange."""
+    return not key.startswith(BUNDLE) or key.removeprefix(BUNDLE).partition(".")[2] in READ
+
+
 def split(tensors: Mapping[str, Array]) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
     """New words, and the tensors of the adapter itself.
 

@@ -1,4 +1,4 @@
-"""What a layout cannot carry: LoRA at a stated error, as the real loader applies it, or refused with the reason."""
+"""What a layout cannot carry: LoRA at a stated error, as the real loader applies it, or refused."""
 
 from functools import cache
 from pathlib import Path

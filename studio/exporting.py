@@ -1,9 +1,11 @@
-"""What `studio adapters export --convert lora` needs of the workspace."""
+"""How an export makes LoRA of other methods, and the preview that goes into the file."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from registry.errors import BadInput
 from registry.formats.convert import ToLora
+from registry.formats.operations.edit import thumbnail
 from registry.formats.operations.sources import BaseWeights
 from registry.records import Adapter, Base
 from studio.bases import check_available
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 METHODS = ("lora",)
+THUMBNAIL = "modelspec.thumbnail"
 WITH_BASE = ("dora", "oft")  # their change depends on the base's weights
 
 
@@ -50,3 +53,11 @@ def conversion(
     folder = ws.resolve(record.config) if record.config else None
     weights = BaseWeights(check_available(ws, record), record.family, folder)
     return ToLora(settings.rank, settings.max_error, weights)
+
+
+def thumbnail_of(ws: "Workspace", adapter: Adapter) -> dict[str, str]:
+    """ModelSpec's thumbnail, a small JPEG as a data URL; {} without a preview that can be read."""
+    with suppress(BadInput):
+        if adapter.preview:
+            return {THUMBNAIL: thumbnail(ws.resolve(adapter.preview))}
+    return {}
