@@ -189,7 +189,7 @@ WIDTHS = {  # module -> family, variant
 def parts_of(method: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     rows, columns = shape
     return {
-        "loha": {f"hada_w{i}_{s}": side for i in (1, 2) for s, side in (("a", (rows, 4)), ("b", (4, columns)))},
+        "loha": {f"hada_w{i}_a": (rows, 4) for i in (1, 2)} | {f"hada_w{i}_b": (4, columns) for i in (1, 2)},
         "lokr": {"lokr_w1": (8, 8), "lokr_w2_a": (rows // 8, 4), "lokr_w2_b": (4, columns // 8)},
         "lokr whole": {"lokr_w1_a": (8, 2), "lokr_w1_b": (2, 16), "lokr_w2": (rows // 8, columns // 16)},
         "full": {"diff": shape},
