@@ -17,6 +17,7 @@ from registry.formats.checkpoints import weight_files
 from registry.formats.factors import change_of, shape_of
 from registry.formats.header import Header, TensorInfo, read_header, shown
 from registry.formats.operations.merge import Ingredient, one_family
+from registry.formats.operations.report import left_out
 from registry.formats.operations.sources import BaseWeights, Place, swapped
 from registry.formats.single_file import PREFIXES, Piece, pieces_of
 from registry.formats.streaming import Planned, in_order, pieces, stored, write_streamed
@@ -129,6 +130,7 @@ class Oven:
         if missing:
             lost = f"{len(missing)} modules are not in this base, the first is {missing[0]}"
             self.notes.append(f"{part.name}: {lost}")
+        self.notes += [f"{part.name}: {note}" for note in left_out(part.form)]
         if part.form.words:
             lost = f"its new words ({', '.join(part.form.words)}) cannot be baked; export them as embeddings"
             self.notes.append(f"{part.name}: {lost}")

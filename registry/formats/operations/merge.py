@@ -21,7 +21,7 @@ from registry.formats.header import shown
 from registry.formats.internal import AdapterForm, LoraFactors
 from registry.formats.operations.lowrank import Change, Weights, change_from, dense_svd, inner, joined, svd
 from registry.formats.operations.ranks import RankRule
-from registry.formats.operations.report import ModuleResult, OperationReport
+from registry.formats.operations.report import ModuleResult, OperationReport, left_out
 from registry.formats.operations.strength import Strength
 from registry.formats.operations.words import united_words
 from registry.formats.tensors import Array
@@ -214,6 +214,7 @@ def _notes(parts: Sequence[Ingredient], family: str, modules: Sequence[str]) -> 
         methods = sorted({factors.method for factors in part.form.others.values()})
         if methods:
             yield f"{part.name}: {', '.join(methods)} became LoRA"
+        yield from (f"{part.name}: {note}" for note in left_out(part.form))
         for entry in part.strength.blocks:
             alone = Strength(1.0, blocks=(entry,))
             mine = [module for module in modules if module in part.form.everything]

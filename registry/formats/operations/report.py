@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from registry.formats.internal import AdapterForm
+
 
 @dataclass(frozen=True)
 class ModuleResult:
@@ -16,6 +18,16 @@ class ModuleResult:
     rank: int
     error: float
     norm: float  # |wanted|
+
+
+def left_out(form: AdapterForm) -> list[str]:
+    """Notes on what operations on weights leave out of an adapter."""
+    notes: list[str] = []
+    if form.biases:
+        notes.append(f"changes of {len(form.biases)} biases are left out")
+    if form.ignored:
+        notes.append(f"{len(form.ignored)} keys that are not understood are left out")
+    return notes
 
 
 @dataclass(frozen=True)

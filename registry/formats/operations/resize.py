@@ -9,7 +9,7 @@ from registry.formats.header import shown
 from registry.formats.internal import AdapterForm, LoraFactors
 from registry.formats.operations.lowrank import Weights, change_from, svd
 from registry.formats.operations.ranks import RankRule
-from registry.formats.operations.report import ModuleResult, OperationReport
+from registry.formats.operations.report import ModuleResult, OperationReport, left_out
 
 ALPHAS = ("rank", "scale")
 
@@ -56,5 +56,5 @@ def resize(
         [f"{', '.join(sorted({f.method for f in form.others.values()}))} became LoRA"] if form.others else []
     )
     return AdapterForm(form.family, made, words=form.words), OperationReport(
-        "resize", tuple(results), tuple(notes)
+        "resize", tuple(results), (*notes, *left_out(form))
     )

@@ -12,6 +12,8 @@ from registry.formats.convert import ToLora, converted
 from registry.formats.export import export_adapter
 from registry.formats.factors import change_of
 from registry.formats.load import load_adapter
+from registry.formats.operations.ranks import RankRule
+from registry.formats.operations.resize import resize
 from registry.formats.operations.sources import BaseWeights
 from registry.formats.tensors import save
 from tests.support.bases import save_base
@@ -175,3 +177,18 @@ def test_norms_and_biases_are_kept_by_kohya_and_named_where_they_are_lost(root, 
 def test_numbers_out_of_range_are_one_line(settings):
     with pytest.raises(BadInput, match="is not between"):
         ToLora(**settings).checked()
+
+
+def test_operations_on_weights_say_what_they_leave_out(root, tmp_path):
+    weights = BaseWeights(base(root), "sd15")
+    source = written("full", weights, tmp_path / "a.safetensors", **{"some.weight": noise(3)})
+    form, _, _ = load_adapter(source, "sd15")
+    _, report = resize(form, RankRule(rank=2))
+    assert report.notes[1:] == (
+        "changes of 4 biases are left out",
+        "1 keys that are not understood are left out",
+    )
+    norm = {f"{kohya(NORM)}.w_norm": noise(32)}
+    form, _, _ = load_adapter(written("full", weights, source, **norm), "sd15")
+    with pytest.raises(BadInput, match=f"module '{NORM}': is a norm, whose change is no matrix"):
+        resize(form, RankRule(rank=2))
