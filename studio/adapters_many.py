@@ -11,6 +11,7 @@ from registry.records import Adapter
 from studio import adapters
 
 if TYPE_CHECKING:
+    from registry.formats.convert import ToLora
     from registry.search import AdapterQuery
     from studio.workspace import Workspace
 
@@ -50,12 +51,13 @@ def trash_many(ws: "Workspace", ids: Sequence[str]) -> ManyReport:
 
 
 def export_many(
-    ws: "Workspace", ids: Sequence[str], layout: str, folder: Path, *, dtype: str = "", publish: bool = False,
-    overwrite: bool = False,
+    ws: "Workspace", ids: Sequence[str], layout: str, folder: Path, *,
+    conversion: "Callable[[str], ToLora | None]" = lambda _: None, **options: Any,
 ) -> ManyReport:  # fmt: skip
     """Write adapters into `folder`, each under its name and proven; `done` are the reports.
 
-    Two of one name get a number. Arguments are those of `studio.adapters.export`.
+    Two of one name get a number. Options are those of `studio.adapters.export`; `conversion` gives its
+    `convert` for each id.
 
     Raises:
         BadInput: `folder` is a file.
@@ -70,7 +72,7 @@ def export_many(
         name = next(stem for stem in stems if stem.casefold() not in taken)
         taken.add(name.casefold())
         out = folder / (name if layout == "peft" else f"{name}.safetensors")
-        report = adapters.export(ws, id, layout, out, dtype=dtype, publish=publish, overwrite=overwrite)
+        report = adapters.export(ws, id, layout, out, convert=conversion(id), **options)
         return {"id": id, **report.to_dict()}
 
     return _each(ids, write)

@@ -10,6 +10,7 @@ from studio.commands.adapter_filters import adapter_query
 from studio.commands.shared import note, open_workspace, plain, show_done
 
 if TYPE_CHECKING:
+    from registry.formats.convert import ToLora
     from studio.adapters_many import ManyReport
     from studio.workspace import Workspace
 
@@ -117,6 +118,13 @@ def export(
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; default: as stored.")] = "",
     publish: Annotated[bool, typer.Option("--publish", help="Leave captions and folder names out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    thumbnail: Annotated[bool, typer.Option(help="Put a small preview into the metadata.")] = True,
+    convert: Annotated[str, typer.Option(help="lora: make LoRA of every other method first.")] = "",
+    rank: Annotated[int, typer.Option(min=0, help="With --convert: the highest rank; 0 = any.")] = 0,
+    max_error: Annotated[
+        float, typer.Option(min=0, help="With --convert: what a module may lose, 0.01 = 1 % (the default).")
+    ] = 0.0,
+    base: Annotated[str, typer.Option(help="With --convert, for DoRA and OFT: the base.")] = "",
     query: Query = "",
     filter: Saved = "",
     yes: Yes = False,
@@ -128,19 +136,26 @@ def export(
     from registry.errors import BadInput
     from studio.adapters import export as export_one
     from studio.adapters_many import export_many
+    from studio.exporting import conversion
 
     if out is None:
         raise BadInput("--out", "is missing", "name the file, or the folder for several adapters")
     ws = open_workspace()
     ids = _chosen(ws, adapter or [], query, filter, yes)
-    options: dict[str, Any] = {"dtype": dtype, "publish": publish, "overwrite": overwrite}
+    options: dict[str, Any] = {
+        "dtype": dtype, "publish": publish, "overwrite": overwrite, "thumbnail": thumbnail,
+    }  # fmt: skip
+
+    def how(id: str) -> "ToLora | None":
+        return conversion(ws, id, convert, rank=rank, max_error=max_error, base=base)
+
     if len(adapter or []) == 1:
-        report = export_one(ws, ids[0], format, out, **options).to_dict()
+        report = export_one(ws, ids[0], format, out, convert=how(ids[0]), **options).to_dict()
         verdict = f"{report['matched']} of {report['modules']} modules read back"
         verdict += f", worst error {report['worst_error']:.1e}"
         show_done(f"Wrote {report['path']} ({report['layout']}): {verdict}.", report)
         return
-    many = export_many(ws, ids, format, out, **options)
+    many = export_many(ws, ids, format, out, conversion=how, **options)
     _show(many, f"Wrote {_count(len(many.done))} into {out}, each read back.")
 
 
