@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from registry import jobs, schema
 from registry.adapter_catalog import AdapterCatalog
+from registry.arrivals import Arrivals
 from registry.errors import BadInput, StudioError
 from registry.faults import person_errors
 from registry.ids import new_id
@@ -58,7 +59,7 @@ R = TypeVar("R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Ex
 _log = logging.getLogger(__name__)
 
 
-class Catalog(AdapterCatalog):
+class Catalog(AdapterCatalog, Arrivals):
     """All records of a workspace. Make one with `Catalog.open`; safe to share between threads."""
 
     def __init__(self, engine: Engine, *, where: str, backups: Path, read_only: bool, reason: str) -> None:

@@ -1,17 +1,16 @@
-"""Adapters of a workspace: taking them in from runs, proving they are still there, handing them on.
+"""Adapters of a workspace: taking them in from runs, showing them, handing them on.
 
 Order of things: a file is durable before its row appears, and a row goes before its file does.
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry.errors import BadInput, Damaged, NotFound, StudioError
-from registry.files import atomic_path, file_stem, require_space
+from registry.errors import BadInput
+from registry.files import file_stem, require_space
 from registry.formats.convert import ToLora
 from registry.formats.export import ExportReport, export_adapter
 from registry.formats.header import read_header
@@ -21,6 +20,7 @@ from registry.formats.metadata import for_publication, training_metadata
 from registry.hashing import hash_adapter
 from registry.ids import new_id
 from registry.records import Adapter, Base, Dataset, Run, now
+from studio.adapter_files import FOLDER, copy_file, require_file, settled, verify
 from studio.exporting import THUMBNAIL, thumbnail_of
 from studio.exports import captions_of, facts_for_export, remember, sidecar_for
 from studio.keywords import keywords_of_run
@@ -28,29 +28,6 @@ from studio.provenance import inherited
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
-
-FOLDER = "adapters"
-
-
-@dataclass(frozen=True)
-class FileCheck:
-    """Whether an adapter's file is what the catalog says: ok, edited, missing, changed or trashed."""
-
-    adapter: Adapter
-    path: Path
-    state: str
-    detail: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """The state as JSON types."""
-        return {
-            "id": self.adapter.id,
-            "name": self.adapter.name,
-            "path": str(self.path),
-            "state": self.state,
-            "detail": self.detail,
-            "tensor_sha256": self.adapter.tensor_sha256,
-        }
 
 
 def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Adapter:
@@ -74,7 +51,7 @@ def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Ad
     id = new_id()
     path = ws.resolve(f"{FOLDER}/{id}.safetensors")
     require_space(path.parent, file.stat().st_size, "the adapter")
-    _copy(file, path)
+    copy_file(file, path)
     dataset = ws.catalog.find(Dataset, run.dataset_id)
     licence, consent = inherited([dataset] if dataset else [])
     record = Adapter(
@@ -84,6 +61,8 @@ def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Ad
         file_sha256=hashes.sha256,
         path=ws.relative(path),
         size=path.stat().st_size,
+        mtime_ns=path.stat().st_mtime_ns,
+        checked_at=now(),
         family=run.family,
         method=facts.method,
         rank=facts.rank,
@@ -121,73 +100,13 @@ def show(ws: "Workspace", key: str) -> dict[str, Any]:
         **asdict(adapter),
         "path": str(ws.resolve(adapter.path)),
         "file": verify(ws, adapter.id).to_dict(),
+        "identified": adapter.metadata.get("identified", {}),
         "base_name": base.name if base else "",
         "run_name": run.name if run else "",
         "dataset_name": dataset.name if dataset else "",
         "recipe": run.recipe if run else {},
         "recipe_hash": run.recipe_hash if run else "",
     }
-
-
-def verify(ws: "Workspace", key: str, found_at: Path | None = None) -> FileCheck:
-    """Compare an adapter's file with its hashes.
-
-    Args:
-        ws, key: The workspace; id or name of the adapter.
-        found_at: A file that may be the missing one; taken back when its tensors are the adapter's.
-
-    Raises:
-        BadInput: the file at `found_at` is another adapter.
-    """
-    adapter = ws.catalog.get(Adapter, key)
-    if found_at is not None:
-        return _relink(ws, adapter, found_at)
-    path = ws.resolve(adapter.path)
-    if adapter.trashed_at is not None:
-        return FileCheck(
-            adapter, path, "trashed", f"in the trash since {adapter.trashed_at:%Y-%m-%d %H:%M} UTC"
-        )
-    try:
-        if not path.is_file():
-            return FileCheck(adapter, path, "missing", "the file is not there")
-        read_header(path)  # the tensors' hash does not cover it
-        hashes = hash_adapter(path)
-    except StudioError as error:
-        return FileCheck(adapter, path, "changed", error.wrong)
-    except OSError as error:
-        return FileCheck(adapter, path, "missing", f"cannot be read ({error.strerror})")
-    if hashes.tensor_sha256 != adapter.tensor_sha256:
-        return FileCheck(adapter, path, "changed", "its weights are not those that were registered")
-    if hashes.sha256 != adapter.file_sha256:
-        return FileCheck(adapter, path, "edited", "same weights, other metadata")
-    return FileCheck(adapter, path, "ok", "")
-
-
-def require_file(ws: "Workspace", adapter: Adapter) -> Path:
-    """The file of an adapter, proven to be the one that was registered; hashed anew only when it was touched.
-
-    Raises:
-        NotFound: it is not there.
-        Damaged: it is not the one that was registered.
-        BadInput: the adapter is in the trash.
-    """
-    path = ws.resolve(adapter.path)
-    with suppress(OSError):
-        if adapter.trashed_at is None and ws.memo.sha256(path) == adapter.file_sha256:
-            return path
-    state = verify(ws, adapter.id)
-    if state.state == "trashed":
-        raise BadInput(f"adapter {adapter.name}", "is in the trash", f"studio adapters restore {adapter.id}")
-    if state.state == "missing":
-        raise NotFound(
-            str(path),
-            f"of adapter {adapter.name} {state.detail.removeprefix('the file ')}",
-            "put the file back",
-        )
-    if state.state == "changed":
-        wrong = f"of adapter {adapter.name} has changed: {state.detail}"
-        raise Damaged(str(path), wrong, "put the original back")
-    return path
 
 
 def export(
@@ -221,7 +140,7 @@ def export(
         Damaged: the file is not the one that was registered.
         BadInput: it is in the trash, cannot be converted, or something stands in the way.
     """
-    adapter = ws.catalog.get(Adapter, key)
+    adapter = settled(ws, ws.catalog.get(Adapter, key))
     path = require_file(ws, adapter)
     if out.is_dir() and layout != "peft":
         out = out / f"{file_stem(adapter.name)}.safetensors"
@@ -296,33 +215,11 @@ def numbered(name: str) -> Iterator[str]:
         yield name[: 100 - len(ending)] + ending
 
 
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as temporary, source.open("rb") as old, temporary.open("xb") as new:
-        while chunk := old.read(1 << 20):
-            new.write(chunk)
-
-
 def _keep_file(ws: "Workspace", adapter: Adapter, file: Path) -> None:
     """Bring a registered adapter's file back when it was lost."""
     path = ws.resolve(adapter.path)
     if adapter.trashed_at is None and not path.exists():
-        _copy(file, path)
-
-
-def _relink(ws: "Workspace", adapter: Adapter, file: Path) -> FileCheck:
-    read_header(file)
-    hashes = hash_adapter(file)
-    if hashes.tensor_sha256 != adapter.tensor_sha256:
-        raise BadInput(
-            str(file), f"is not adapter {adapter.name}: its weights differ", "look for another copy"
-        )
-    if adapter.trashed_at is not None:
-        raise BadInput(f"adapter {adapter.name}", "is in the trash", f"studio adapters restore {adapter.id}")
-    path = ws.resolve(f"{FOLDER}/{adapter.id}.safetensors")
-    if path.resolve() != file.resolve():
-        _copy(file, path)
-    changes = {"path": ws.relative(path), "file_sha256": hashes.sha256, "size": path.stat().st_size}
-    return FileCheck(ws.catalog.update(Adapter, adapter.id, **changes), path, "ok", f"taken from {file}")
+        copy_file(file, path)
 
 
 def _trigger_words(run: Run, dataset: Dataset | None) -> tuple[str, ...]:
@@ -340,7 +237,7 @@ def _keep_preview(ws: "Workspace", run: Run, adapter_id: str, step: int) -> str:
         file = rundir.path / str(item.get("file", ""))
         if not item.get("base") and int(item.get("step", 0)) <= step and file.is_file():
             target = ws.resolve(f"{FOLDER}/{adapter_id}{file.suffix}")
-            _copy(file, target)
+            copy_file(file, target)
             return ws.relative(target)
     return ""
 

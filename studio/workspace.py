@@ -25,7 +25,7 @@ from studio.maintenance import Backups
 from studio.settings import Settings
 from trainers.rundir import RunDir
 
-FOLDERS = ("bases", "blobs", "runs", "adapters", "samples", "exports", "trash", "cache", "backups")
+FOLDERS = ("bases", "blobs", "runs", "adapters", "samples", "exports", "trash", "cache", "backups", "inbox")
 APP = "lora-studio"
 PACKAGE = "package:"  # a location inside the installed package, whatever folder that is in now
 POCKET = "pocket"

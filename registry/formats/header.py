@@ -125,6 +125,9 @@ def _parse(file: str, raw: bytes, data_size: int, *, data_start: int) -> Header:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadInput(file, f"has a header that is not UTF-8 (byte {error.start})", AGAIN) from error
+    # Within a text the quotes would be escaped, so each of these is a tensor: 200,000 objects are never made.
+    if (count := raw.count(b'"data_offsets"')) > MAX_TENSORS:
+        raise BadInput(file, f"has {count} tensors, the limit is {MAX_TENSORS}", "use a sound adapter")
     try:
         pairs: Any = json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:

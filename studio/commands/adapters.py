@@ -7,7 +7,9 @@ import typer
 
 from studio.commands import adapter_filters, adapters_many
 from studio.commands.adapter_filters import Options, adapter_query, with_filters
+from studio.commands.imports import import_, verify_all, watch
 from studio.commands.shared import ago, note, open_workspace, plain, show_done, show_record, show_rows
+from trainers.families import FAMILIES
 
 if TYPE_CHECKING:
     from registry.catalog import Catalog
@@ -18,7 +20,7 @@ AT_ONCE = 1000  # adapters of one page
 
 app = typer.Typer(
     name="adapters",
-    help="Adapters: find, show, verify, export, tag, trash.",
+    help="Adapters: import, find, show, verify, export, tag, trash.",
     no_args_is_help=True,
 )
 app.add_typer(adapter_filters.app)
@@ -26,6 +28,8 @@ for _many in (
     adapters_many.tag, adapters_many.rate, adapters_many.favourite, adapters_many.trash, adapters_many.export,
 ):  # fmt: skip
     app.command()(_many)
+app.command("import")(import_)
+app.add_typer(watch)
 
 
 @app.command("list")
@@ -90,15 +94,28 @@ def show(adapter: str) -> None:
 
 @app.command()
 def verify(
-    adapter: str,
+    adapter: Annotated[str, typer.Argument(help="Id or name; nothing with --all.")] = "",
     path: Annotated[Path | None, typer.Argument(help="Where the file is now, when it was moved.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Look at the files of all adapters.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="With --all: read also files that look untouched.")
+    ] = False,
+    search: Annotated[
+        list[Path] | None, typer.Option(help="With --all: folder where missing files may be; repeatable.")
+    ] = None,
 ) -> None:
     """Say whether the file is still what was registered; link a moved file again by its hash.
 
-    Example: studio adapters verify ink
+    Example: studio adapters verify --all --search /media/loras
     """
-    from studio.adapters import verify as verify_adapter
+    from registry.errors import BadInput
+    from studio.adapter_files import verify as verify_adapter
 
+    if every:
+        verify_all(full=full, search=search or [])
+        return
+    if not adapter:
+        raise BadInput("adapter", "is missing", "name one, or use --all")
     state = verify_adapter(open_workspace(), adapter, path)
     line = f"{state.adapter.name}: {state.state}. {state.detail}".strip()
     if state.state in {"missing", "changed"}:
@@ -115,6 +132,26 @@ def note_(adapter: str, text: str) -> None:
     Example: studio adapters note ink "best between 0.7 and 0.9"
     """
     _change(adapter, f"note: {text}", note=text)
+
+
+@app.command("set-family")
+def set_family(
+    adapter: str,
+    family: Annotated[str, typer.Argument(help=f"{', '.join(FAMILIES)}, or none to unset it.")],
+) -> None:
+    """Say which family an adapter is for, when its file does not, or says it wrongly.
+
+    Example: studio adapters set-family mystery sdxl
+    """
+    from registry.errors import BadInput
+    from registry.records import Adapter
+
+    if family not in (*FAMILIES, "none"):
+        raise BadInput("family", f"{family[:60]!r} is unknown", f"use one of {', '.join(FAMILIES)} or none")
+    record = open_workspace().catalog.get(Adapter, adapter)
+    chosen = "" if family == "none" else family
+    said = {"confidence": "high" if chosen else "none", "reason": "set by hand"}
+    _change(record.id, f"family: {family}", family=chosen, metadata=record.metadata | {"identified": said})
 
 
 @app.command()

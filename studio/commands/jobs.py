@@ -53,7 +53,7 @@ def app(
 def worker(
     once: Annotated[bool, typer.Option("--once", help="Stop when the queue is empty.")] = False,
 ) -> None:
-    """Do the queued jobs: train and sample.
+    """Do the queued jobs: train, sample, take adapters in; look at watched folders.
 
     Example: studio worker --once
     """

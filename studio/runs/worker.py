@@ -20,6 +20,7 @@ from uuid import uuid4
 from registry.errors import StudioError
 from registry.files import TEMPORARY, sweep_temporaries
 from registry.records import Job, JobKind, JobState, Run, RunState
+from studio.runs.chores import Chores
 from studio.runs.device import has_gpu
 from studio.runs.executors import Executor, LocalExecutor
 from studio.runs.frozen import fill_run_images
@@ -29,7 +30,7 @@ from studio.sampling.client import SamplerClient
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
-ALL_KINDS = (JobKind.TRAIN, JobKind.SAMPLE)
+ALL_KINDS = (JobKind.TRAIN, JobKind.SAMPLE, JobKind.IMPORT, JobKind.CHECK)
 FRESH = 60.0  # seconds: a folder changed more recently may be one that `launch` is writing
 MAX_SAMPLE_TRIES = 3  # by workers that died of it
 RECONCILE_EVERY = 10.0  # seconds between looks for runs that lost their job
@@ -61,6 +62,7 @@ class Worker:
         self._executor = executor or LocalExecutor(ws.key.hex())
         self._sampler = sampler or SamplerClient(ws, idle=self._limits.sampler_idle)
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
+        self._chores = Chores(ws, owner=self._owner, lease=self._limits.lease)
         self._training: list[Supervision] = []  # one, but after a crash there may be more to adopt
         self._sampling: Job | None = None
         self._signals = 0
@@ -95,6 +97,7 @@ class Worker:
                     time.sleep(self._limits.tick)
             finally:
                 self._sampler.close()
+                self._chores.close()
         if self._interrupted:
             raise KeyboardInterrupt
 
@@ -120,6 +123,7 @@ class Worker:
             if time.monotonic() - self._reconciled_at > RECONCILE_EVERY:
                 self._requeue_lost()
             self._claim(kinds)
+            self._chores.tick(kinds)
             self._complaint = ""
         except StudioError as error:
             if str(error) != self._complaint:
@@ -220,7 +224,7 @@ class Worker:
         for job in jobs.values():
             if job.kind is JobKind.TRAIN:
                 self._settle_job(job)
-            elif job.attempts < MAX_SAMPLE_TRIES:
+            elif job.kind is not JobKind.SAMPLE or job.attempts < MAX_SAMPLE_TRIES:
                 catalog.update(Job, job.id, state=JobState.QUEUED, owner="", lease_until=None)
             else:
                 error = f"sample {job.subject_id}: {job.attempts} workers died while it was drawn."

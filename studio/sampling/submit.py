@@ -15,7 +15,7 @@ from registry.files import atomic_path, read_json, storage_error, temporary_besi
 from registry.formats.header import read_header
 from registry.ids import new_id
 from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, Sample
-from studio.adapters import require_file
+from studio.adapter_files import require_file, settled
 from studio.runs.checks import check_base
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import check_scheduler
@@ -44,7 +44,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     base = ws.catalog.get(Base, request.base)
     check_base(ws, base)
     check_scheduler(request.scheduler, flow=FAMILIES[base.family].flow)
-    adapters = [ws.catalog.get(Adapter, choice.id) for choice in request.adapters]
+    adapters = [settled(ws, ws.catalog.get(Adapter, choice.id)) for choice in request.adapters]
     if len({adapter.id for adapter in adapters}) < len(adapters):
         raise BadInput("adapters", "name the same one twice", "give it one weight")
     for adapter in adapters:

@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 from registry.errors import BadInput, Damaged, NotFound, StudioError
 from registry.formats.header import read_header
 from registry.records import Adapter, Base, Dataset, Image, Run, RunState
-from studio import adapters as module
-from studio.adapters import export, register_run_adapter, restore, show, trash, verify
+from studio import adapter_files as module
+from studio.adapter_files import verify
+from studio.adapters import export, register_run_adapter, restore, show, trash
 from studio.workspace import Workspace
 from tests.support.adapters import UNET, make_form, write_run_file
 from trainers.rundir import ManifestItem

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TOKENS = {
     "HF_TOKEN": "Hugging Face, for gated models",
+    "CIVITAI_TOKEN": "Civitai, for adapters by address",
     "WANDB_API_KEY": "Weights & Biases, for curves elsewhere",
 }
 MARKS = {

@@ -47,4 +47,5 @@ def test_secrets_do_not_show(tmp_path, monkeypatch):
     assert "secret" not in repr(Settings.load(tmp_path))
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    assert tokens_present() == {"HF_TOKEN": True, "WANDB_API_KEY": False}
+    monkeypatch.delenv("CIVITAI_TOKEN", raising=False)
+    assert tokens_present() == {"HF_TOKEN": True, "CIVITAI_TOKEN": False, "WANDB_API_KEY": False}
