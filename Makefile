@@ -10,6 +10,7 @@ TORCH   := torch===2.13.0
 endif
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST  := $(BIN)/python -m pytest
+JOBS    ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv dev demo app test check lint types unit fmt golden docs docs-check screenshots smoke bench browser postgres clean
@@ -56,7 +57,7 @@ types: dev  ## pyright
 	$(BIN)/pyright
 
 unit: dev browser postgres
-	$(PYTEST) tests
+	$(PYTEST) tests --numprocesses $(JOBS) --dist loadfile --durations 30
 
 fmt: dev  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -16,6 +16,9 @@ settings.load_profile("studio")
 
 def pytest_addoption(parser):
     parser.addoption("--record-golden", action="store_true", help="record the golden losses anew")
+    parser.addoption(
+        "--all-points", action="store_true", help="sweeps of faults at every point, not a sample"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -124,5 +124,5 @@ def _text_layers(component: str, name: str, shape: tuple[int, ...]) -> Iterator[
                 yield Layer(component, path, name, (third, *shape[1:]), number * third)
         elif found[2] in _OPEN_CLIP:
             yield Layer(component, f"{block}.{_OPEN_CLIP[found[2]]}", name, shape)
-    elif name.endswith(".weight"):
+    elif name.endswith(".weight") and len(shape) > 1:
         yield Layer(component, name.partition(".transformer.")[2].removesuffix(".weight"), name, shape)

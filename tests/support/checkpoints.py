@@ -145,8 +145,8 @@ def renamed(values: dict[str, Any], names: OriginalNames, prefix: str) -> dict[s
             continue
         parts = [values[f"{part}.{leaf}"] for part in place.modules]
         whole = torch.cat(parts) if len(parts) > 1 else value
-        inputs = values[f"{module}.weight"].shape[1]
-        if place.halves and len(value) == 2 * inputs:
+        weight = values[f"{module}.weight"]
+        if place.halves and weight.ndim > 1 and len(value) == 2 * weight.shape[1]:
             whole = torch.cat([*reversed(whole.chunk(2))])
         tensors[f"{prefix}{place.path}.{leaf}"] = whole
     return tensors
