@@ -25,6 +25,7 @@ from studio.exporting import THUMBNAIL, thumbnail_of
 from studio.exports import captions_of, facts_for_export, remember, sidecar_for
 from studio.keywords import keywords_of_run
 from studio.provenance import inherited
+from trainers.families import FAMILIES
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -200,6 +201,25 @@ def restore(ws: "Workspace", key: str) -> Adapter:
     if not path.exists():  # it is still there when a trashing was cut short
         ws.trash.restore(adapter.id, path)
     return ws.catalog.update(Adapter, adapter.id, trashed_at=None)
+
+
+def set_family(ws: "Workspace", key: str, family: str) -> Adapter:
+    """Say which family an adapter is for, when its file does not, or says it wrongly.
+
+    Args:
+        ws: The workspace.
+        key: Id or name.
+        family: One of FAMILIES; "" = unidentified again.
+
+    Raises:
+        BadInput: the family is unknown.
+    """
+    if family and family not in FAMILIES:
+        raise BadInput("family", f"{family[:60]!r} is unknown", f"use one of {', '.join(FAMILIES)} or none")
+    adapter = ws.catalog.get(Adapter, key)
+    said = {"confidence": "high" if family else "none", "reason": "set by hand"}
+    changes = {"family": family, "metadata": adapter.metadata | {"identified": said}}
+    return ws.catalog.update(Adapter, adapter.id, **changes)
 
 
 def _free_name(ws: "Workspace", name: str) -> str:

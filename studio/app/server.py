@@ -17,6 +17,7 @@ from studio.app import state, theme
 from studio.app.guard import LOOPBACK, Guard
 from studio.app.password import Door, hash_password
 from studio.app.routes import ROUTES
+from studio.blas import one_thread
 from studio.lock import hold_lock
 from studio.settings import PASSWORD
 from studio.workspace import Workspace
@@ -66,6 +67,7 @@ def only_app(workspace: Workspace, address: str) -> Generator[None]:
 
 def make_app(*, listen: str = "127.0.0.1", door: Door | None = None) -> Any:
     """The ASGI application (streamlit.App)."""
+    one_thread()  # numpy comes with streamlit
     import streamlit
     from starlette.middleware import Middleware
 

@@ -5,6 +5,8 @@ from pathlib import Path
 ACCENT = "#2B59C3"
 ACCENT_DARK = "#8FB0FF"
 HERE = Path(__file__).parent
+CATEGORIES = (ACCENT, "#B9772A", "#3F8463", "#8A8A85")  # of charts
+CATEGORIES_DARK = (ACCENT_DARK, "#D9A15C", "#7CC3A0", "#8A8A85")
 
 _SHARED: dict[str, object] = {
     "theme.headingFont": "serif",

@@ -143,15 +143,10 @@ def set_family(
 
     Example: studio adapters set-family mystery sdxl
     """
-    from registry.errors import BadInput
-    from registry.records import Adapter
+    from studio.adapters import set_family as set_adapter_family
 
-    if family not in (*FAMILIES, "none"):
-        raise BadInput("family", f"{family[:60]!r} is unknown", f"use one of {', '.join(FAMILIES)} or none")
-    record = open_workspace().catalog.get(Adapter, adapter)
-    chosen = "" if family == "none" else family
-    said = {"confidence": "high" if chosen else "none", "reason": "set by hand"}
-    _change(record.id, f"family: {family}", family=chosen, metadata=record.metadata | {"identified": said})
+    record = set_adapter_family(open_workspace(), adapter, "" if family == "none" else family)
+    show_done(f"{record.name}: family: {family}", plain(record))
 
 
 @app.command()

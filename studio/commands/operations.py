@@ -1,6 +1,5 @@
 """`studio adapters merge`, `resize`, `extract`, `bake`, `edit` and `xray`."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from studio.blas import one_thread
 from studio.commands.shared import (
     adapter_and_weights,
     invocation,
@@ -52,7 +52,7 @@ def merge(
 
     Example: studio adapters merge ink:0.8 "oil:0.5[IN04-08=0]" --rank 16 --name ink-oil
     """
-    _one_thread()
+    one_thread()
     from registry.formats.operations.merge import MergeSettings
     from studio.operations import merge as merge_adapters
 
@@ -82,7 +82,7 @@ def resize(
 
     Example: studio adapters resize ink --sv-fro 0.95 --rank 32 --name ink-small
     """
-    _one_thread()
+    one_thread()
     from studio.operations import resize as resize_adapter
 
     rule = _rule(rank, sv_ratio, sv_fro, sv_cumulative)
@@ -204,7 +204,7 @@ def xray(
 
     Example: studio adapters xray ink oil
     """
-    _one_thread()
+    one_thread()
     from studio.operations import xray as xray_adapters
 
     found = xray_adapters(open_workspace(), adapters, base=base)
@@ -274,11 +274,6 @@ def _show_made(made: "Made") -> None:
         )
     lines += [f"Note: {text}." for text in report.notes]
     show_done("\n".join(lines), plain(made.to_dict()))
-
-
-def _one_thread() -> None:
-    """Thousands of small products are done sooner by one thread; numpy reads this when it is loaded."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _told(what: str) -> Callable[[int, int], None] | None:

@@ -42,6 +42,8 @@ from trainers.rundir import LOG, METRICS, PREVIEW_INDEX, RunDir, RunEnv, Status
 PROMPTS = ("a red circle on a white background", "two blue stars above a green square")
 STEPS = 400
 TO_Q = "attentions.0.transformer_blocks.0.attn1.to_q"
+BLOCKS = (*(f"down_blocks.{n}" for n in range(3)), "mid_block", *(f"up_blocks.{n}" for n in (1, 2, 3)))
+Q_PROJ = "text_encoder.text_model.encoder.layers.{}.self_attn.q_proj"
 NAN = (
     "run zibbo the robot: the loss is not finite at step 120, picture 07.png. Lower optimizer.lr and resume."
 )
@@ -212,9 +214,11 @@ def _adapter(ws: Workspace, index: int, run: Run | None) -> Adapter:
     name = names[index] if index < len(names) else f"study {index}"
     path = ws.home / "adapters" / f"demo{index}.safetensors"
     rng = np.random.default_rng(index)
+    modules = [f"unet.{block}.{TO_Q}" for block in BLOCKS]
+    modules += [Q_PROJ.format(layer) for layer in range(12 if index == 2 else 0)]
     tensors = {
-        f"unet.{block}.{TO_Q}.lora_{side}.weight": rng.normal(0, 0.02, shape).astype(np.float32)
-        for block in ("down_blocks.0", "mid_block")
+        f"{module}.lora_{side}.weight": rng.normal(0, 0.02 + 0.002 * place, shape).astype(np.float32)
+        for place, module in enumerate(modules)
         for side, shape in (("A", (8, 32)), ("B", (32, 8)))
     }
     save_file(tensors, str(path))

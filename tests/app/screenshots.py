@@ -17,7 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from registry.records import Adapter, Dataset, Run, RunState
+from registry.records import Adapter, Dataset, FileState, Run, RunState
 from studio.workspace import Workspace
 from tests.app.filled import fill
 from tests.support.browser import find_browser, launch_arguments
@@ -25,6 +25,13 @@ from tests.support.browser import find_browser, launch_arguments
 WIDTHS = {"wide": (1280, 900), "narrow": (390, 844)}
 THEMES = ("light", "dark")
 START_SECONDS = 30
+CLICKS = {  # what is clicked, one after the other, before the picture is taken
+    "adapter-export": ("Export",),
+    "adapter-exported": ("Export", "Write and check"),
+    "adapter-resize": ("Change it", "Make it smaller"),
+    "adapter-merge": ("Change it", "Merge with others"),
+    "adapter-edit": ("Change it", "Edit what the file says"),
+}
 
 
 def main() -> int:
@@ -62,9 +69,28 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
         "dataset-detail": f"/datasets?dataset={catalog.get(Dataset, 'neon signs').id}",
         "run-live": f"/runs?run={running.id}",
         "run-failed": f"/runs?run={failed.id}",
-        "adapter-detail": f"/adapters?adapter={catalog.get(Adapter, 'neon signs').id}",
+        **adapter_views(workspace),
         "sample-mix": f"/sample?adapter={catalog.get(Adapter, 'neon signs').id}",
     }
+
+
+def adapter_views(workspace: Workspace) -> dict[str, str]:
+    """One adapter seen through, its dialogs, one that waits to be read, one whose file is gone."""
+    from studio.adapters import export
+    from studio.xrays import look
+
+    catalog = workspace.catalog
+    whole = catalog.get(Adapter, "zibbo")
+    look(workspace, [whole])
+    export(workspace, whole.id, "diffusers", workspace.home / "exports" / "zibbo.safetensors", overwrite=True)
+    workspace.resolve(catalog.get(Adapter, "paper cut").path).unlink(missing_ok=True)
+    unread = catalog.get(Adapter, "old postcard")
+    catalog.update(Adapter, unread.id, tensor_sha256="", file_state=FileState.NEW, family="")
+    views = {
+        "adapter-detail": "neon signs", "adapter-seen-through": "zibbo", "adapter-missing": "paper cut",
+        "adapter-unread": "old postcard", **dict.fromkeys(CLICKS, "zibbo"),
+    }  # fmt: skip
+    return {view: f"/adapters?adapter={catalog.get(Adapter, name).id}" for view, name in views.items()}
 
 
 def shoot(browser: Browser, address: str, path: str, chosen: argparse.Namespace, name: str) -> None:
@@ -79,6 +105,9 @@ def shoot(browser: Browser, address: str, path: str, chosen: argparse.Namespace,
             page = context.new_page()
             page.goto(address + path)
             settle(page)
+            for label in CLICKS.get(name, ()):
+                page.get_by_role("button", name=label).first.click()
+                settle(page)
             grow(page, wide, high)
             page.screenshot(path=chosen.folder / f"{name}-{theme}-{width}.png")
             context.close()

@@ -236,7 +236,7 @@ def _warnings(found: XRay, form: AdapterForm) -> list[str]:
     if text > TEXT_HEAVY:
         lines.append(f"{text:.0%} of the change is in the text encoders: prompts will mean other things")
     elif text > 0:
-        lines.append("it changes the text encoders, too: set their weight apart with NAME:WEIGHT:TEXT_WEIGHT")
+        lines.append("it changes the text encoders, too, whose weight can be set apart")
     thin = [item for item in found.modules if item.rank > 8 and 0 < item.rank95 <= item.rank / 8]
     if len(thin) > len(found.modules) / 2:
         lines.append("most modules use an eighth of their rank or less: resizing it would lose little")
