@@ -106,7 +106,7 @@ def shoot(browser: Browser, address: str, path: str, chosen: argparse.Namespace,
             page.goto(address + path)
             settle(page)
             for label in CLICKS.get(name, ()):
-                page.get_by_role("button", name=label).first.click()
+                page.get_by_text(label, exact=True).last.click()
                 settle(page)
             grow(page, wide, high)
             page.screenshot(path=chosen.folder / f"{name}-{theme}-{width}.png")

@@ -67,6 +67,7 @@ def test_a_missing_file_is_said_looked_for_and_linked_by_hand(
     assert not at.exception
     assert "The file is not there any more" in texts(at)
     assert str(filled.resolve(adapter.path)) in texts(at)
+    assert button(at, "Export").disabled
     button(at, "Look for it").click().run()
     assert filled.catalog.count(Job, kind=JobKind.CHECK) == 1
     other = filled.resolve(filled.catalog.get(Adapter, "blueprint").path)
@@ -303,3 +304,12 @@ def test_what_the_file_says_is_edited_and_its_weights_stay(filled: Workspace, op
     assert changed.trigger_words == ("neonsign", "glow")
     said = load_adapter(filled.resolve(changed.path), "sd15")[2].metadata
     assert said["modelspec.title"] == "Neon *signs*"
+
+
+@pytest.mark.parametrize("change", ["Make it smaller", "Merge with others", "Edit what the file says"])
+def test_the_menu_opens_its_dialogs(filled: Workspace, open_page: Open, change: str):
+    at = open_page(filled, "adapters", adapter=filled.catalog.get(Adapter, "neon signs").id)
+    at.menu_button(key="adapter-change").set_value(change).run()
+    assert not at.exception
+    fields = {"resize-name", "merge-name-1", "edit-title"}
+    assert fields & {str(element.key) for element in at.text_input}

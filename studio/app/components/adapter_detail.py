@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from registry.records import Adapter, Base, Run
+from registry.records import Adapter, Base, FileState, Run
 from studio.app import shell
-from studio.app.components.adapter_file import banner, files
+from studio.app.components.adapter_file import banner, files, seen_state
 from studio.app.components.adapter_head import head
 from studio.app.components.cards import adapter_preview, film_rows, sample_cards
 from studio.app.components.chain import chain
@@ -18,6 +18,11 @@ from studio.app.components.xray_panel import xray_panel
 from studio.app.words import ago, md
 
 SAMPLES = 12  # pictures shown of those made with it
+CHANGES = {
+    "Make it smaller": resize_dialog,
+    "Merge with others": merge_dialog,
+    "Edit what the file says": edit_dialog,
+}
 
 
 def show(adapter: Adapter) -> None:
@@ -73,18 +78,17 @@ def actions(adapter: Adapter) -> None:
     """What one does with an adapter."""
     if adapter.trashed_at is not None:
         return
+    gone = seen_state(adapter) == FileState.MISSING
     with st.container(horizontal=True):
-        if st.button("Make pictures", type="primary", icon=":material/brush:"):
+        if st.button("Make pictures", type="primary", icon=":material/brush:", disabled=gone):
             shell.go("sample", adapter=adapter.id)
-        if st.button("Export", icon=":material/ios_share:"):
+        if st.button("Export", icon=":material/ios_share:", disabled=gone):
             export_dialog(adapter)
-        with st.popover("Change it", icon=":material/tune:", key="make-from-it"):
-            if st.button("Make it smaller", icon=":material/compress:", type="tertiary"):
-                resize_dialog(adapter)
-            if st.button("Merge with others", icon=":material/merge:", type="tertiary"):
-                merge_dialog(adapter)
-            if st.button("Edit what the file says", icon=":material/edit_document:", type="tertiary"):
-                edit_dialog(adapter)
+        change = st.menu_button(
+            "Change it", list(CHANGES), icon=":material/tune:", key="adapter-change", disabled=gone
+        )
+        if change:
+            CHANGES[change](adapter)
         if st.button("To the trash", icon=":material/delete:"):
             trash(adapter)
 

@@ -9,6 +9,7 @@ from registry.files import check_name
 from registry.records import Adapter
 from studio.app import shell
 from studio.app.components.cards import family_label
+from studio.app.components.xray_chart import PART_WORDS
 from studio.app.words import md, printable
 from trainers.families import FAMILIES
 
@@ -24,10 +25,10 @@ MADE = {"merge": "Merged", "resize": "Resized", "extract": "Extracted"}
 
 
 def head(adapter: Adapter) -> None:
-    """Opinion, facts, words to write, and the form that changes them."""
+    """Opinion, family, facts, words to write, and the form that changes them."""
     opinion(adapter)
-    facts(adapter)
     family(adapter)
+    facts(adapter)
     triggers(adapter)
     made(adapter)
     if adapter.note:
@@ -60,7 +61,8 @@ def facts(adapter: Adapter) -> None:
             method = adapter.method or "lora"
             shell.fact("Capacity", adapter.rank or "none", term=f"{method} rank, alpha {adapter.alpha:g}")
         with st.container():
-            shell.fact("Changes", ", ".join(adapter.targets).replace("_", " ") or "unknown", term="targets")
+            words = [PART_WORDS.get(target, target) for target in adapter.targets]
+            shell.fact("Changes", ", ".join(words) or "unknown", term="targets")
 
 
 def family(adapter: Adapter) -> None:
@@ -108,7 +110,7 @@ def triggers(adapter: Adapter) -> None:
     """Each trigger word as a chip that can be copied."""
     if not adapter.trigger_words:
         return
-    st.caption("Write in your prompt (trigger words; a click on the sign copies)")
+    st.caption("Write in your prompt (trigger words; point at one to copy it)")
     with st.container(horizontal=True, gap="small", key="chips"):
         for word in adapter.trigger_words[:WORDS]:
             st.code(printable(word), language=None, width="content")
