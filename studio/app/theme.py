@@ -55,7 +55,7 @@ def options() -> dict[str, object]:
 
 
 # Streamlit writes white on primary buttons; on the light blue of the dark theme that has a contrast of 2.1.
-_ON_DARK = '[data-testid="stBaseButton-primary"] { color: #171716; }'
+_ON_DARK = '[data-testid^="stBaseButton-primary"] { color: #171716; }'
 
 
 def stylesheet(*, dark: bool) -> str:

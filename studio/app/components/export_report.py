@@ -29,13 +29,14 @@ def programs(tools: Sequence[Mapping[str, Any]]) -> None:
     """One row a program; the parts that it does not find are folded."""
     if not tools:
         return
+    notes = any(tool.get("note") for tool in tools)
     rows = [
         {
             "Program": md(tool["tool"]),
             "Loads it": VERDICTS.get(tool["verdict"], "unknown"),
             "Parts": f"{tool['matched']} of {tool['modules']}",
             "Off by": off_by(tool["worst_error"]) if tool["matched"] else "",
-            "": md(tool.get("note") or ""),
+            **({"": md(tool.get("note") or "")} if notes else {}),
         }
         for tool in tools
     ]

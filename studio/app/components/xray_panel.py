@@ -64,7 +64,7 @@ def overview(seen: Mapping[str, Any], *, key: str) -> None:
             ("Parts without effect", f"{seen['dead']} of {seen['count']}", "modules whose change is zero"),
         ):
             st.metric(label, value, help=hint)
-    st.caption("How much of the change lies in each block, in the order of the work")
+    st.caption("How much of the change lies in each block, from first to last")
     share_bars(seen["blocks"], key=f"{key}-bars")
     with st.expander("All figures"):
         st.table([_row(block) for block in seen["blocks"]], border="horizontal", hide_index=True)
