@@ -26,6 +26,7 @@ WIDTHS = {"wide": (1280, 900), "narrow": (390, 844)}
 THEMES = ("light", "dark")
 START_SECONDS = 30
 CLICKS = {  # what is clicked, one after the other, before the picture is taken
+    "adapter-proofs": ("Exported: 1 file",),
     "adapter-export": ("Export",),
     "adapter-exported": ("Export", "Write and check"),
     "adapter-resize": ("Change it", "Make it smaller"),

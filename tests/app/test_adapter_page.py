@@ -155,6 +155,7 @@ def test_export_shows_what_every_program_makes_of_it(filled: Workspace, open_pag
     rows = {row["Program"]: row for _, row in at.table[0].value.iterrows()}
     assert rows["diffusers"]["Loads it"] == "yes"
     assert rows["A1111"]["Loads it"] == "no"
+    assert "A1111, InvokeAI, kohya sd-scripts: reads kohya names only" in texts(at)
     whole = adapter_modules(filled, adapter)
     assert rows["diffusers"]["Parts"] == f"{whole} of {whole}"
     assert any("will not find" in box.label for box in at.expander)

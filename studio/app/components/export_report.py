@@ -29,18 +29,22 @@ def programs(tools: Sequence[Mapping[str, Any]]) -> None:
     """One row a program; the parts that it does not find are folded."""
     if not tools:
         return
-    notes = any(tool.get("note") for tool in tools)
     rows = [
         {
             "Program": md(tool["tool"]),
             "Loads it": VERDICTS.get(tool["verdict"], "unknown"),
             "Parts": f"{tool['matched']} of {tool['modules']}",
             "Off by": off_by(tool["worst_error"]) if tool["matched"] else "",
-            **({"": md(tool.get("note") or "")} if notes else {}),
         }
         for tool in tools
     ]
     st.table(rows, border="horizontal", hide_index=True)
+    reasons: dict[str, list[str]] = {}
+    for tool in tools:
+        if note := str(tool.get("note") or ""):
+            reasons.setdefault(note, []).append(tool["tool"])
+    for note, names in reasons.items():
+        st.caption(f"{md(', '.join(names))}: {md(note)}")
     without = [tool for tool in tools if tool.get("missing")]
     if without:
         with st.expander(f"Parts that {plural(len(without), 'program')} will not find"):
