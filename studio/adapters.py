@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry.errors import BadInput
+from registry.errors import BadInput, NotFound
 from registry.files import file_stem, require_space
 from registry.formats.convert import ToLora
 from registry.formats.export import ExportReport, export_adapter
@@ -19,7 +19,7 @@ from registry.formats.load import load_adapter
 from registry.formats.metadata import for_publication, training_metadata
 from registry.hashing import hash_adapter
 from registry.ids import new_id
-from registry.records import Adapter, Base, Dataset, Run, now
+from registry.records import Adapter, Base, Dataset, FileState, Run, now
 from studio.adapter_files import FOLDER, copy_file, require_file, settled, verify
 from studio.exporting import THUMBNAIL, thumbnail_of
 from studio.exports import captions_of, facts_for_export, remember, sidecar_for
@@ -199,7 +199,11 @@ def restore(ws: "Workspace", key: str) -> Adapter:
         raise BadInput(f"adapter {adapter.name}", "is not in the trash", "")
     path = ws.resolve(adapter.path)
     if not path.exists():  # it is still there when a trashing was cut short
-        ws.trash.restore(adapter.id, path)
+        try:
+            ws.trash.restore(adapter.id, path)
+        except NotFound:
+            if adapter.file_state is not FileState.MISSING:  # else there was none to put into the trash
+                raise
     return ws.catalog.update(Adapter, adapter.id, trashed_at=None)
 
 

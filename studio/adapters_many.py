@@ -1,12 +1,13 @@
-"""Several adapters at once: trash and export. One that fails does not stop the others."""
+"""Several adapters at once: trash and back, export. One that fails does not stop the others."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_STORED, ZipFile
 
 from registry.errors import BadInput, StudioError
-from registry.files import file_stem
+from registry.files import atomic_path, file_stem, require_space
 from registry.records import Adapter
 from studio import adapters
 
@@ -50,6 +51,11 @@ def trash_many(ws: "Workspace", ids: Sequence[str]) -> ManyReport:
     return _each(ids, lambda id: adapters.trash(ws, id).id)
 
 
+def restore_many(ws: "Workspace", ids: Sequence[str]) -> ManyReport:
+    """Take adapters out of the trash; `done` are their ids."""
+    return _each(ids, lambda id: adapters.restore(ws, id).id)
+
+
 def export_many(
     ws: "Workspace", ids: Sequence[str], layout: str, folder: Path, *,
     conversion: "Callable[[str], ToLora | None]" = lambda _: None, **options: Any,
@@ -76,6 +82,21 @@ def export_many(
         return {"id": id, **report.to_dict()}
 
     return _each(ids, write)
+
+
+def pack(folder: Path) -> Path:
+    """All files of `folder` in one zip beside it, not compressed: weights do not shrink.
+
+    Raises:
+        StudioError: the disk is full.
+    """
+    out = folder.with_name(f"{folder.name}.zip")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    require_space(out.parent, sum(path.stat().st_size for path in files), "the zip")
+    with atomic_path(out) as temporary, ZipFile(temporary, "w", ZIP_STORED) as archive:
+        for path in files:
+            archive.write(path, path.relative_to(folder.parent).as_posix())
+    return out
 
 
 def _each(ids: Sequence[str], work: Callable[[str], Any]) -> ManyReport:

@@ -86,6 +86,19 @@ ORIGIN_WORDS = {
     "extract": "extracted",
     "edit": "edited",
 }
+METHOD_WORDS = {
+    "lora": "LoRA",
+    "rslora": "rsLoRA",
+    "pissa": "PiSSA",
+    "dora": "DoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "oft": "OFT",
+    "tucker": "LoRA, Tucker",
+    "full": "whole layers",
+    "norm": "norms",
+    "embedding": "new words",
+}
 
 PROPER = {  # how words that are names or abbreviations are written
     "cfg": "CFG",

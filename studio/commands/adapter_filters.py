@@ -158,16 +158,11 @@ def save(
 
     Example: studio adapters filters save inks "ink drawing" --base-family sd15 --min-rating 3
     """
-    from registry.files import check_name
-    from registry.records import SavedFilter
+    from studio.filters import save_filter
 
     ws = open_workspace()
     wanted = adapter_query(ws, query, filters=filters)
-    known = ws.catalog.list(SavedFilter, name=check_name(name, "name"))
-    if known:
-        record = ws.catalog.update(SavedFilter, known[0].id, query=wanted.to_json())
-    else:
-        record = ws.catalog.add(SavedFilter(name=name, query=wanted.to_json()))
+    record = save_filter(ws, name, wanted)
     found = ws.catalog.count_adapters(wanted)
     show_done(f"Filter {name} is saved; it finds {found:,} now.", plain(record) | {"found": found})
 

@@ -25,15 +25,18 @@ from registry.records import (
     Base,
     Checkpoint,
     Dataset,
+    FileState,
     Job,
     JobKind,
     JobState,
     Run,
     RunState,
     Sample,
+    SavedFilter,
     now,
 )
 from studio.datasets.ingest import create_dataset
+from studio.imports.report import ImportReport
 from studio.pocket.pictures import TRIGGERS, demo_set
 from studio.workspace import Workspace
 from trainers.recipe import preset_by_name, recipe_hash
@@ -46,6 +49,21 @@ BLOCKS = (*(f"down_blocks.{n}" for n in range(3)), "mid_block", *(f"up_blocks.{n
 Q_PROJ = "text_encoder.text_model.encoder.layers.{}.self_attn.q_proj"
 NAN = (
     "run zibbo the robot: the loss is not finite at step 120, picture 07.png. Lower optimizer.lr and resume."
+)
+
+IMPORTED = ImportReport(
+    phase="done",
+    files=14,
+    listed=9,
+    known=2,
+    hashed=9,
+    counts={"duplicates": 1, "bad": 2, "unidentified": 1},
+    duplicates=[("/home/me/loras/ink (1).safetensors", "ink wash")],
+    bad=[
+        ("/home/me/loras/frost.safetensors", "is cut off: 7 bytes are missing. Get it again."),
+        ("/home/me/loras/old.ckpt", "is a pickle, which can run code. Ask for a .safetensors file."),
+    ],
+    unidentified=[("/home/me/loras/x.safetensors", "no family has layers of these sizes")],
 )
 
 
@@ -66,6 +84,15 @@ def fill(ws: Workspace, *, adapters: int = 9) -> None:
             state=JobState.FAILED,
             subject_id=ws.catalog.list(Sample)[0].id,
             error="adapter lantern glow: is for sd21, base pocket is sd15. Choose a base that fits.",
+        )
+    )
+    ws.catalog.add(SavedFilter(name="drawings, rated", query={"tags": ["drawing"], "min_rating": 3}))
+    ws.catalog.add(
+        Job(
+            kind=JobKind.IMPORT,
+            state=JobState.DONE,
+            subject_id="import",
+            result=IMPORTED.to_dict(),
         )
     )
 
@@ -233,7 +260,7 @@ def _adapter(ws: Workspace, index: int, run: Run | None) -> Adapter:
             file_sha256=hashes.sha256,
             path=ws.relative(path),
             size=path.stat().st_size,
-            family="sd21" if index == 4 else "sd15",
+            family={4: "sd21", 7: ""}.get(index, "sd15"),
             rank=8,
             alpha=8.0,
             targets=("unet", "text_encoder") if index == 2 else ("unet",),
@@ -241,6 +268,9 @@ def _adapter(ws: Workspace, index: int, run: Run | None) -> Adapter:
             tags=("drawing", "night")[: index % 3],
             note="Best between 0.7 and 0.9." if index == 0 else "",
             rating=(5, 4, 0, 3)[index % 4],
+            favourite=index % 3 == 0 and index < 6,
+            licence="CC BY 4.0" if index == 0 else "",
+            file_state=FileState.MISSING if index == 6 else FileState.OK,
             origin="run" if run else "import",
             run_id=run.id if run else "",
             step=STEPS if run else 0,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from registry.records import Adapter, Dataset, FileState, Run, RunState
+from registry.records import Adapter, Dataset, FileState, Job, JobKind, Run, RunState
 from studio.workspace import Workspace
 from tests.app.filled import fill
 from tests.support.browser import find_browser, launch_arguments
@@ -26,6 +26,8 @@ WIDTHS = {"wide": (1280, 900), "narrow": (390, 844)}
 THEMES = ("light", "dark")
 START_SECONDS = 30
 CLICKS = {  # what is clicked, one after the other, before the picture is taken
+    "adapters-filter": ("Filter",),
+    "adapters-select": ("Select", "All on this page"),
     "adapter-proofs": ("Exported: 1 file",),
     "adapter-export": ("Export",),
     "adapter-exported": ("Export", "Write and check"),
@@ -71,6 +73,10 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
         "run-live": f"/runs?run={running.id}",
         "run-failed": f"/runs?run={failed.id}",
         **adapter_views(workspace),
+        "adapters-filter": "/adapters",
+        "adapters-select": "/adapters",
+        "adapters-add": "/adapters?add=1",
+        "adapters-import": f"/adapters?imports={catalog.list(Job, kind=JobKind.IMPORT)[0].id}",
         "sample-mix": f"/sample?adapter={catalog.get(Adapter, 'neon signs').id}",
     }
 

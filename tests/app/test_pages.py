@@ -57,6 +57,7 @@ def test_every_page_opens_with_everything_in_the_workspace(filled: Workspace, op
         ("train", "Add pictures"),
         ("runs", "Train"),
         ("adapters", "Train an adapter"),
+        ("adapters", "Add adapters"),
         ("bases", "Add a base"),
     ],
 )
@@ -107,10 +108,13 @@ def test_a_failed_sample_says_why_until_it_is_understood(filled: Workspace, open
 def test_search_and_filters_narrow_the_gallery(filled: Workspace, open_page: Open):
     at = open_page(filled, "adapters")
     assert "9 adapters" in texts(at)
+    button(at, "Filter").click().run()
+    at.selectbox(key="filter-family").set_value("sd21").run()
+    assert "1 adapter" in texts(at).splitlines()
     at.text_input(key="adapters-query").set_value("lanternoid").run()
-    assert "3 adapters" in texts(at)
-    at.selectbox(key="adapters-family").set_value("sd21").run()
     assert "Nothing fits" in texts(at)
+    button(at, "Stable Diffusion 2.1").click().run()  # the chip takes its filter off
+    assert "3 adapters" in texts(at)
 
 
 def test_the_second_page_of_the_gallery(empty: Workspace, open_page: Open):

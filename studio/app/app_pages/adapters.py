@@ -1,74 +1,130 @@
 """Adapters: find one, look at where it came from, keep it in order, hand it on."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import streamlit as st
 
 from registry.paging import Page
 from registry.records import Adapter
 from registry.search import AdapterQuery
 from studio.app import shell
-from studio.app.components import adapter_detail
+from studio.app.components import (
+    adapter_bulk,
+    adapter_detail,
+    adapter_filters,
+    add_adapters,
+    import_report,
+    notice,
+    saved_filters,
+)
 from studio.app.components.cards import adapter_card
-from studio.app.components.gallery import gallery
-from studio.app.words import ORIGIN_WORDS, plural
-from trainers.families import FAMILIES
+from studio.app.components.gallery import Card, gallery
+from studio.app.words import plural
 
 PER_PAGE = 24
-SORTS = {
-    "newest": "Newest",
-    "oldest": "Oldest",
-    "name": "Name",
-    "rating": "Best rated",
-    "size": "Largest",
-    "best": "Best match",
-}
-RATINGS = {0: "Any rating", 3: "3 stars or more", 4: "4 stars or more", 5: "5 stars"}
 
 
 def page() -> None:
-    """One adapter when the address names one, else the gallery."""
+    """What the address names: one adapter, an import, the form for more; else the gallery."""
     if found := shell.asked(Adapter, "adapter"):
         adapter_detail.show(found)
-        return
-    listing()
+    elif imports := st.query_params.get("imports"):
+        import_report.show(imports)
+    elif st.query_params.get("add") == "1":
+        add_adapters.show()
+    else:
+        listing()
 
 
 def listing() -> None:
     """Search, filters, cards, pages."""
     catalog = shell.workspace().catalog
     shell.heading("Adapters", "Small files that add what was learned to a base model (LoRA).")
+    notice.show()
+    import_report.banner()
     trashed = st.query_params.get("trash") == "1"
     kept, binned = (catalog.count_adapters(trashed=where) for where in (False, True))
     if not kept and not binned:
-        shell.empty(
-            "adapters",
-            "No adapters yet",
-            "Train one from your pictures; it appears here when the run is finished.",
-            [("Train an adapter", lambda: shell.go("train"))],
-        )
+        nothing()
         return
-    wanted, sort = filters(trashed)
-    cursors = visited(wanted, sort)
-    found = catalog.search_adapters(wanted, sort=sort, limit=PER_PAGE, after=cursors[-1])
+    query, sort = search(trashed=trashed)
+    cursors = visited(query, sort)
+    found = catalog.search_adapters(query, sort=sort, limit=PER_PAGE, after=cursors[-1])
     if not found.adapters and len(cursors) > 1:  # this page no longer exists
         cursors[:] = [""]
-        found = catalog.search_adapters(wanted, sort=sort, limit=PER_PAGE)
+        found = catalog.search_adapters(query, sort=sort, limit=PER_PAGE)
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         count = plural(found.total, "adapter") + (" in the trash" if trashed else "")
         st.caption(f"more than {count}" if found.capped else count)
         bin_link(trashed=trashed, binned=binned)
+    adapter_bulk.bar(found, query)
     if not found.adapters:
-        shell.empty("none-found", "Nothing fits", "Try fewer words, or other filters.")
+        shell.empty("none-found", "Nothing fits", "Try fewer words, or take filters off.")
         return
-    if opened := gallery([adapter_card(adapter) for adapter in found.adapters], key="adapters-grid"):
-        shell.stay(adapter=opened)
+    cards(found)
     pager(cursors, found)
 
 
-def visited(wanted: AdapterQuery, sort: str) -> list[str]:
+def nothing() -> None:
+    """The first thing one sees here."""
+    shell.empty(
+        "adapters",
+        "No adapters yet",
+        "Train one from your pictures; it appears here when the run is finished. Or bring in what you have.",
+        [
+            ("Train an adapter", lambda: shell.go("train")),
+            ("Add adapters", lambda: shell.stay(add="1")),
+        ],
+    )
+
+
+def search(*, trashed: bool) -> tuple[AdapterQuery, str]:
+    """Words, filters and what goes with them -> what to look for, and in which order."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        sort = adapter_filters.words_and_order()
+        query = adapter_filters.wanted(trashed=trashed)
+        adapter_filters.panel_button()
+        saved_filters.menu(query)
+        adapter_bulk.begin_button()
+        if st.button("Add adapters", icon=":material/add:", type="primary"):
+            shell.stay(add="1")
+    adapter_filters.panel(query)
+    adapter_filters.chips(query)
+    return query, sort
+
+
+def cards(found: Page) -> None:
+    """The adapters of this page; a click opens one, or chooses it while one is choosing."""
+    chosen = adapter_bulk.chosen()
+    shown = [card(adapter, chosen or ()) for adapter in found.adapters]
+    clicked = gallery(shown, key="adapters-grid", picking=chosen is not None, on_star=star)
+    if not clicked:
+        return
+    if chosen is None:
+        shell.stay(adapter=clicked)
+    adapter_bulk.toggle(clicked)
+    st.rerun()
+
+
+def card(adapter: Adapter, chosen: Sequence[str]) -> Card:
+    """A card that shows whether it is chosen."""
+    return replace(adapter_card(adapter), selected=adapter.id in chosen)
+
+
+def star(id: str) -> None:
+    """A favourite, or not any more."""
+    catalog = shell.workspace().catalog
+    if found := catalog.find(Adapter, id):
+        catalog.update(Adapter, id, favourite=not found.favourite)
+        st.rerun()
+
+
+def visited(query: AdapterQuery, sort: str) -> list[str]:
     """Cursors of the pages up to the shown one; another search begins at the beginning."""
-    search = (wanted, sort)
-    if st.session_state.get("adapters-search") != search:
-        st.session_state["adapters-search"] = search
+    asked = (query, sort)
+    if st.session_state.get("adapters-search") != asked:
+        st.session_state["adapters-search"] = asked
         st.session_state["adapters-cursors"] = [""]
     return st.session_state["adapters-cursors"]
 
@@ -95,66 +151,14 @@ def pager(cursors: list[str], found: Page) -> None:
         )
 
 
-def filters(trashed: bool) -> tuple[AdapterQuery, str]:
-    """Widgets -> what to look for, and in which order."""
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        query = st.text_input(
-            "Search",
-            key="adapters-query",
-            type="search",
-            live="200ms",
-            icon=":material/search:",
-            placeholder="Name, tag, trigger word or note",
-            width=360,
-            persist_state="session",
-        )
-        sort = st.selectbox(
-            "Sort",
-            list(SORTS),
-            format_func=SORTS.__getitem__,
-            key="adapters-sort",
-            width=150,
-            persist_state="session",
-        )
-        with st.popover("Filter", icon=":material/tune:", key="adapters-filter"):
-            family = st.selectbox(
-                "For base models of",
-                ["", *FAMILIES],
-                key="adapters-family",
-                persist_state="session",
-                format_func=lambda name: FAMILIES[name].label if name else "Any family",
-            )
-            origin = st.selectbox(
-                "Comes from",
-                ["", *ORIGIN_WORDS],
-                key="adapters-origin",
-                persist_state="session",
-                format_func=lambda name: ORIGIN_WORDS[name] if name else "Anywhere",
-            )
-            rating = st.selectbox(
-                "Rating",
-                list(RATINGS),
-                format_func=RATINGS.__getitem__,
-                key="adapters-rating",
-            )
-            tag = st.text_input("Tag", key="adapters-tag", placeholder="a whole tag")
-    wanted = AdapterQuery(
-        query=query or "",
-        family=family,
-        origin=origin,
-        min_rating=rating,
-        tags=(tag.strip(),) if tag and tag.strip() else (),
-        trashed=trashed,
-    )
-    return wanted, sort
-
-
 def bin_link(*, trashed: bool, binned: int) -> None:
     """To the trash and back."""
     if trashed:
         if st.button("Back to all adapters", icon=":material/arrow_back:", type="tertiary"):
+            adapter_bulk.end()
             shell.stay()
     elif binned and st.button(f"Trash ({binned})", icon=":material/delete:", type="tertiary"):
+        adapter_bulk.end()
         shell.stay(trash="1")
 
 

@@ -4,15 +4,20 @@ from pathlib import Path
 
 import streamlit as st
 
-from registry.records import Adapter, Base, Dataset, Image, Run, Sample
+from registry.records import Adapter, Base, Dataset, FileState, Image, Run, Sample
 from studio.app.components.gallery import Card, Frame
 from studio.app.routes import picture_url
 from studio.app.shell import workspace
-from studio.app.words import ORIGIN_WORDS, STATE_TONES, STATE_WORDS, ago, plural, size
+from studio.app.words import METHOD_WORDS, ORIGIN_WORDS, STATE_TONES, STATE_WORDS, ago, plural, size
 from trainers.families import FAMILIES
 from trainers.rundir import RunDir
 
 BADGE_COLOURS = {"accent": "primary", "good": "green", "warn": "orange", "bad": "red"}
+FILE_MARKS = {
+    FileState.NEW: ("being read", ""),
+    FileState.CHANGED: ("file changed", "warn"),
+    FileState.MISSING: ("file missing", "bad"),
+}
 
 
 def family_label(family: str) -> str:
@@ -31,21 +36,41 @@ def adapter_preview(adapter: Adapter, *, full: bool = False) -> str:
 def adapter_card(adapter: Adapter) -> Card:
     """Picture, name, what it is for, how it is called up."""
     preview = adapter_preview(adapter)
+    badges = marks(adapter)
     triggers = ", ".join(adapter.trigger_words)
-    badges = [(triggers, "accent")] if triggers else []
+    badges += [(triggers, "accent")] if triggers else []
     badges += [("★" * adapter.rating, "")] if adapter.rating else []
     badges += [(tag, "") for tag in adapter.tags[:3]]
     return Card(
         id=adapter.id,
         title=adapter.name,
         lines=(
-            f"{family_label(adapter.family)} · rank {adapter.rank}",
-            f"{ORIGIN_WORDS[adapter.origin]} {ago(adapter.created_at)}",
+            f"{family_label(adapter.family)} · {kind_words(adapter)}",
+            f"{ORIGIN_WORDS.get(adapter.origin, adapter.origin)} {ago(adapter.created_at)}",
         ),
         images=(preview,) if preview else (),
         badges=tuple(badges),
+        favourite=adapter.favourite,
         placeholder="no preview",
     )
+
+
+def marks(adapter: Adapter) -> list[tuple[str, str]]:
+    """What needs attention, as badges: (words, tone)."""
+    found = [FILE_MARKS[adapter.file_state]] if adapter.file_state in FILE_MARKS else []
+    return found + ([] if adapter.family else [("not identified", "warn")])
+
+
+def kind_words(adapter: Adapter) -> str:
+    """Method and rank, the method only when it is not plain LoRA."""
+    rank = f"rank {adapter.rank}" if adapter.rank else ""
+    method = "" if adapter.method == "lora" and rank else method_label(adapter.method)
+    return " ".join(filter(None, (method, rank)))
+
+
+def method_label(method: str) -> str:
+    """`loha` -> "LoHa"; what we have no name for, as it is."""
+    return METHOD_WORDS.get(method, method or "unknown kind")
 
 
 def dataset_card(dataset: Dataset) -> Card:

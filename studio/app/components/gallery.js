@@ -45,13 +45,27 @@ export default function (component) {
     const face = make("button", "face");
     face.type = "button";
     face.setAttribute("aria-label", card.label || card.title || card.alt || "picture");
-    if (card.selected) face.setAttribute("aria-pressed", "true");
+    if (data.picking || card.selected) face.setAttribute("aria-pressed", String(card.selected));
     face.append(frame(card));
     const text = body(card);
     if (text.childElementCount) face.append(text);
     const zoom = () => openLightbox(zoomed, zoomed.findIndex((picture) => picture.url === card.zoom));
     face.onclick = () => (data.opens ? setTriggerValue("opened", card.id) : card.zoom && zoom());
     item.append(face);
+    if (data.picking) item.append(make("span", "check", card.selected ? "\u2713" : ""));
+    if (data.stars) {
+      const star = make("button", card.favourite ? "star on" : "star", card.favourite ? "\u2605" : "\u2606");
+      star.type = "button";
+      star.title = card.favourite ? "No favourite any more" : "Make it a favourite";
+      star.setAttribute("aria-label", `Favourite: ${card.title}`);
+      star.setAttribute("aria-pressed", String(card.favourite));
+      star.onclick = () => setTriggerValue("starred", card.id);
+      item.append(star);
+    } else if (card.favourite) {
+      const star = make("span", "star on", "\u2605");
+      star.title = "Favourite";
+      item.append(star);
+    }
     if (data.opens && card.zoom) {
       const eye = make("button", "zoom", "\u2922");
       eye.type = "button";

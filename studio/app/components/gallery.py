@@ -1,6 +1,6 @@
 """Two components in plain JavaScript: cards with pictures, and previews over time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Card:
     images: tuple[str, ...] = ()  # URLs of our own routes; up to 4
     badges: tuple[tuple[str, str], ...] = ()  # text, tone: "", accent, good, warn, bad
     selected: bool = False
+    favourite: bool = False  # a star in the corner
     zoom: str = ""  # URL of the picture at full size
     zoom_text: str = ""
     alt: str = ""
@@ -68,6 +69,8 @@ def gallery(
     ratio: str = "1 / 1",
     fit: str = "cover",
     framed: bool = True,
+    picking: bool = False,
+    on_star: Callable[[str], None] | None = None,
 ) -> str | None:
     """Cards in a grid; returns the id of the card that was just clicked.
 
@@ -79,6 +82,8 @@ def gallery(
         ratio: CSS aspect ratio of the pictures.
         fit: "cover" crops to the ratio, "contain" shows the whole picture.
         framed: Whether cards have a border.
+        picking: Show a check mark on each card: clicks choose instead of opening.
+        on_star: Called with the id of a card whose star was clicked; None = stars only show.
     """
     data: dict[str, Any] = {
         "cards": [_clean(asdict(card)) for card in cards],
@@ -87,9 +92,13 @@ def gallery(
         "ratio": ratio,
         "fit": fit,
         "framed": framed,
+        "picking": picking,
+        "stars": on_star is not None,
     }
-
-    return _GALLERY(key=key, data=data, on_opened_change=_noop).get("opened")
+    happened = _GALLERY(key=key, data=data, on_opened_change=_noop, on_starred_change=_noop)
+    if on_star is not None and (starred := happened.get("starred")):
+        on_star(starred)
+    return happened.get("opened")
 
 
 def film(rows: Sequence[tuple[str, Sequence[Frame]]], *, key: str) -> None:
