@@ -54,10 +54,13 @@ def listing() -> None:
     if not found.adapters and len(cursors) > 1:  # this page no longer exists
         cursors[:] = [""]
         found = catalog.search_adapters(query, sort=sort, limit=PER_PAGE)
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         count = plural(found.total, "adapter") + (" in the trash" if trashed else "")
-        st.caption(f"more than {count}" if found.capped else count)
+        st.caption(f"more than {count}" if found.capped else count, width="stretch")
         bin_link(trashed=trashed, binned=binned)
+        adapter_bulk.begin_button()
+        if st.button("Add adapters", icon=":material/add:", type="primary"):
+            shell.stay(add="1")
     adapter_bulk.bar(found, query)
     if not found.adapters:
         shell.empty("none-found", "Nothing fits", "Try fewer words, or take filters off.")
@@ -86,9 +89,6 @@ def search(*, trashed: bool) -> tuple[AdapterQuery, str]:
         query = adapter_filters.wanted(trashed=trashed)
         adapter_filters.panel_button()
         saved_filters.menu(query)
-        adapter_bulk.begin_button()
-        if st.button("Add adapters", icon=":material/add:", type="primary"):
-            shell.stay(add="1")
     adapter_filters.panel(query)
     adapter_filters.chips(query)
     return query, sort

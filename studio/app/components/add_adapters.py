@@ -20,7 +20,7 @@ def show() -> None:
     if st.button("All adapters", icon=":material/arrow_back:", type="tertiary"):
         shell.stay()
     shell.heading(
-        "Add adapters", "Bring in what you have already, from any program. Files stay where they are."
+        "Add adapters", "Bring in what you have already, from any program. Your files stay as they are."
     )
     notice.show()
     files: Sequence[Any] = st.file_uploader(

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 LIVE = (JobState.QUEUED, JobState.LEASED)
 SHOWN = 50  # lines of a kind
 JOBS = 4  # on one page
+NAMES = {"duplicates", "moved"}  # of these the adapter is named, not a reason
 PARTS = (
-    ("bad", "Refused", "These files were not taken in. They are as they were.", "Why"),
-    ("unidentified", "Not identified", "Taken in, but what they are for is not known.", "Why"),
-    ("duplicates", "Already here", "The same weights as an adapter that is here.", "Is"),
-    ("moved", "Found again", "Files of adapters that were missing.", "Belongs to"),
-    ("notes", "Notes", "Taken in; this was noticed.", "What"),
+    ("bad", "Refused", "These files were not taken in. They are as they were."),
+    ("unidentified", "Not identified", "Taken in, but what they are for is not known."),
+    ("duplicates", "Already here", "The same weights as the adapter that is named."),
+    ("moved", "Found again", "Missing files of the adapters that are named."),
+    ("notes", "Notes", "Taken in; this was noticed."),
 )
 
 
@@ -80,7 +81,8 @@ def ended(job: Job) -> None:
         elif job.state is JobState.CANCELLED:
             st.markdown("**Stopped.** What was taken in stays; the rest was left alone.")
         elif report.taken:
-            st.markdown(f":green[:material/check_circle:] **{md(report.summary())}**")
+            new = plural(report.listed, "new adapter") if report.listed else "nothing was new"
+            st.markdown(f":green[:material/check_circle:] **Done: {new}.**")
         else:
             st.markdown(":orange[:material/warning:] **Nothing was taken in.**")
             if not report.count("bad"):
@@ -88,24 +90,28 @@ def ended(job: Job) -> None:
         _figures(report)
         if report.unsettled:
             st.caption(f"{plural(report.unsettled, 'file')} still being written: add them again later.")
-        for kind, title, text, column in PARTS:
-            _lines(report, kind, title, text, column)
+        for kind, title, text in PARTS:
+            _lines(report, kind, title, text)
 
 
-def _lines(report: "ImportReport", kind: str, title: str, text: str, column: str) -> None:
+def _lines(report: "ImportReport", kind: str, title: str, text: str) -> None:
     lines: list[tuple[str, str]] = getattr(report, kind)
     if not lines:
         return
     count = report.count(kind)
     with st.expander(f"{title}: {plural(count, 'file')}", expanded=kind == "bad"):
         st.caption(text)
-        rows = [
-            {"File": md(file), column: md(line.removeprefix(file).lstrip(": "))}
-            for file, line in lines[:SHOWN]
-        ]
-        st.table(rows, border="horizontal", hide_index=True)
+        for file, line in lines[:SHOWN]:
+            said = line if kind in NAMES else sentence(line.removeprefix(file))
+            st.markdown(f"{md(file)}  \n:small[{md(said)}]")
         if count > SHOWN:
             st.caption(f"and {count - SHOWN:,} more")
+
+
+def sentence(line: str) -> str:
+    """What is said of a file, to stand alone."""
+    line = line.lstrip(": ").removeprefix("unidentified: ")
+    return line[:1].upper() + line[1:]
 
 
 def _report(job: Job) -> "ImportReport":
