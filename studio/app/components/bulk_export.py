@@ -22,7 +22,7 @@ def export_dialog(ids: Sequence[str]) -> None:
 
 def export_form(ids: Sequence[str]) -> None:
     """The dialog's content."""
-    st.caption(f"{plural(len(ids), 'adapter')}, each written, read back and compared.")
+    st.caption(f"{plural(len(ids), 'adapter')}: written, read back and compared.")
     layout = st.radio(
         "For which program", list(LAYOUTS), format_func=LAYOUTS.__getitem__, key="exports-layout"
     )
