@@ -230,7 +230,8 @@ def test_dropped_files_are_copied_and_named_ones_stay(empty: Workspace, open_pag
     there = write_adapter(tmp_path / "there.safetensors", 1)
     dropped = write_adapter(tmp_path / "dropped.safetensors", 2).read_bytes()
     at = open_page(empty, "adapters", add="1")
-    at.file_uploader[0].set_value([("dropped.safetensors", dropped, "")]).run()
+    files = [("dropped.safetensors", dropped, ""), ("bad.safetensors", b"1234567", "")]
+    at.file_uploader[0].set_value(files).run()
     at.text_area(key="add-places").set_value(str(there)).run()
     button(at, "Add them").click().run()
     assert not at.exception
@@ -239,6 +240,11 @@ def test_dropped_files_are_copied_and_named_ones_stay(empty: Workspace, open_pag
     adapters = {a.name: a for a in empty.catalog.list(Adapter)}
     assert Path(adapters["there"].path) == there
     assert empty.resolve(adapters["dropped"].path).is_relative_to(empty.home)
+    jobs = ",".join(job.id for job in empty.catalog.list(Job, kind=JobKind.IMPORT))
+    refused = [
+        line for line in texts(open_page(empty, "adapters", imports=jobs)).splitlines() if "bad." in line
+    ]
+    assert [line.strip() for line in refused] == ["bad.safetensors"]
 
 
 def test_a_place_that_is_not_there_is_one_line_and_nothing_is_queued(empty: Workspace, open_page: Open):

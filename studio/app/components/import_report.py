@@ -1,5 +1,6 @@
 """How an import goes, and what it did: counts, and a line for each file that is not simply in."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -103,9 +104,17 @@ def _lines(report: "ImportReport", kind: str, title: str, text: str) -> None:
         st.caption(text)
         for file, line in lines[:SHOWN]:
             said = line if kind in NAMES else sentence(line.removeprefix(file))
-            st.markdown(f"{md(file)}  \n:small[{md(said)}]")
+            st.markdown(f"{md(place(file))}  \n:small[{md(said)}]")
         if count > SHOWN:
             st.caption(f"and {count - SHOWN:,} more")
+
+
+def place(file: str) -> str:
+    """Where a file is; of one that was dropped, its name."""
+    from studio.imports.inbox import INBOX
+
+    path = Path(file)
+    return path.name if path.is_relative_to(shell.workspace().home / INBOX) else file
 
 
 def sentence(line: str) -> str:
