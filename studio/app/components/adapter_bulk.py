@@ -11,7 +11,7 @@ from registry.records import Adapter
 from registry.search import AdapterQuery
 from studio.app import shell
 from studio.app.components import adapter_filters, notice
-from studio.app.components.adapter_detail import parts
+from studio.app.components.adapter_head import parts
 from studio.app.components.bulk_export import export_dialog
 from studio.app.words import plural
 

@@ -11,7 +11,7 @@ from registry.errors import StudioError
 from registry.records import Watch
 from studio.app import shell, state
 from studio.app.components import notice
-from studio.app.components.adapter_detail import parts
+from studio.app.components.adapter_head import parts
 from studio.app.words import ago, md
 
 
