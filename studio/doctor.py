@@ -166,8 +166,7 @@ def _sqlite() -> Check:
 
 
 def _tokens() -> list[Check]:
-    purpose = {"HF_TOKEN": "private and gated models of the hub", "WANDB_API_KEY": "Weights & Biases"}
     return [
-        Check(name, "ok", "set" if present else f"not set; only needed for {purpose[name]}")
+        Check(name, "ok", "set" if present else f"not set; only needed for {TOKENS[name]}")
         for name, present in tokens_present().items()
     ]

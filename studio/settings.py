@@ -16,11 +16,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from registry.errors import BadInput
 
 FILE = "studio.toml"
-TOKENS = (
-    "HF_TOKEN",
-    "CIVITAI_TOKEN",
-    "WANDB_API_KEY",
-)  # read where they are used; never stored, logged or shown
+TOKENS = {
+    "HF_TOKEN": "private and gated models of Hugging Face",
+    "CIVITAI_TOKEN": "adapters by address from Civitai",
+    "WANDB_API_KEY": "curves at Weights & Biases",
+}  # and what for; read where they are used, never stored, logged or shown
 
 PASSWORD = "STUDIO_PASSWORD"
 _FOR_THE_APP = (PASSWORD, "STUDIO_PASSWORD_HASH")

@@ -140,7 +140,7 @@ def renamed(values: dict[str, Any], names: OriginalNames, prefix: str) -> dict[s
     for name, value in values.items():
         module, _, leaf = name.rpartition(".")
         place = names.of_module(module)
-        if place is None:
+        if place is None or module.endswith(tuple(FLUX_NORMS if names is BFL else NORMS)):
             tensors[prefix + other_name(name, flux=names is BFL)] = value
             continue
         parts = [values[f"{part}.{leaf}"] for part in place.modules]

@@ -311,5 +311,6 @@ def export_everywhere(path, family, folder):
 
 
 def fused(family, method):
-    """kohya's names of transformers fuse layers, which only sums of A and B can follow."""
-    return {"kohya"} if family in ("sd35", "flux1") and method not in ("lora", "rslora", "pissa") else set()
+    """kohya's names of transformers fuse layers, which A, B and magnitudes of rows can follow."""
+    parts_of_rows = ("lora", "rslora", "pissa", "dora")
+    return {"kohya"} if family in ("sd35", "flux1") and method not in parts_of_rows else set()

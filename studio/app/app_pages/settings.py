@@ -9,17 +9,12 @@ import streamlit as st
 from registry.records import Adapter, Dataset, Run, Sample
 from studio.app import shell
 from studio.app.words import md, size
-from studio.settings import tokens_present
+from studio.settings import TOKENS, tokens_present
 from studio.workspace import Workspace
 
 if TYPE_CHECKING:
     from studio.doctor import Check
 
-TOKENS = {
-    "HF_TOKEN": "Hugging Face, for gated models",
-    "CIVITAI_TOKEN": "Civitai, for adapters by address",
-    "WANDB_API_KEY": "Weights & Biases, for curves elsewhere",
-}
 MARKS = {
     "ok": ":green[:material/check_circle:]",
     "warn": ":orange[:material/warning:]",
@@ -128,7 +123,7 @@ def tokens() -> None:
     """Present or not; never shown."""
     st.header("Keys for other services", anchor=False)
     for name, there in tokens_present().items():
-        purpose = TOKENS.get(name, "")
+        purpose = f"for {TOKENS[name]}"
         present = "is set" if there else "is not set"
         mark = ":green[:material/check_circle:]" if there else ":gray[:material/radio_button_unchecked:]"
         st.markdown(f"{mark} `{name}` {present} :gray[· {md(purpose)}]")

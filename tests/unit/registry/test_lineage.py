@@ -121,4 +121,4 @@ def test_keywords_come_once_are_bounded_and_found(catalog):
     catalog.lineage.add_keywords([adapter.id], [f"w{n}" for n in range(500)])
     kept = catalog.get(Adapter, adapter.id).keywords.split()
     assert (len(kept), kept[:3]) == (MAX_KEYWORDS, ["heron", "lake", "w0"])
-    assert [a.id for a in catalog.search_adapters("lake heron")[0]] == [adapter.id]
+    assert [a.id for a in catalog.search_adapters("lake heron").adapters] == [adapter.id]
