@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from registry.errors import StudioError
 from registry.files import TEMPORARY
-from studio.settings import child_environment, tokens_present
+from studio.settings import TOKENS, child_environment, tokens_present
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
