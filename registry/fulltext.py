@@ -105,7 +105,7 @@ def _triggers(name: str, columns: tuple[str, ...], add: str, remove: str) -> lis
 
 
 def present(session: Session) -> bool:
-    """Whether the catalog of this session has the index of words."""
+    """Whether the database behind `session` has the index of words."""
     if session.get_bind().dialect.name != "sqlite":
         return False
     found = text("SELECT 1 FROM sqlite_master WHERE name = 'adapters_fts'")

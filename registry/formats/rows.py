@@ -270,17 +270,14 @@ def _stacked(
 
 
 def _full_stack(row: Sequence[Change | None], shares: Sequence[int]) -> FullFactors:
-    known = [
-        (part.diff, share) for part, share in zip(row, shares, strict=True) if isinstance(part, FullFactors)
-    ]
-    unit = len(known[0][0]) // known[0][1]
-    inside = known[0][0].shape[1:]
-    empty = np.zeros
+    diffs = [part.diff if isinstance(part, FullFactors) else None for part in row]
+    known, share = next((d, s) for d, s in zip(diffs, shares, strict=True) if d is not None)
+    unit, inside = len(known) // share, known.shape[1:]
     return FullFactors(
         np.concatenate(
             [
-                part.diff if isinstance(part, FullFactors) else empty((unit * share, *inside), np.float32)
-                for part, share in zip(row, shares, strict=True)
+                np.zeros((unit * share, *inside), np.float32) if diff is None else diff
+                for diff, share in zip(diffs, shares, strict=True)
             ]
         )
     )

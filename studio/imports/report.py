@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from registry.errors import StudioError
 from registry.files import read_json
@@ -16,12 +16,42 @@ Pair = tuple[str, str]  # file, and what there is to say of it
 
 
 @dataclass
-class ImportReport:
-    """An import so far. Lists hold at most `KEPT` lines; `counts` has the true numbers."""
+class Report:
+    """What both have: the job, and lists of at most `KEPT` lines, named by `KINDS`."""
+
+    KINDS: ClassVar[tuple[str, ...]]
 
     job_id: str = ""
     state: str = "queued"  # of the job
-    phase: str = "waiting"  # "waiting", "fetching", "listing", "hashing", "done"
+    phase: str = "waiting"
+    error: str = ""  # why the whole job failed
+
+    def add(self, kind: str, name: str, text: str) -> None:
+        """One more line of a kind, while there is room."""
+        lines: list[Pair] = getattr(self, kind)
+        if len(lines) < KEPT:
+            lines.append((name, text))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, value: dict[str, Any]) -> Self:
+        """From `to_dict`; what is unknown or missing is left at its default."""
+        known = {f.name for f in fields(cls)}
+        values = {key: item for key, item in value.items() if key in known}
+        for kind in cls.KINDS:
+            values[kind] = [(str(name), str(text)) for name, text in values.get(kind, ())]
+        return cls(**values)
+
+
+@dataclass
+class ImportReport(Report):
+    """An import: "waiting", "fetching", "listing", "hashing", "done". `counts` has the true numbers."""
+
+    KINDS = ("duplicates", "moved", "bad", "unidentified", "notes")
+
     files: int = 0  # weights files found so far
     listed: int = 0  # new rows
     known: int = 0  # files that the catalog had already
@@ -31,7 +61,6 @@ class ImportReport:
     listing_seconds: float = 0.0
     hashing_seconds: float = 0.0
     unsettled: int = 0  # files that were still being written
-    error: str = ""  # why the whole import failed
     counts: dict[str, int] = field(default_factory=dict[str, int])  # lines of each of the lists below
     duplicates: list[Pair] = field(default_factory=list[Pair])  # file, the adapter it is
     moved: list[Pair] = field(default_factory=list[Pair])  # file, the adapter that it was found for
@@ -39,13 +68,11 @@ class ImportReport:
     unidentified: list[Pair] = field(default_factory=list[Pair])  # file, reason
     notes: list[Pair] = field(default_factory=list[Pair])  # file, what else was noticed
 
-    def add(self, kind: str, file: str, text: str) -> None:
+    def add(self, kind: str, name: str, text: str) -> None:
         """One more line of a kind: duplicates, moved, bad, unidentified or notes."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        file = file.encode("utf-8", "replace").decode()  # a file's name may be no text
-        lines: list[Pair] = getattr(self, kind)
-        if len(lines) < KEPT:
-            lines.append((file, text))
+        name = name.encode("utf-8", "replace").decode()  # a file's name may be no text
+        super().add(kind, name, text)
 
     def count(self, kind: str) -> int:
         """How many lines of a kind there were."""
@@ -60,19 +87,6 @@ class ImportReport:
     def past_listing(self) -> bool:
         """Whether all rows are there that can be told from headers."""
         return self.phase in {"hashing", "done"}
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, value: dict[str, Any]) -> Self:
-        """From `to_dict`; what is unknown or missing is left at its default."""
-        known = {f.name for f in fields(cls)}
-        values = {key: item for key, item in value.items() if key in known}
-        for kind in ("duplicates", "moved", "bad", "unidentified", "notes"):
-            values[kind] = [(str(file), str(text)) for file, text in values.get(kind, ())]
-        return cls(**values)
 
     def summary(self) -> str:
         """One line for people."""
@@ -91,38 +105,17 @@ class ImportReport:
 
 
 @dataclass
-class CheckReport:
-    """What was found; the lists hold at most `KEPT` lines."""
+class CheckReport(Report):
+    """What a check has found so far: "waiting", "checking", "searching", "done"."""
 
-    job_id: str = ""
-    state: str = "queued"
-    phase: str = "waiting"  # "checking", "searching", "done"
+    KINDS = ("missing", "changed", "relinked")
+
     total: int = 0
     done: int = 0
     counts: dict[str, int] = field(default_factory=dict[str, int])  # by file state, and "relinked"
     missing: list[Pair] = field(default_factory=list[Pair])  # adapter, where its file was
     changed: list[Pair] = field(default_factory=list[Pair])  # adapter, what is wrong
     relinked: list[Pair] = field(default_factory=list[Pair])  # adapter, where its file is now
-    error: str = ""
-
-    def add(self, kind: str, name: str, text: str) -> None:
-        """One more line: missing, changed or relinked."""
-        lines: list[Pair] = getattr(self, kind)
-        if len(lines) < KEPT:
-            lines.append((name, text))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, value: dict[str, Any]) -> Self:
-        """From `to_dict`."""
-        known = {f.name for f in fields(cls)}
-        values = {key: item for key, item in value.items() if key in known}
-        for kind in ("missing", "changed", "relinked"):
-            values[kind] = [(str(name), str(text)) for name, text in values.get(kind, ())]
-        return cls(**values)
 
     def summary(self) -> str:
         """One line for people."""

@@ -63,10 +63,7 @@ def submit(
 
 def report(ws: "Workspace", job: Job | str) -> ImportReport:
     """How an import goes, or went; cheap enough to ask for twice a second."""
-    record, values = _asked(ws, job)
-    found = ImportReport.of(values | {"job_id": record.id, "state": str(record.state)})
-    found.error = record.error
-    return found
+    return ImportReport.of(_said(ws, job))
 
 
 def submit_check(ws: "Workspace", *, full: bool = False, folders: Sequence[str | Path] = ()) -> Job:
@@ -86,10 +83,7 @@ def submit_check(ws: "Workspace", *, full: bool = False, folders: Sequence[str |
 
 def check_report(ws: "Workspace", job: Job | str) -> CheckReport:
     """How a check goes, or went."""
-    record, values = _asked(ws, job)
-    found = CheckReport.of(values | {"job_id": record.id, "state": str(record.state)})
-    found.error = record.error
-    return found
+    return CheckReport.of(_said(ws, job))
 
 
 def cancel(ws: "Workspace", job: Job) -> Job:
@@ -115,9 +109,10 @@ def upload(ws: "Workspace", name: str, content: IO[bytes]) -> Path:
     return path
 
 
-def _asked(ws: "Workspace", job: Job | str) -> tuple[Job, dict[str, Any]]:
+def _said(ws: "Workspace", job: Job | str) -> dict[str, Any]:
     record = ws.catalog.get(Job, job if isinstance(job, str) else job.id)
-    return record, read_report(ws, record)
+    facts = {"job_id": record.id, "state": str(record.state), "error": record.error}
+    return read_report(ws, record) | facts
 
 
 def wait(

@@ -350,12 +350,7 @@ def test_removing_a_base_that_is_ours_is_not_offered(filled: Workspace, open_pag
     assert filled.catalog.count(Base) == 1
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_a_rerun_takes_less_than_200_ms_with_a_thousand_adapters(
-    filled: Workspace, open_page: Open, page: str
-):
-    many_adapters(filled, 1000)
-    at = open_page(filled, page)
+def reruns_quickly(at: AppTest) -> None:
     took: list[float] = []
     for _ in range(3):
         started = time.perf_counter()
@@ -363,6 +358,15 @@ def test_a_rerun_takes_less_than_200_ms_with_a_thousand_adapters(
         took.append(time.perf_counter() - started)
     assert not at.exception
     assert min(took) < 0.2, took
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_rerun_takes_less_than_200_ms_with_a_thousand_adapters(
+    filled: Workspace, open_page: Open, page: str
+):
+    many_adapters(filled, 1000)
+    at = open_page(filled, page)
+    reruns_quickly(at)
 
 
 def test_importing_every_page_leaves_torch_alone():

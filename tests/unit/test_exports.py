@@ -12,21 +12,12 @@ from registry.records import Adapter, Export
 from studio.adapters import export
 from studio.exports import exports_of, which
 from studio.notes import set_note
-from studio.workspace import Workspace
 from tests.support.adapters import make_form, write_run_file
-from tests.support.provenance import whole_chain
-
-
-@pytest.fixture(scope="module")
-def once(tmp_path_factory):
-    home = tmp_path_factory.mktemp("chain") / "home"
-    whole_chain(home)
-    return home
 
 
 @pytest.fixture
-def ws(once, tmp_path):
-    return Workspace.open(shutil.copytree(once, tmp_path / "home"))
+def ws(chained):
+    return chained
 
 
 @pytest.fixture

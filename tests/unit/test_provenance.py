@@ -12,7 +12,6 @@ from studio.datasets.ingest import remove_images, set_captions
 from studio.notes import LONGEST, set_note
 from studio.provenance import inherited, origin_of, uses_of_picture
 from studio.runs.frozen import fill_run_images
-from studio.workspace import Workspace
 from tests.support.pictures import encoded, hash_of, pixels
 from tests.support.provenance import (
     CAPTIONS,
@@ -22,20 +21,12 @@ from tests.support.provenance import (
     make_dataset,
     make_run,
     picture,
-    whole_chain,
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def once(tmp_path_factory):
-    home = tmp_path_factory.mktemp("chain") / "home"
-    whole_chain(home)
-    return home
-
-
 @pytest.fixture
-def ws(once, tmp_path):
-    return Workspace.open(shutil.copytree(once, tmp_path / "home"))
+def ws(chained):
+    return chained
 
 
 @pytest.fixture

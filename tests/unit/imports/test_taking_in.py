@@ -21,20 +21,7 @@ from studio.imports import submit as imports
 from studio.imports.describers import Describers
 from studio.imports.scan import look
 from studio.imports.task import perform
-from studio.workspace import Workspace
 from tests.support.imports import bad_files, finish, take_in, write_adapter
-
-
-@pytest.fixture
-def ws(tmp_path):
-    return Workspace.open(tmp_path / "home")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    made = tmp_path / "loras"
-    made.mkdir()
-    return made
 
 
 def names(ws):

@@ -14,21 +14,8 @@ from studio.imports import watch
 from studio.imports.watch import Watcher
 from studio.runs import chores
 from studio.runs.chores import Chores
-from studio.workspace import Workspace
 from tests.support.imports import finish, write_adapter
 from tests.support.supervision import make_worker, until
-
-
-@pytest.fixture
-def ws(tmp_path):
-    return Workspace.open(tmp_path / "home")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    made = tmp_path / "loras"
-    made.mkdir()
-    return made
 
 
 def old(path):

@@ -10,21 +10,13 @@ from registry.records import Base, Dataset, Image, Job, JobKind, Run, RunState, 
 from studio.datasets.ingest import add_images, remove_images, set_captions
 from studio.runs.again import run_again
 from studio.runs.diff import PARTS, diff_runs
-from studio.workspace import Workspace
-from tests.support.provenance import make_dataset, make_run, picture, whole_chain
+from tests.support.provenance import make_dataset, make_run, picture
 from trainers.rundir import Status
 
 
-@pytest.fixture(scope="module")
-def once(tmp_path_factory):
-    home = tmp_path_factory.mktemp("chain") / "home"
-    whole_chain(home)
-    return home
-
-
 @pytest.fixture
-def ws(once, tmp_path):
-    return Workspace.open(shutil.copytree(once, tmp_path / "home"))
+def ws(chained):
+    return chained
 
 
 @pytest.fixture
