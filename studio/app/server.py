@@ -81,6 +81,9 @@ def make_app(*, listen: str = "127.0.0.1", door: Door | None = None) -> Any:
 def options(port: int, listen: str) -> dict[str, object]:
     """Streamlit's settings: quiet, local, no telemetry, our theme."""
     return theme.options() | {
+        # Nothing here is shown by standing on a line alone, and Python before 3.11.8 sometimes fails to parse
+        # pages for that while another thread works (cpython issue 106905).
+        "runner.magicEnabled": False,
         "server.port": port,
         "server.address": listen,
         "server.headless": True,

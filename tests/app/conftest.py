@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from studio.app import state, theme
+from studio.app.server import options
 from studio.workspace import Workspace
 from tests.app.filled import fill
 
@@ -35,7 +37,8 @@ def filled(_filled_once: Path, tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def open_page() -> Iterator[Open]:
-    """`open_page(workspace, "runs", run=id)` -> the page, drawn."""
+    """`open_page(workspace, "runs", run=id)` -> the page, drawn with the server's way to run scripts."""
+    config.set_option("runner.magicEnabled", options(8501, "127.0.0.1")["runner.magicEnabled"])
 
     def opener(workspace: Workspace, page: str = "home", **params: str) -> AppTest:
         state.use(workspace)
