@@ -13,7 +13,7 @@ PYTEST  := $(BIN)/python -m pytest
 JOBS    ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev demo app test check lint types unit fmt golden docs docs-check screenshots smoke bench browser postgres clean
+.PHONY: help venv dev demo app test check lint types unit fmt golden docs docs-check screenshots smoke bench browser postgres programs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,7 +44,7 @@ demo: venv  ## pictures become an adapter that visibly works; ends with the path
 app: venv  ## the studio in a browser
 	$(BIN)/studio app
 
-test: dev browser postgres  ## lint, types, generated pages and every test
+test: dev browser postgres programs  ## lint, types, generated pages and every test
 	$(MAKE) lint types docs-check unit
 
 check: test
@@ -56,7 +56,7 @@ lint: dev  ## ruff: rules and format
 types: dev  ## pyright
 	$(BIN)/pyright
 
-unit: dev browser postgres
+unit: dev browser postgres programs
 	$(PYTEST) tests --numprocesses $(JOBS) --dist loadfile --durations 30
 
 fmt: dev  ## format and fix what can be fixed
@@ -96,6 +96,10 @@ browser: dev
 # A database server for the tests: what is there, else Debian's where it may be installed.
 postgres: dev
 	@$(BIN)/python -m tests.support.postgres
+
+# Small programs that tests call.
+programs: dev
+	@$(BIN)/python -m tests.support.debian strace openssl
 
 clean:  ## remove the virtual environment and everything generated
 	rm -rf $(VENV) build dist demo-output .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -18,6 +18,7 @@ from registry.hashing import hash_adapter
 from registry.records import Adapter, FileState, Job, JobState
 from studio.imports import submit as imports
 from studio.workspace import Workspace
+from tests.support.debian import need
 from tests.support.imports import finish, sparse_adapter, take_in, write_adapter
 from tests.support.supervision import ROOT, until
 
@@ -171,9 +172,9 @@ def points(template: Path, tmp_path: Path) -> list[tuple[str, int]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("fault", ["signal=KILL", "error=ENOSPC", "error=EIO"])
 def test_the_sweep_over_every_changing_system_call(template, tmp_path, fault, capsys, pytestconfig):
+    need("strace")
     shutil.rmtree(tmp_path / "gone")
     every = pytestconfig.getoption("--all-points")
     step = (1 if every else 4) if fault == "signal=KILL" else (3 if every else 10)  # paths of errors repeat

@@ -9,6 +9,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from registry.formats.internal import AdapterForm, LoraFactors
+from registry.formats.load import load_adapter
+from registry.records import Adapter
+from studio.workspace import Workspace
 
 # Every kind of module of SD1.5: linear and convolution, attention and the rest, both components.
 UNET = {
@@ -76,3 +79,13 @@ def write_run_file(form: AdapterForm, path: Path, dtype: Any = np.float32, **met
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, {"format": "pt", "lora_adapter_metadata": json.dumps(config), **metadata})
     return path
+
+
+def form_of(ws: Workspace, record: Adapter) -> AdapterForm:
+    """What is in the file of a registered adapter."""
+    return load_adapter(ws.resolve(record.path), record.family)[0]
+
+
+def files(ws: Workspace) -> list[str]:
+    """Names of the files in the workspace's folder of adapters."""
+    return sorted(path.name for path in (ws.home / "adapters").iterdir())

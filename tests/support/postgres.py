@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.debian import install, may_install, must_be_there
+
 USER = "studio"
 _STARTS_WITHIN = 60  # seconds
 
@@ -27,24 +29,6 @@ def find_server() -> Path | None:
         return Path(path).resolve().parent
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: int(p.parts[-3]))
     return found[-1].parent if found else None
-
-
-def may_install() -> bool:
-    """Whether we are root on Debian."""
-    return shutil.which("apt-get") is not None and os.geteuid() == 0
-
-
-def must_be_there() -> bool:
-    """Whether a missing server is a failure: where it could have been installed, and in CI."""
-    return may_install() or bool(os.environ.get("CI"))
-
-
-def install_server() -> None:
-    """Debian's server."""
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(["apt-get", "update", "-qq"], check=False, env=environment)
-    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "postgresql"]
-    subprocess.run(install, check=False, env=environment)
 
 
 @contextmanager
@@ -110,7 +94,7 @@ def _wait_for(server: "subprocess.Popen[Any]", port: int, log: Path) -> None:
 def main() -> int:
     """Install when missing and allowed; 1 when there should be one and is not."""
     if find_server() is None and may_install():
-        install_server()
+        install("postgresql")
     found = find_server()
     if found is None and must_be_there():
         sys.stderr.write("error: PostgreSQL: could not be installed. Install postgresql and run again.\n")

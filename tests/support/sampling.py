@@ -22,6 +22,7 @@ MODULES = (
     "unet.up_blocks.1.resnets.0.conv1",
 )
 TEXT_MODULES = ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj",)
+ALL_MODULES = (*MODULES, *TEXT_MODULES)
 
 
 def pocket_shapes(ws: Workspace, modules: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,6 @@
 """Adapters by address: a local https server stands for the sites, and everything else is refused."""
 
 import http.server
-import shutil
 import ssl
 import subprocess
 import threading
@@ -17,6 +16,7 @@ from studio.imports.fetch import check_address, fetch_into_inbox
 from studio.imports.network import Network, is_public
 from studio.imports.submit import submit
 from studio.workspace import Workspace
+from tests.support.debian import need
 from tests.support.imports import finish, take_in, write_adapter
 
 HF = "https://huggingface.co/me/ink/resolve/main/ink.safetensors"
@@ -45,8 +45,7 @@ class Site(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> Path:
     """A certificate of our own for the names of the sites."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs openssl")
+    need("openssl")
     path = tmp_path_factory.mktemp("certificate") / "both.pem"
     names = "DNS:huggingface.co,DNS:*.huggingface.co,DNS:*.xethub.hf.co,DNS:civitai.com,DNS:*.civitai.com"
     command = [

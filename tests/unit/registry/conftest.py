@@ -8,6 +8,7 @@ import pytest
 
 from registry.catalog import Catalog
 from tests.support import postgres
+from tests.support.debian import must_be_there
 from tests.support.records import open_catalog
 
 _numbers = count()
@@ -19,7 +20,7 @@ def postgres_server() -> Iterator[str]:
     programs = postgres.find_server()
     if programs is None:
         why = "no PostgreSQL server; apt-get install postgresql"
-        pytest.fail(why) if postgres.must_be_there() else pytest.skip(why)
+        pytest.fail(why) if must_be_there() else pytest.skip(why)
     with postgres.running_server(programs) as url:
         postgres.execute(url, "CREATE DATABASE ready")
         Catalog.open(f"{url}/ready").close()
