@@ -1,4 +1,4 @@
-"""The first half of an import: rows from headers alone, a few hundred a second.
+"""The first half of an import: rows from headers alone.
 
 Rows are written in batches, each one transaction; a row is on disk before it is counted.
 """
