@@ -7,15 +7,40 @@ second call with the negative prompt, an input of the denoiser, or none at all.
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from trainers.families.base import Conditioning, Family
+from trainers.families.base import NOTHING, Conditioning, Family
 from trainers.plan import Geometry
+
+
+class Prompted(Protocol):
+    """A prompt that changes on the way."""
+
+    def at(self, number: int) -> Conditioning:
+        """What the denoiser reads at step `number`, counted from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the denoiser is asked in one call; arguments of `Family.predict`.
+
+    Args:
+        x_t: (N, C, h, w), scaled as the sampler wants it; with a second call without prompt first, then with.
+        time: (N,), as the family counts it.
+        cond: (N, ...).
+        geometry: N times the size.
+    """
+
+    x_t: Tensor
+    time: Tensor
+    cond: Conditioning
+    geometry: list[Geometry]
 
 
 @dataclass(frozen=True)
@@ -24,15 +49,15 @@ class Guided:
 
     Args:
         family: Asked through `predict`.
-        cond: Of the prompts, (B, ...).
-        negative: Of what to avoid, (B, ...); unused where guidance takes no second call.
+        cond: Of the prompts, (B, ...), or (1, ...) for the same one throughout.
+        negative: Of what to avoid, likewise; unused where guidance takes no second call.
         scale: Guidance scale; up to 1 there is no second call.
         size: (height, width) of the pictures in pixels.
     """
 
     family: Family
-    cond: Conditioning
-    negative: Conditioning
+    cond: Conditioning | Prompted
+    negative: Conditioning | Prompted
     scale: float
     size: tuple[int, int]
 
@@ -41,25 +66,42 @@ class Guided:
         """Pictures that go through the denoiser for one of the batch: 2 with a negative prompt, else 1."""
         return 2 if self.family.second_call and self.scale > 1 else 1
 
-    def predict(self, scheduler: Any, x: Tensor, t: Tensor) -> Tensor:
-        """What the sampler wants to know at its timestep `t` (0 to 1000) of latents `x` (B, C, h, w); fp32.
-
-        Classifier-free guidance is u + scale (c - u): Ho and Salimans 2022, arXiv:2207.12598, eq. 6.
-        """
+    def question(self, scheduler: Any, x: Tensor, t: Tensor, number: int = 0) -> Question:
+        """What the denoiser is asked at the sampler's timestep `t` of latents `x` (B, C, h, w)."""
         x_t = x if is_flow(scheduler) else scheduler.scale_model_input(x, t)
-        cond = dict(self.cond)
+        cond = dict(_rows(self.cond, number, len(x)))
         if self.calls == 2:
             x_t = torch.cat([x_t, x_t])
-            cond = {key: torch.cat([self.negative[key], value]) for key, value in cond.items()}
+            avoid = _rows(self.negative, number, len(x))
+            cond = {key: torch.cat([avoid[key], value]) for key, value in cond.items()}
         if self.family.guidance_input:
             cond["guidance"] = torch.full((len(x_t),), self.scale, device=x.device)
         time = self.family.sampler_time(t.expand(len(x_t)))
-        geometry = [Geometry(self.size, (0, 0), self.size)] * len(x_t)
-        prediction = self.family.predict(x_t, time, cond, geometry).float()
+        return Question(x_t, time, cond, [Geometry(self.size, (0, 0), self.size)] * len(x_t))
+
+    def predict(
+        self, scheduler: Any, x: Tensor, t: Tensor, *, number: int = 0, extra: Mapping[str, Any] = NOTHING
+    ) -> Tensor:
+        """What the sampler wants to know at its timestep `t` (0 to 1000) of latents `x` (B, C, h, w); fp32.
+
+        `number` is the step, for prompts that change; `extra` goes to the denoiser as it is, with N rows.
+        Classifier-free guidance is u + scale (c - u): Ho and Salimans 2022, arXiv:2207.12598, eq. 6.
+        """
+        asked = self.question(scheduler, x, t, number)
+        prediction = self.family.predict(asked.x_t, asked.time, asked.cond, asked.geometry, extra).float()
         if self.calls == 1:
             return prediction
         without, with_prompt = prediction.chunk(2)
         return without + self.scale * (with_prompt - without)
+
+
+def _rows(cond: Conditioning | Prompted, number: int, batch: int) -> Conditioning:
+    """Conditioning at a step, one row a picture."""
+    now = cond if isinstance(cond, dict) else cond.at(number)
+    return {
+        key: value if len(value) == batch else value.repeat_interleave(batch, dim=0)
+        for key, value in now.items()
+    }
 
 
 def begin(family: Family, scheduler: Any, steps: int, shape: Sequence[int]) -> Any:

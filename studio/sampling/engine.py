@@ -6,51 +6,35 @@ drawn `GPU_BATCH` at a time; there the same picture from another count differs b
 """
 
 import gc
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from PIL import Image as Pixels
 from torch import Tensor
 
 from registry.errors import BadInput, StudioError, several
+from studio.sampling.painting import paint
+from studio.sampling.pixels import to_picture
 from studio.sampling.preview import LatentPreview
+from studio.sampling.progress import Progress, Watch
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import make_scheduler
 from studio.sampling.stack import AdapterStack, AdapterUseInStack, LoadReport
+from studio.sampling.starts import from_noise, generators
 from studio.sampling.task import SampleTask, TaskAdapter, TaskBase
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Family
-from trainers.guidance import Guided, begin, first_latents
+from trainers.guidance import Guided
 from trainers.kernels import settle_kernels
 
 GPU_BATCH = 4
-PREVIEW_EVERY = 0.5  # seconds
 SMALL_BASE = 100 * 2**20  # bytes; below it a second CPU thread costs more than it brings
 CPU_SHARE = 0.5  # of the memory, for bases kept loaded
 GPU_SHARE = 0.8
-
-
-class Cancelled(Exception):
-    """The request was called off; raised within one step of it."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a request is. `picture` counts from 1; `preview` shows it as it is so far."""
-
-    phase: str  # "loading", "drawing"
-    step: int = 0
-    steps: int = 0
-    picture: int = 0
-    pictures: int = 0
-    preview: Pixels.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -170,11 +154,15 @@ class Engine:
             scheduler = make_scheduler(
                 request.scheduler, loaded.scheduler_config
             )  # they keep state: one a batch
-            rows = {key: value.repeat_interleave(len(indices), dim=0) for key, value in cond.items()}
-            avoid = {key: value.repeat_interleave(len(indices), dim=0) for key, value in negative.items()}
-            guided = Guided(family, rows, avoid, request.cfg, (request.height, request.width))
-            painter = _Painter(guided, scheduler, request, indices, loaded.preview, say, cancelled)
-            latents = painter.paint()
+            guided = Guided(family, cond, negative, request.cfg, (request.height, request.width))
+            work = from_noise(guided, scheduler, request.steps, generators(request.seed, indices))
+            watch = Watch(say, loaded.preview, indices[0] + 1, request.count, request.steps)
+            total = len(work.timesteps)  # some samplers evaluate twice a step
+
+            def seen(number: int, latents: Tensor, watch: Watch = watch, total: int = total) -> None:
+                watch.seen(number * request.steps // total, latents)
+
+            latents = paint(work, seen=seen, cancelled=cancelled)
             for row, index in enumerate(indices):
                 picture = to_picture(family.decode_image(latents[row : row + 1]))
                 keep(index, picture, own_scheduler)
@@ -231,73 +219,6 @@ class Engine:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-class _Painter:
-    """The denoising loop for one batch."""
-
-    def __init__(
-        self,
-        guided: Guided,
-        scheduler: Any,
-        request: SampleRequest,
-        indices: list[int],
-        preview: LatentPreview | None,
-        say: Callable[[Progress], None],
-        cancelled: Callable[[], bool],
-    ) -> None:
-        self._guided, self._scheduler, self._request = guided, scheduler, request
-        self._family = guided.family
-        self._indices, self._preview, self._say, self._cancelled = indices, preview, say, cancelled
-        # Noise on the CPU, one generator a picture: the same on every device and for every count.
-        self._generators = [torch.Generator("cpu").manual_seed((request.seed + i) % 2**32) for i in indices]
-        self._previewed_at = monotonic()
-
-    def paint(self) -> Tensor:
-        """Latents of the finished pictures, (B, C, h, w), fp32."""
-        steps, noise = self._request.steps, self._noise()
-        self._scheduler = scheduler = begin(self._family, self._scheduler, steps, noise.shape)
-        latents = first_latents(scheduler, noise)
-        extra = self._step_arguments()
-        total = len(scheduler.timesteps)  # some samplers evaluate twice a step
-        for number, t in enumerate(scheduler.timesteps):
-            if self._cancelled():
-                raise Cancelled
-            prediction = self._guided.predict(scheduler, latents, t)
-            latents = scheduler.step(prediction, t, latents, return_dict=False, **extra)[0]
-            self._report(latents, (number + 1) * steps // total)
-        if not bool(torch.isfinite(latents).all()):
-            do = "lower the adapter weights or the guidance"
-            raise StudioError("the picture", "has values that are not finite", do)
-        return latents
-
-    def _noise(self) -> Tensor:
-        """(B, C, h, w) standard normal."""
-        channels = int(self._family.config("vae")["latent_channels"])
-        factor = self._family.latent_factor
-        shape = (1, channels, self._request.height // factor, self._request.width // factor)
-        noise = [torch.randn(shape, generator=generator) for generator in self._generators]
-        return torch.cat(noise).to(self._family.device)
-
-    def _step_arguments(self) -> dict[str, Any]:
-        accepted = inspect.signature(self._scheduler.step).parameters
-        return {"generator": self._generators} if "generator" in accepted else {}
-
-    def _report(self, latents: Tensor, step: int) -> None:
-        picture = None
-        if self._preview is not None and monotonic() - self._previewed_at > PREVIEW_EVERY:
-            picture = to_picture(self._preview.rgb(latents[:1]))
-            self._previewed_at = monotonic()
-        request = self._request
-        self._say(
-            Progress("drawing", step, request.steps, self._indices[0] + 1, request.count, preview=picture)
-        )
-
-
-def to_picture(pixels: Tensor) -> Pixels.Image:
-    """(1, 3, H, W) in [-1, 1] -> an RGB picture."""
-    scaled = (pixels[0].float().clamp(-1, 1) + 1) * 127.5
-    return Pixels.fromarray(scaled.round().permute(1, 2, 0).cpu().numpy().astype(np.uint8))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

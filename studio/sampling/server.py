@@ -27,7 +27,8 @@ from studio.sampling.task import PREVIEW, PROGRESS, SampleTask, picture_name
 if TYPE_CHECKING:
     from PIL import Image as Pixels
 
-    from studio.sampling.engine import Engine, Progress
+    from studio.sampling.engine import Engine
+    from studio.sampling.progress import Progress
 
 PROGRESS_EVERY = 0.1  # seconds
 
@@ -84,7 +85,7 @@ class Server:
 
     def _sample(self, engine: "Engine", order: dict[str, Any]) -> dict[str, Any]:
         """One request; whatever goes wrong becomes an answer, and the next one is served."""
-        from studio.sampling.engine import Cancelled
+        from studio.sampling.painting import Cancelled
 
         task, folder = SampleTask.from_json(order["task"]), Path(order["folder"])
         started = monotonic()

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from trainers.recipe import AdapterSection, ObjectiveSection
 
 Conditioning = dict[str, Tensor]  # every value has batch as axis 0, so it can be cached and collated
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -249,8 +251,15 @@ class Family(ABC):
         """Token ids or outputs of single encoders -> what the denoiser reads; that itself passes through."""
 
     @abstractmethod
-    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, geometry: "list[Geometry]") -> Tensor:
-        """One call of the denoiser; returns a tensor shaped like `x_t`."""
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        geometry: "list[Geometry]",
+        extra: Mapping[str, Any] = NOTHING,
+    ) -> Tensor:
+        """One call of the denoiser, with `extra` keyword arguments; returns a tensor shaped like `x_t`."""
 
     @classmethod
     @abstractmethod

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainers.families import toy
-from trainers.families.base import Conditioning, Part
+from trainers.families.base import NOTHING, Conditioning, Part
 from trainers.families.flow import FlowFamily
 
 if TYPE_CHECKING:
@@ -66,7 +66,14 @@ class Flux1(FlowFamily):
         """{"hidden": (B, text_length, 4096), "pooled": (B, 768)}."""
         return {"hidden": outputs["text_encoder_2.hidden"], "pooled": outputs["text_encoder.pooled"]}
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, geometry: "list[Geometry]") -> Tensor:
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        geometry: "list[Geometry]",
+        extra: Mapping[str, Any] = NOTHING,
+    ) -> Tensor:
         """One call of the transformer; t from 0 to 1, `geometry` means nothing to this family.
 
         `cond` may bring "guidance" (B,), the value of dev's guidance input; else the recipe's is taken.
@@ -86,6 +93,7 @@ class Flux1(FlowFamily):
             txt_ids=hidden.new_zeros(hidden.shape[1], 3),
             img_ids=positions(height // 2, width // 2, x_t.device),
             return_dict=False,
+            **extra,
         )[0]
         return unpack(packed, height, width)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from registry.formats.single_file import PREFIXES
 from trainers.families import toy
-from trainers.families.base import Conditioning, Part
+from trainers.families.base import NOTHING, Conditioning, Part
 from trainers.families.common import TextToImage
 from trainers.objectives import DDPM, Prediction, ddpm
 
@@ -53,11 +53,18 @@ class StableDiffusion15(TextToImage):
         """{"hidden": (B, 77, D)}."""
         return {"hidden": outputs["text_encoder.hidden"]}
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, geometry: "list[Geometry]") -> Tensor:
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        geometry: "list[Geometry]",
+        extra: Mapping[str, Any] = NOTHING,
+    ) -> Tensor:
         """One UNet call; t in integer train timesteps, `geometry` means nothing to this family."""
         del geometry
         hidden = cond["hidden"].to(self.dtype)
-        return self.denoiser(x_t.to(self.dtype), t, hidden, return_dict=False)[0]
+        return self.denoiser(x_t.to(self.dtype), t, hidden, return_dict=False, **extra)[0]
 
     @classmethod
     def pipeline_class(cls) -> Any:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.families import toy
-from trainers.families.base import BaseFiles, Conditioning, Part, Use
+from trainers.families.base import NOTHING, BaseFiles, Conditioning, Part, Use
 from trainers.families.common import penultimate
 from trainers.families.flow import FlowFamily
 
@@ -80,7 +80,14 @@ class StableDiffusion35(FlowFamily):
         clips = F.pad(clips, (0, t5.shape[-1] - clips.shape[-1]))
         return {"hidden": torch.cat([clips, t5], dim=-2), "pooled": pooled}
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, geometry: "list[Geometry]") -> Tensor:
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        geometry: "list[Geometry]",
+        extra: Mapping[str, Any] = NOTHING,
+    ) -> Tensor:
         """One call of the transformer; t from 0 to 1, `geometry` means nothing to this family."""
         del geometry
         return self.denoiser(
@@ -89,6 +96,7 @@ class StableDiffusion35(FlowFamily):
             encoder_hidden_states=cond["hidden"].to(self.dtype),
             pooled_projections=cond["pooled"].to(self.dtype),
             return_dict=False,
+            **extra,
         )[0]
 
     @classmethod

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from registry.formats.single_file import PREFIXES
 from trainers.families import toy
-from trainers.families.base import Conditioning, Part
+from trainers.families.base import NOTHING, Conditioning, Part
 from trainers.families.common import penultimate
 from trainers.families.sd import StableDiffusion15
 
@@ -57,7 +57,14 @@ class StableDiffusionXL(StableDiffusion15):
             return empty
         return {key: torch.zeros_like(value) for key, value in empty.items()}
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, geometry: "list[Geometry]") -> Tensor:
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        cond: Conditioning,
+        geometry: "list[Geometry]",
+        extra: Mapping[str, Any] = NOTHING,
+    ) -> Tensor:
         """One UNet call; t in integer train timesteps."""
         added = {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": time_ids(geometry).to(x_t.device)}
         return self.denoiser(
@@ -66,6 +73,7 @@ class StableDiffusionXL(StableDiffusion15):
             cond["hidden"].to(self.dtype),
             added_cond_kwargs=added,
             return_dict=False,
+            **extra,
         )[0]
 
     @classmethod

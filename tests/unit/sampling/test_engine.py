@@ -9,7 +9,9 @@ import torch
 
 from registry.errors import BadInput, StudioError
 from registry.formats.load import load_adapter
-from studio.sampling.engine import Cancelled, Drawn, Engine, Progress
+from studio.sampling.engine import Drawn, Engine
+from studio.sampling.painting import Cancelled
+from studio.sampling.progress import Progress
 from studio.sampling.schedulers import SCHEDULERS
 from studio.sampling.task import SampleTask
 from studio.workspace import Workspace
@@ -187,7 +189,7 @@ def test_cancel_takes_effect_at_the_next_step(ws: Workspace, engine: Engine):
 
 def test_previews_look_like_the_picture(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
     """Also the fitted map for large VAEs: correlated with the real decode."""
-    from studio.sampling import engine as module
+    from studio.sampling import progress as module
     from studio.sampling.preview import LatentPreview
 
     monkeypatch.setattr(module, "PREVIEW_EVERY", 0.0)
