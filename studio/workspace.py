@@ -29,7 +29,12 @@ FOLDERS = ("bases", "blobs", "runs", "adapters", "samples", "exports", "trash", 
 APP = "lora-studio"
 PACKAGE = "package:"  # a location inside the installed package, whatever folder that is in now
 POCKET = "pocket"
-_PACKAGED = {POCKET: Path(__file__).parent / "pocket" / "model"}
+_SHIPPED = Path(__file__).parent / "pocket"
+_PACKAGED = {
+    POCKET: _SHIPPED / "model",
+    **{name: _SHIPPED / "models" / name for name in ("pocket-xl", "pocket-sd35", "pocket-flux")},
+}
+_FAMILIES = {POCKET: "sd15", "pocket-xl": "sdxl", "pocket-sd35": "sd35", "pocket-flux": "flux1"}
 _log = logging.getLogger(__name__)
 
 
@@ -67,11 +72,13 @@ class Workspace:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """The catalog, with the pocket base in it."""
+        """The catalog, with the pocket bases in it."""
         url = self.settings.database_url or f"sqlite:///{self.home / 'catalog.sqlite'}"
         catalog = Catalog.open(url, backups=self.home / "backups")
         if not catalog.read_only:
-            self._register_pocket(catalog)
+            for name, folder in _PACKAGED.items():
+                if (folder / "model_index.json").exists():  # those of other families need not be installed
+                    self._register_pocket(catalog, name, folder)
         return catalog
 
     @cached_property
@@ -166,18 +173,18 @@ class Workspace:
         """Who holds the workspace now: {"owner", "pid", "host", "started"}; None when nobody does."""
         return read_holder(self.home / "workspace.lock")
 
-    def _register_pocket(self, catalog: Catalog) -> None:
-        """Make the pocket base a row; its weights are hashed once, and again when an update changes them."""
+    def _register_pocket(self, catalog: Catalog, name: str, folder: Path) -> None:
+        """Make a pocket base a row; its weights are hashed once, and again when an update changes them."""
         base = Base(
-            name=POCKET, family="sd15", location=PACKAGE + POCKET, kind="folder", builtin=True,
-            weight_hash=hash_folder(_PACKAGED[POCKET], self.memo),
+            name=name, family=_FAMILIES[name], location=PACKAGE + name, kind="folder", builtin=True,
+            weight_hash=hash_folder(folder, self.memo),
         )  # fmt: skip
-        known = catalog.find(Base, POCKET)
+        known = catalog.find(Base, name)
         if known is None:
             try:
                 catalog.add(base)
             except BadInput:  # another process was quicker
-                _log.debug("the pocket base is there already")
+                _log.debug("the base %s is there already", name)
         elif known.builtin and replace(base, id=known.id, created_at=known.created_at) != known:
             catalog.update(Base, known.id, location=base.location, weight_hash=base.weight_hash)
 

@@ -12,6 +12,7 @@ A caption can be half encoded: encoders that are being trained keep token ids, f
 
 from abc import abstractmethod
 from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from registry.errors import BadInput
 from trainers.families.base import Conditioning, Family
 
 CLIP_TOKENS = 77  # positions of CLIP's text encoder, start and end included
+LONGEST_TEXT = 512  # tokens that T5 reads at most
 FEWEST_TOKENS = 256  # of a vocabulary: all bytes
 
 
@@ -49,8 +51,19 @@ class TextToImage(Family):
 
     @property
     def text_length(self) -> int:
-        """Tokens that T5 reads; the recipe's choice goes before the pipeline's."""
-        return self.use.text_length or self.default_text_length
+        """Tokens that T5 reads; the recipe's choice goes before the pipeline's.
+
+        A base whose tokenizer is made for less gets less: small ones are trained that way.
+        """
+        return self.use.text_length or min(self.default_text_length, self._tokenizer_limit)
+
+    @cached_property
+    def _tokenizer_limit(self) -> int:
+        """`model_max_length` of T5's tokenizer; old folders say nothing, or 1e30."""
+        name = tokenizer_of(self.t5_encoder)
+        if not self.t5_encoder or not (self._folder() / name / "tokenizer_config.json").exists():
+            return LONGEST_TEXT
+        return int(self._read_config(name, "tokenizer_config.json").get("model_max_length") or LONGEST_TEXT)
 
     @property
     def default_text_length(self) -> int:

@@ -1,14 +1,21 @@
-"""The pocket base's networks: Stable Diffusion 1.5's classes, far narrower and shallower."""
+"""What the pocket bases are made of: the classes of the real ones, far narrower and shallower."""
 
 from typing import Any
 
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from studio.pocket.render import SIDE
 
-TEXT_WIDTH = 96
-FACTOR = 4  # the autoencoder shrinks each side by this
+FACTOR = 4  # the autoencoders shrink each side by this
 LATENT_SIDE = SIDE // FACTOR
 NORM_GROUPS = 8
 
@@ -17,57 +24,74 @@ NORM_GROUPS = 8
 Network = Any
 
 
-def make_autoencoder() -> Network:
-    """(B, 3, 64, 64) in -1..1 <-> (B, 4, 16, 16); 234 thousand parameters."""
-    widths = (16, 32, 32)
+def make_autoencoder(channels: int = 4) -> Network:
+    """(B, 3, 64, 64) in -1..1 <-> (B, channels, 16, 16); half a million parameters.
+
+    With 4 channels as in SD1.5 and SDXL, with 16 as in SD3.5 and FLUX.1, which have no convolution around the
+    latents.
+    """
+    widths = (32, 48, 48)
     settings: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * len(widths),
         "up_block_types": ("UpDecoderBlock2D",) * len(widths),
         "block_out_channels": widths,
         "layers_per_block": 1,
-        "latent_channels": 4,
+        "latent_channels": channels,
         "norm_num_groups": NORM_GROUPS,
         "sample_size": SIDE,
         "mid_block_add_attention": False,
+        "use_quant_conv": channels == 4,
+        "use_post_quant_conv": channels == 4,
     }
     return AutoencoderKL(**settings)
 
 
-def make_denoiser() -> Network:
-    """UNet on (B, 4, 16, 16) with attention at 16 x 16, 8 x 8 and in the middle; 2.2 million parameters."""
-    settings: dict[str, Any] = {
-        "sample_size": LATENT_SIDE,
-        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        "block_out_channels": (32, 64, 96),
-        "layers_per_block": 1,
-        "cross_attention_dim": TEXT_WIDTH,
-        "attention_head_dim": (1, 2, 3),  # heads per level, as in SD1.5: diffusers keeps the misnomer
-        "norm_num_groups": NORM_GROUPS,
-    }
-    return UNet2DConditionModel(**settings)
+def make_clip(
+    tokenizer: CLIPTokenizer, width: int, layers: int, *, projected: bool = False, activation: str = ""
+) -> Network:
+    """(B, 77) token ids -> (B, 77, width), and (B, width) for the whole.
 
-
-def make_text_encoder(tokenizer: CLIPTokenizer) -> Network:
-    """(B, 77) token ids -> (B, 77, 96); 304 thousand parameters."""
-    end = tokenizer.eos_token_id
+    Args:
+        tokenizer: Whose ids it reads.
+        width: Of everything in it.
+        layers: SDXL and SD3 read the one before the last.
+        projected: Whether the vector for the whole goes through a projection.
+        activation: "" = OpenAI's quick GELU; OpenCLIP's is "gelu".
+    """
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
-        "hidden_size": TEXT_WIDTH,
-        "intermediate_size": 4 * TEXT_WIDTH,
-        "projection_dim": TEXT_WIDTH,
-        "num_hidden_layers": 2,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "projection_dim": width,
+        "num_hidden_layers": layers,
         "num_attention_heads": 4,
-        "max_position_embeddings": tokenizer.model_max_length,
+        "max_position_embeddings": 77,
+        "hidden_act": activation or "quick_gelu",
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": end,
-        "pad_token_id": end,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
     }
-    return CLIPTextModel(CLIPTextConfig(**settings))
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**settings))
 
 
-def make_scheduler() -> DDIMScheduler:
-    """SD1.5's noise schedule, sampled with DDIM."""
+def make_t5(tokenizer: T5Tokenizer, width: int, layers: int = 2) -> Network:
+    """(B, 64) token ids -> (B, 64, width); gated as T5 1.1 and XXL are, without dropout."""
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "d_model": width,
+        "d_kv": 32,
+        "d_ff": 2 * width,
+        "num_layers": layers,
+        "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+        "dropout_rate": 0.0,
+        "tie_word_embeddings": False,
+    }
+    return T5EncoderModel(T5Config(**settings))
+
+
+def make_diffusion_scheduler() -> DDIMScheduler:
+    """SD1.5's and SDXL's noise schedule, sampled with DDIM."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -79,21 +103,11 @@ def make_scheduler() -> DDIMScheduler:
     )
 
 
-def assemble(
-    vae: Network, tokenizer: CLIPTokenizer, text_encoder: Network, denoiser: Network
-) -> StableDiffusionPipeline:
-    """The parts as a pipeline, without a safety checker: it draws shapes."""
-    parts: dict[str, Any] = {
-        "vae": vae,
-        "tokenizer": tokenizer,
-        "text_encoder": text_encoder,
-        "unet": denoiser,
-        "scheduler": make_scheduler(),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "image_encoder": None,
-        "requires_safety_checker": False,
-    }
-    pipe = StableDiffusionPipeline(**parts)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def make_flow_scheduler(**settings: Any) -> FlowMatchEulerDiscreteScheduler:
+    """The Euler sampler of flow matching; its shift is the one that is trained with."""
+    return FlowMatchEulerDiscreteScheduler(**settings)
+
+
+def parameters_of(network: Network) -> int:
+    """How many numbers a network consists of."""
+    return sum(p.numel() for p in network.parameters())

@@ -1,7 +1,8 @@
-"""One stage of the build: so many optimizer steps, saved on the way, resumed to the bit.
+"""One stage of the build: optimizer steps until so many are done or the time is up, saved on the way.
 
-Random numbers of a step depend on (seed, step) alone, and the number of steps is fixed before the first, so
-a stage that was ended and resumed gives the weights of one that ran through.
+Random numbers of a step depend on (seed, step) alone. With a fixed number of steps a stage that was ended and
+resumed gives the weights of one that ran through. With a time limit the learning rate follows the clock: how
+long a step takes changes when other stages share the device, so no number of steps could be kept to.
 """
 
 import math
@@ -16,21 +17,40 @@ from torch import Tensor, nn
 
 from registry.errors import Damaged
 from registry.files import atomic_path
+from studio.pocket.build.replay import Inputs, Replay
 
 Say = Callable[[str], None]
-StepLoss = Callable[[int, int, torch.Generator], Tensor]  # step, steps, randomness -> loss
+Draw = Callable[[torch.Generator], Inputs]  # randomness -> what a step reads, the same shapes each time
+LossOf = Callable[[Inputs], Tensor]  # deterministic; draws nothing
 
-PROBE_STEPS = 20  # timed to turn minutes into steps; the first fifth is left out as warm-up
 SAVE_SECONDS = 60.0
-SAY_STEPS = 100
-EMA_DECAY = 0.9985
+READ_STEPS = 20  # the loss is read so often: reading waits for the device
+EMA_DECAY = 0.999
+WARM_SHARE = 0.02  # of the way, while the rate rises
+CLIP_NORM = 1.0
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What to train, where its state lies, and how the rate moves.
+    """What to train, where its state lies, how long, and how the rate moves.
 
-    `steps` = 0 means: as many as `seconds` allow, found by timing a few steps.
+    Args:
+        name: For messages.
+        modules: Trained, all on one device.
+        state_file: Where the state is saved.
+        peak_lr: Highest learning rate.
+        beta2: Of AdamW.
+        weight_decay: Of AdamW.
+        hold: Share of the way before the rate falls.
+        steps: How many; 0 = until the time is up.
+        until: When that is, in seconds since the epoch. A resumed stage gets the time that it had left.
+        seed: Of the random numbers.
+        marks: So many times on the way the caller has a look.
+        plain: No recording and no fused optimizer on a GPU: slower, for when they fail.
     """
 
     name: str
@@ -39,136 +59,193 @@ class Stage:
     peak_lr: float
     beta2: float
     weight_decay: float
-    hold: float = 0.0  # fraction of the steps before the rate falls
+    hold: float = 0.0
     steps: int = 0
-    seconds: float = 0.0
+    until: float = 0.0
     seed: int = 0
+    marks: int = 10
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a stage is: steps done, seconds spent, mean loss since the last reading."""
+
+    step: int
+    seconds: float
+    loss: float
 
 
 def run_stage(
-    stage: Stage, step_loss: StepLoss, say: Say, *, resume: bool, at_mark: Callable[[int], None] | None = None
+    stage: Stage,
+    draw: Draw,
+    loss_of: LossOf,
+    say: Say,
+    *,
+    resume: bool,
+    at_mark: Callable[[Mark], None] | None = None,
 ) -> list[float]:
     """Train to the end and leave the averaged (EMA) weights in the modules.
 
     Args:
         stage: See `Stage`.
-        step_loss: Loss of a step, drawn with the generator it is given.
-        say: Told the mean loss every 100 steps.
+        draw: What a step reads, drawn on the modules' device.
+        loss_of: Loss of that.
+        say: Told of the progress.
         resume: Go on from the state file when there is one.
-        at_mark: Called at every tenth of the way with the step; sees the averaged weights.
+        at_mark: Called `stage.marks` times on the way; sees the averaged weights in the modules.
 
     Returns:
-        Losses of the steps done by this call.
+        Mean losses of every 20 steps done by this call.
+
+    Raises:
+        Diverged: the loss is no number; the state of the last minute is still there.
+        NotRecorded: see `Replay`.
     """
-    parameters = [p for module in stage.modules for p in module.parameters()]
-    averaged = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=stage.peak_lr, betas=(0.9, stage.beta2), weight_decay=stage.weight_decay
-    )
-    start, steps = 0, stage.steps
+    run = _Run(stage, loss_of)
     if resume and stage.state_file.exists():
-        start, steps = _load(stage, optimizer, parameters, averaged)
-        say(f"{stage.name}: goes on at step {start} of {steps}")
-    if not steps:
-        steps = _steps_in(stage.seconds, parameters, step_loss)
+        run.load()
+        say(f"{stage.name}: goes on at step {run.step}")
+    generator = torch.Generator(run.device)
     losses: list[float] = []
-    saved_at = time.monotonic()
-    for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = stage.peak_lr * rate(step, steps, stage.hold)
-        loss = step_loss(step, steps, _randomness(stage.seed, step))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        decay = min(EMA_DECAY, (1 + step) / (20 + step))
-        for mean, parameter in zip(averaged, parameters, strict=True):
-            mean.lerp_(parameter.detach(), 1 - decay)
-        losses.append(loss.item())  # waits for the device; nothing beside the step itself is slower here
-        done = step + 1
-        if done % SAY_STEPS == 0:
-            recent = losses[-SAY_STEPS:]
-            say(f"{stage.name}: step {done} of {steps}, loss {sum(recent) / len(recent):.4f}")
-        if done == steps or time.monotonic() - saved_at > SAVE_SECONDS:
-            _save(stage, optimizer, parameters, averaged, done, steps)
+    share, saved_at, unread = run.share(), time.monotonic(), 0
+    while share < 1:
+        run.do(draw(generator.manual_seed(stage.seed * 1_000_003 + run.step)), share)
+        unread += 1
+        before, share = share, run.share()
+        marked = int(share * stage.marks + 1e-9) > int(before * stage.marks + 1e-9)
+        if unread < READ_STEPS and not marked and share < 1:
+            continue
+        losses.append(run.read_loss(unread))
+        unread = 0
+        if share >= 1 or time.monotonic() - saved_at > SAVE_SECONDS:
+            run.save()
             saved_at = time.monotonic()
-        if at_mark and done % max(1, steps // 10) == 0:
-            with _borrowed(parameters, averaged):
-                at_mark(done)
-    _fill(parameters, averaged)
+        if marked:
+            say(f"{stage.name}: {share:.0%}, step {run.step}, loss {losses[-1]:.4f}")
+        if marked and at_mark:
+            with _borrowed(run.weights, run.averaged):
+                at_mark(Mark(run.step, run.spent(), losses[-1]))
+            share = run.share()
+    _fill(run.weights, run.averaged)
     return losses
 
 
-def rate(step: int, steps: int, hold: float) -> float:
-    """Learning rate as a fraction of its peak: 50 steps up, hold, then half a cosine down to 2 %."""
-    falling = min(1.0, max(0.0, step / steps - hold) / (1 - hold))
-    return min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * falling)))
+def rate(share: float, hold: float) -> float:
+    """Learning rate as a fraction of its peak: up in 2 % of the way, hold, half a cosine down to 2 %."""
+    falling = min(1.0, max(0.0, share - hold) / (1 - hold))
+    rising = min(1.0, 0.02 + share / WARM_SHARE)
+    return rising * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * falling)))
+
+
+class _Run:
+    """Weights, averages, optimizer and clock of a stage."""
+
+    def __init__(self, stage: Stage, loss_of: LossOf) -> None:
+        self._stage, self._loss_of = stage, loss_of
+        self._parameters = [p for module in stage.modules for p in module.parameters()]
+        self.device = self._parameters[0].device
+        self.weights = [p.detach() for p in self._parameters]  # the same memory
+        self.averaged = [p.clone() for p in self.weights]
+        self.step, self._earlier = 0, 0.0
+        self._steps = stage.steps
+        self._started = time.time()
+        self._budget = max(1e-3, stage.until - self._started)
+        self._total = torch.zeros((), device=self.device)
+        self._optimizer = self._make_optimizer()
+        on_gpu = self.device.type == "cuda"
+        self._replay = Replay(self._work, record=on_gpu and not stage.plain)
+
+    def share(self) -> float:
+        """How much of the way is behind, from 0."""
+        return self.step / self._steps if self._steps else self.spent() / self._budget
+
+    def spent(self) -> float:
+        """Seconds, those of earlier calls included."""
+        return self._earlier + time.time() - self._started
+
+    def do(self, inputs: Inputs, share: float) -> None:
+        """One step; does not wait for the device."""
+        value = self._stage.peak_lr * rate(share, self._stage.hold)
+        for group in self._optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value)  # in place: the recording reads it there
+            else:
+                group["lr"] = value
+        self._replay(inputs)
+        decay = min(EMA_DECAY, (1 + self.step) / (20 + self.step))
+        torch._foreach_lerp_(self.averaged, self.weights, 1 - decay)  # pyright: ignore[reportPrivateUsage]
+        self.step += 1
+
+    def read_loss(self, steps: int) -> float:
+        """Mean loss of the last `steps` steps; waits for the device."""
+        loss = self._total.item() / steps
+        self._total.zero_()
+        if not math.isfinite(loss):
+            raise Diverged(f"{self._stage.name}: the loss is {loss} at step {self.step}")
+        return loss
+
+    def save(self) -> None:
+        """Write the state file."""
+        state = {
+            "step": self.step,
+            "steps": self._steps,
+            "spent": self.spent(),
+            "budget": self._budget,
+            "weights": self.weights,
+            "averaged": self.averaged,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        with atomic_path(self._stage.state_file, durable=False) as temporary:
+            torch.save(state, temporary)
+
+    def load(self) -> None:
+        """Fill everything from the state file; must come before the first step.
+
+        Raises:
+            Damaged: it is no state of this stage.
+        """
+        file = self._stage.state_file
+        try:
+            state = torch.load(file, map_location=self.device, weights_only=True)
+            _fill(self.weights, state["weights"])
+            _fill(self.averaged, state["averaged"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self.step, self._steps = int(state["step"]), int(state["steps"])
+            self._earlier, self._budget = float(state["spent"]), float(state["budget"])
+        except (RuntimeError, KeyError, ValueError, EOFError) as error:
+            do = "delete it or build without --resume"
+            raise Damaged(str(file), "is no state of this stage", do) from error
+
+    def _work(self, inputs: Inputs) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._loss_of(inputs)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, CLIP_NORM)
+        self._optimizer.step()
+        self._total.add_(loss.detach())
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        stage = self._stage
+        options: dict[str, object] = {"betas": (0.9, stage.beta2), "weight_decay": stage.weight_decay}
+        if stage.plain:
+            return torch.optim.AdamW(self._parameters, lr=stage.peak_lr, **options)  # pyright: ignore[reportArgumentType]
+        options |= {"fused": True, "lr": stage.peak_lr}
+        if self.device.type == "cuda":
+            options |= {"lr": torch.tensor(stage.peak_lr, device=self.device), "capturable": True}
+        return torch.optim.AdamW(self._parameters, **options)  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager
-def _borrowed(parameters: list[nn.Parameter], values: list[Tensor]) -> Generator[None]:
-    """Within the block the parameters hold `values`; afterwards their own again."""
-    own = [p.detach().clone() for p in parameters]
-    _fill(parameters, values)
+def _borrowed(weights: list[Tensor], values: list[Tensor]) -> Generator[None]:
+    """Within the block the weights hold `values`; afterwards their own again."""
+    own = [w.clone() for w in weights]
+    _fill(weights, values)
     yield
-    _fill(parameters, own)
+    _fill(weights, own)
 
 
-def _fill(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+def _fill(weights: list[Tensor], values: list[Tensor]) -> None:
     with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
-
-
-def _randomness(seed: int, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
-
-
-def _steps_in(seconds: float, parameters: list[nn.Parameter], step_loss: StepLoss) -> int:
-    """How many steps `seconds` allow, from the time that a few forward and backward passes take."""
-    started = 0.0
-    for step in range(PROBE_STEPS):
-        if step == PROBE_STEPS // 5:
-            started = time.perf_counter()
-        step_loss(step, PROBE_STEPS, _randomness(0, step)).backward()
-        for parameter in parameters:
-            parameter.grad = None
-    each = (time.perf_counter() - started) / (PROBE_STEPS - PROBE_STEPS // 5)
-    return max(PROBE_STEPS, int(seconds / (1.15 * each)))  # the optimizer takes about a seventh more
-
-
-def _save(
-    stage: Stage,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    averaged: list[Tensor],
-    step: int,
-    steps: int,
-) -> None:
-    state = {
-        "step": step,
-        "steps": steps,
-        "weights": [p.detach() for p in parameters],
-        "averaged": averaged,
-        "optimizer": optimizer.state_dict(),
-    }
-    with atomic_path(stage.state_file) as temporary:
-        torch.save(state, temporary)
-
-
-def _load(
-    stage: Stage, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], averaged: list[Tensor]
-) -> tuple[int, int]:
-    """Step and steps of the saved state; weights, averages and optimizer are filled."""
-    device = parameters[0].device
-    try:
-        state = torch.load(stage.state_file, map_location=device, weights_only=True)
-        _fill(parameters, state["weights"])
-        for mine, saved in zip(averaged, state["averaged"], strict=True):
-            mine.copy_(saved)
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"]), int(state["steps"])
-    except (RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise Damaged(
-            str(stage.state_file), "is no state of this stage", "delete it or build without --resume"
-        ) from error
+        for weight, value in zip(weights, values, strict=True):
+            weight.copy_(value)

@@ -1,7 +1,9 @@
-"""A byte-pair tokenizer made of the grammar's words and some everyday ones; any text tokenises.
+"""Tokenizers made of the grammar's words and some everyday ones; any text tokenises.
 
-Byte-pair encoding as in Sennrich et al. 2016, on bytes as in GPT-2 and CLIP. The grammar's words become one
-token each; everyday words share what pieces 300 further merges give.
+CLIP's: byte-pair encoding as in Sennrich et al. 2016, on bytes as in GPT-2. The grammar's words become one
+token each; everyday words share what pieces 300 further merges give. T5's: a unigram model (Kudo 2018) whose
+pieces are whole words, for everything else single letters; what is outside Latin-1 is unknown to it, as most
+of the world's letters are to the real one.
 """
 
 import itertools
@@ -9,12 +11,15 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from studio.pocket.grammar import COLOURS, COUNT_WORDS, FILLERS, POSITIONS, SIZES, TEXTURES
 from studio.pocket.shapes import SHAPES
 
 LENGTH = 77  # tokens, as CLIP
+T5_LENGTH = 64  # enough for any caption; each further one costs attention in every block
+WORD_SCORE, LETTER_SCORE = -3.0, -10.0  # log probabilities: a word beats its letters
+WORD_START = "\u2581"  # what T5 puts before a word
 EVERYDAY_MERGES = 300
 GRAMMAR_WEIGHT = 100  # a grammar word counts as often as so many everyday ones
 END_OF_WORD = "</w>"
@@ -36,8 +41,12 @@ EVERYDAY = """
 Merge = tuple[str, str]
 
 
-def make_tokenizer() -> CLIPTokenizer:
-    """The tokenizer; always the same, about 760 tokens."""
+def make_tokenizer(**options: Any) -> CLIPTokenizer:
+    """CLIP's tokenizer; always the same, about 760 tokens.
+
+    Args:
+        options: Such as `pad_token`, which second tokenizers have at "!".
+    """
     alphabet = byte_alphabet()
     grammar, everyday = _grammar_words(), set(EVERYDAY)
     weights = Counter(dict.fromkeys(grammar, GRAMMAR_WEIGHT))
@@ -48,7 +57,18 @@ def make_tokenizer() -> CLIPTokenizer:
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     settings: dict[str, Any] = {"vocab": vocabulary, "merges": merges, "model_max_length": LENGTH}
-    return CLIPTokenizer(**settings)
+    return CLIPTokenizer(**settings, **options)
+
+
+def make_t5_tokenizer() -> T5Tokenizer:
+    """T5's tokenizer; always the same, about 600 tokens with the 100 sentinels that T5 has."""
+    letters = [chr(code) for code in (*range(0x21, 0x7F), *range(0xA1, 0x100))]
+    words = sorted(_grammar_words() | set(EVERYDAY))
+    pieces: list[tuple[str, float]] = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces += [(piece, LETTER_SCORE) for piece in (WORD_START, *letters)]
+    pieces += [(WORD_START + word, WORD_SCORE) for word in words]
+    settings: dict[str, Any] = {"vocab": pieces, "extra_ids": 100, "model_max_length": T5_LENGTH}
+    return T5Tokenizer(**settings)
 
 
 def byte_alphabet() -> dict[int, str]:

@@ -1,42 +1,61 @@
-"""The pocket base from nothing, at a size that takes seconds."""
+"""The pocket bases from nothing, at a size that takes seconds."""
 
 import itertools
+import json
+import tarfile
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
-from registry.errors import Damaged
+from registry.errors import BadInput, Damaged
 from studio.pocket import check
-from studio.pocket.build.__main__ import BuildPlan, build, main
-from studio.pocket.build.stage import Stage, rate, run_stage
-from studio.pocket.build.tokenizer import byte_alphabet, make_tokenizer
+from studio.pocket.build.__main__ import main
+from studio.pocket.build.autoencoder import hatchings
+from studio.pocket.build.drawing import draw_files
+from studio.pocket.build.files import Files
+from studio.pocket.build.kinds import KINDS, make_kind
+from studio.pocket.build.kinds.base import Material
+from studio.pocket.build.stage import Diverged, Stage, rate, run_stage
+from studio.pocket.build.together import BuildPlan, build
+from studio.pocket.build.tokenizer import byte_alphabet, make_t5_tokenizer, make_tokenizer
 from studio.pocket.grammar import evaluation_scenes
+from trainers.families import FAMILIES
+from trainers.families.base import BaseFiles
+from trainers.plan import Geometry
 
-TINY = BuildPlan(
-    pictures=40, autoencoder_steps=12, denoiser_steps=12, autoencoder_batch=8, denoiser_batch=4, prompts=1
-)
+TINY = ("--batch", "4", "--prompts", "1", "--marks", "2")
+FAMILY_OF = {"pocket": "sd15", "pocket-xl": "sdxl", "pocket-sd35": "sd35", "pocket-flux": "flux1"}
+CAPTIONS = [["a red circle on a white background", "two stars"], ["a blue heart", "three pink rings"]]
 
 
-def line_stage(folder, steps):
+def line_stage(folder, steps=0, **more):
     """A stage that fits y = 3 x: small enough to compare weights to the bit."""
     torch.manual_seed(0)
     model = torch.nn.Linear(1, 1)
     stage = Stage(
-        "line", [model], folder / "line.state", peak_lr=0.05, beta2=0.9, weight_decay=0, steps=steps
+        "line", [model], folder / "line.state", peak_lr=0.05, beta2=0.9, weight_decay=0, steps=steps, **more
     )
 
-    def loss_of(_step, _steps, generator):
-        x = torch.randn(16, 1, generator=generator)
-        return (model(x) - 3 * x).square().mean()
+    def draw(generator):
+        return {"x": torch.randn(16, 1, generator=generator)}
 
-    return model, stage, loss_of
+    def loss_of(inputs):
+        return (model(inputs["x"]) - 3 * inputs["x"]).square().mean()
+
+    return model, stage, draw, loss_of
+
+
+def quiet(_text):
+    pass
 
 
 def test_a_stage_learns(tmp_path):
-    model, stage, loss_of = line_stage(tmp_path, 300)
-    losses = run_stage(stage, loss_of, lambda _: None, resume=False)
-    assert len(losses) == 300
+    model, *stage = line_stage(tmp_path, 400)
+    losses = run_stage(*stage, quiet, resume=False)
     assert losses[-1] < losses[0] / 50
     assert model.weight.item() == pytest.approx(3, abs=0.1)
 
@@ -44,67 +63,206 @@ def test_a_stage_learns(tmp_path):
 def test_a_resumed_stage_ends_where_the_uninterrupted_one_does(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    through, stage, loss_of = line_stage(tmp_path / "a", 60)
-    run_stage(stage, loss_of, lambda _: None, resume=False)
+    through, *stage = line_stage(tmp_path / "a", 60)
+    run_stage(*stage, quiet, resume=False)
 
     monkeypatch.setattr("studio.pocket.build.stage.SAVE_SECONDS", 0.0)
-    _, stage, loss_of = line_stage(tmp_path / "b", 60)
+    _, *stage = line_stage(tmp_path / "b", 60)
 
     class Ended(Exception):
         """Stands for a killed process."""
 
-    def end(step):
-        if step == 24:
+    def end(mark):
+        if mark.step == 24:
             raise Ended
 
     with pytest.raises(Ended):
-        run_stage(stage, loss_of, lambda _: None, resume=False, at_mark=end)
-    resumed, stage, loss_of = line_stage(tmp_path / "b", 0)  # the number of steps comes from the state
-    losses = run_stage(stage, loss_of, lambda _: None, resume=True)
-    assert len(losses) == 36
+        run_stage(*stage, quiet, resume=False, at_mark=end)
+    resumed, *stage = line_stage(tmp_path / "b")  # the number of steps comes from the state
+    seen = []
+    run_stage(*stage, quiet, resume=True, at_mark=lambda mark: seen.append(mark.step))
+    assert seen == [30, 36, 42, 48, 54, 60]
     assert torch.equal(resumed.weight, through.weight)
     assert torch.equal(resumed.bias, through.bias)
 
 
+def test_a_stage_ends_when_its_time_is_up_and_a_resumed_one_has_only_the_rest(tmp_path):
+    begun = time.time()
+    _, *stage = line_stage(tmp_path, until=begun + 0.5)
+    seen = []
+    run_stage(*stage, quiet, resume=False, at_mark=seen.append)
+    assert 0.5 <= time.time() - begun < 5
+    assert len(seen) == 10
+    assert all(a.seconds < b.seconds for a, b in itertools.pairwise(seen))
+    done = seen[-1].step
+    _, *stage = line_stage(tmp_path, until=time.time() + 1000)
+    assert run_stage(*stage, quiet, resume=True) == []
+    assert torch.load(tmp_path / "line.state", weights_only=True)["step"] == done
+
+
+def test_a_loss_that_is_no_number_ends_the_stage_and_spares_the_state(tmp_path):
+    _, stage, draw, _ = line_stage(tmp_path, 100)
+    with pytest.raises(Diverged, match=r"line: the loss is nan at step 10"):
+        run_stage(
+            stage, draw, lambda inputs: stage.modules[0](inputs["x"]).mean() * torch.nan, quiet, resume=False
+        )
+    assert not stage.state_file.exists()
+
+
 def test_a_foreign_state_is_named(tmp_path):
-    _, stage, loss_of = line_stage(tmp_path, 4)
-    torch.save({"step": 1}, stage.state_file)
+    _, *stage = line_stage(tmp_path, 4)
+    torch.save({"step": 1}, stage[0].state_file)
     with pytest.raises(Damaged, match=r"line\.state"):
-        run_stage(stage, loss_of, lambda _: None, resume=True)
+        run_stage(*stage, quiet, resume=True)
 
 
 def test_the_rate_rises_holds_and_falls():
-    values = [rate(step, 1000, 0.25) for step in range(1000)]
-    assert values[0] == pytest.approx(1 / 50)
+    values = [rate(step / 1000, 0.25) for step in range(1000)]
+    assert values[0] == pytest.approx(0.02)
     assert values[60] == values[249] == pytest.approx(1)
     assert values[-1] == pytest.approx(0.02, abs=1e-3)
     assert all(a >= b for a, b in itertools.pairwise(values[60:]))
 
 
-def test_a_tiny_build_makes_a_pipeline_that_draws_and_resumes(tmp_path):
-    said = []
-    result = build(tmp_path / "out", TINY, said.append)
-    assert len(result.autoencoder_losses) == len(result.denoiser_losses) == 12
-    assert sum(result.autoencoder_losses[-3:]) < sum(result.autoencoder_losses[:3])
-    assert any("of held-out prompts" in line for line in said)
-    pipe = check.load(result.model)
-    drawn = check.measure(pipe, evaluation_scenes(2))
-    assert 0 <= drawn.all <= 1
-    assert pipe.vae.config.scaling_factor == pytest.approx(1, abs=100)
+def test_any_number_of_processes_draws_the_same_pictures(tmp_path):
+    for count in (1, 2):
+        (tmp_path / str(count)).mkdir()
+        draw_files(tmp_path / str(count), "captioned", 520, quiet, processes=count)
+    one, two = Files(tmp_path / "1"), Files(tmp_path / "2")
+    assert np.array_equal(np.load(one.pixels("captioned")), np.load(two.pixels("captioned")))
+    captions = one.captions("captioned").read_text()
+    assert captions == two.captions("captioned").read_text()
+    assert len(captions.splitlines()) == 520
+    assert all(len(json.loads(line)) == 4 for line in captions.splitlines())
 
-    again = build(tmp_path / "out", TINY, said.append, resume=True)  # everything is done already
-    assert again.autoencoder_losses == again.denoiser_losses == []
-    first = dict(pipe.unet.named_parameters())
-    for name, value in check.load(again.model).unet.named_parameters():
-        assert torch.equal(value, first[name]), name
+
+def test_hatching_is_two_pixels_wide():
+    pictures = hatchings().float()
+    assert pictures.shape == (32, 3, 64, 64)
+    across = (pictures.mean(1).diff(dim=-1).abs() + pictures.mean(1).diff(dim=-2).abs()).mean()
+    assert across > 30, "lines that are not averaged away"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_base_learns_what_it_is_shown(name):
+    torch.manual_seed(0)
+    kind = make_kind(name)
+    texts = kind.read(CAPTIONS, torch.device("cpu"))
+    assert texts.different == 5
+    latents = torch.randn(2, KINDS[name].channels, 16, 16).half()
+    material, generator = Material(latents, texts), torch.Generator().manual_seed(1)
+    inputs = kind.draw(material, 6, generator)
+    again = kind.draw(material, 6, torch.Generator().manual_seed(1))
+    assert all(torch.equal(value, again[key]) for key, value in inputs.items())
+    weights = [p for model in kind.models.values() for p in model.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=2e-3)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        losses.append(kind.loss(inputs))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    reached = {
+        name for name, model in kind.models.items() if any(p.grad is not None for p in model.parameters())
+    }
+    assert reached == set(kind.models), "every network learns"
+    size = sum(p.numel() for p in weights)
+    assert size < 6_500_000, "with its autoencoder under 15 MB in fp16"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """All four bases after two steps, and what was said."""
+    out, said = tmp_path_factory.mktemp("pocket") / "out", []
+    plan = BuildPlan(tuple(KINDS), pictures=20, steps=2, together=True, pack=out / "packed", options=TINY)
+    assert build(out, plan, said.append) == []
+    return out, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_a_build_makes_pipelines_that_draw(built, name):
+    out, _ = built
+    pipe = check.load(out / name / "model")
+    scenes = evaluation_scenes(2)
+    pictures = check.draw(pipe, scenes)
+    assert [picture.size for picture in pictures] == [(64, 64)] * 2
+    assert check.contact_sheet(pictures, scenes).size == (8 * 128, 168)
+    figures = json.loads((out / name / "fidelity.json").read_text())
+    assert {"psnr_grammar", "hatching_kept", "count", "all"} <= set(figures)
+    lines = (out / name / "curve.jsonl").read_text().splitlines()
+    assert [json.loads(line)["samples"] for line in lines] == [4, 8]
+    with tarfile.open(out / "packed" / f"{name}.tar") as tar:
+        assert f"{name}/model/model_index.json" in tar.getnames()
+    with tarfile.open(out / "packed" / "reports.tar") as tar:
+        assert f"{name}/sheet.png" in tar.getnames()
+    for config in (out / name / "model").rglob("config.json"):
+        assert str(out) not in config.read_text(), "no folder of this machine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_a_family_reads_a_built_base_as_it_was_trained(built, name):
+    out, _ = built
+    base = BaseFiles(str(out / name / "model"))
+    family = FAMILIES[FAMILY_OF[name]].load_class()(base, dtype=torch.float32, device=torch.device("cpu"))
+    cond = family.encode_text(["a red circle", ""])
+    t5 = {"pocket-sd35": 77 + 64, "pocket-flux": 64}.get(name, 77)
+    assert cond["hidden"].shape[:2] == (2, t5)
+    assert family.latent_factor == 4
+    noisy = torch.zeros(2, KINDS[name].channels, 16, 16)
+    said = family.predict(noisy, torch.full((2,), 0.5), cond, [Geometry((64, 64), (0, 0), (64, 64))] * 2)
+    assert said.shape == noisy.shape
+
+
+@pytest.mark.slow
+def test_a_resumed_build_does_nothing_again(built):
+    out, said = built
+    before = (out / "pocket" / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    said.clear()
+    assert (
+        build(out, BuildPlan(tuple(KINDS), pictures=20, steps=2, options=TINY), said.append, resume=True)
+        == []
+    )
+    assert sum("done already" in line for line in said) == 6
+    assert (
+        before
+        == (out / "pocket" / "model" / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    )
+
+
+@pytest.mark.slow
+def test_what_fails_is_tried_again_and_takes_only_its_own_with_it(tmp_path):
+    said = []
+    plan = BuildPlan(("pocket", "pocket-flux"), pictures=8, steps=1, options=TINY)
+    files = Files(tmp_path)
+    files.state("autoencoder-16").mkdir(parents=True)  # nothing can be saved there
+    assert build(tmp_path, plan, said.append) == ["pocket-flux"]
+    assert sum("autoencoder-16: ended with code" in line for line in said) == 2
+    assert any("autoencoder-16: given up" in line for line in said)
+    assert (tmp_path / "pocket" / "model" / "model_index.json").exists()
 
 
 def test_an_earlier_build_is_not_overwritten(tmp_path):
-    (tmp_path / "denoiser.state").write_bytes(b"")
-    with pytest.raises(ValueError, match="holds an earlier build"):
+    (tmp_path / "pocket.state").write_bytes(b"")
+    with pytest.raises(BadInput, match="holds an earlier build"):
         main(["--out", str(tmp_path)])
-    with pytest.raises(ValueError, match="--minutes"):
+    with pytest.raises(BadInput, match="--minutes"):
         main(["--minutes", "0", "--out", str(tmp_path)])
+    with pytest.raises(BadInput, match="pocket-xxl: is no pocket base"):
+        main(["pocket-xxl", "--out", str(tmp_path)])
+
+
+def test_t5s_tokenizer_keeps_words_whole_and_reads_anything(tmp_path):
+    tokenizer = make_t5_tokenizer()
+    words = "two blue squares on a yellow background"
+    assert tokenizer.tokenize(words) == ["\u2581" + word for word in words.split()]
+    assert tokenizer.unk_token_id not in tokenizer("naïve zvq's, neonsign!").input_ids
+    tokenizer.save_pretrained(tmp_path)
+    again = T5Tokenizer.from_pretrained(tmp_path)
+    assert again("a pink star zvq").input_ids == tokenizer("a pink star zvq").input_ids
+    assert again.model_max_length == 64
 
 
 def test_the_tokenizer_keeps_grammar_words_whole_and_reads_anything(tmp_path):

@@ -1,0 +1,250 @@
+"""One stage in a process of its own: an autoencoder, or a base that uses one.
+
+`python -m studio.pocket.build.worker --out DIR STAGE`, where STAGE is `autoencoder-4`, `autoencoder-16` or
+the name of a base. `studio.pocket.build` starts these; by hand it serves for looking into one.
+"""
+
+import argparse
+import copy
+import json
+import math
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from registry.errors import BadInput, StudioError
+from registry.files import atomic_path, write_json
+from studio.pocket import check
+from studio.pocket.build.autoencoder import (
+    AutoencoderPlan,
+    encode,
+    hatching_kept,
+    round_trip_psnr,
+    train_autoencoder,
+)
+from studio.pocket.build.drawing import draw_some
+from studio.pocket.build.files import DIVERGED, NOT_RECORDED, Files, pack_model
+from studio.pocket.build.kinds import KINDS, make_kind
+from studio.pocket.build.kinds.base import Kind, Material, read_captions
+from studio.pocket.build.networks import Network, make_autoencoder, parameters_of
+from studio.pocket.build.replay import Inputs, NotRecorded
+from studio.pocket.build.stage import Diverged, Mark, Stage, run_stage
+from studio.pocket.checker import fidelity
+from studio.pocket.grammar import evaluation_scenes
+
+PATIENCE = 600.0  # seconds to wait for what another process makes
+FULL_BATCH = 256  # what learning rates are given for
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker is told; see `Stage` for `steps`, `until` and `plain`.
+
+    Args:
+        stage: Which.
+        out: Folder of the build.
+        pack: Folder for packed models; None = they are not packed.
+        batch: 0 = as fits the device.
+        prompts: Held-out prompts that judge the result.
+        marks: How often on the way.
+        rate: Times the usual learning rate.
+    """
+
+    stage: str
+    out: Path
+    pack: Path | None = None
+    steps: int = 0
+    until: float = 0.0
+    batch: int = 0
+    prompts: int = 64
+    marks: int = 8
+    rate: float = 1.0
+    plain: bool = False
+    resume: bool = False
+
+    @property
+    def files(self) -> Files:
+        """Where everything is."""
+        return Files(self.out)
+
+
+def work_autoencoder(work: Work, channels: int, device: torch.device) -> None:
+    """Train it, write it down with its figures, and the latents of all captioned pictures."""
+    files = work.files
+    torch.manual_seed(channels)
+    vae = make_autoencoder(channels).to(device)
+    plan = AutoencoderPlan(
+        files.state(work.stage), work.batch or (64 if device.type == "cuda" else 10), work.steps, work.until,
+        work.rate, work.plain,
+    )  # fmt: skip
+    mixed = torch.from_numpy(np.load(files.pixels("mixed")))
+    train_autoencoder(vae, mixed, plan, _say, resume=work.resume)
+    del mixed
+    others, scenes = draw_some("mixed", 64, 99)[0], draw_some("captioned", 64, 98)[0]
+    figures = {
+        "psnr_grammar": round_trip_psnr(vae, torch.from_numpy(scenes.copy())),
+        "psnr_mixed": round_trip_psnr(vae, torch.from_numpy(others.copy())),
+        "hatching_kept": hatching_kept(vae),
+        "parameters": parameters_of(vae),
+    }
+    _say(f"{work.stage}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    _wait_for(files.captions("captioned"))
+    pixels = torch.from_numpy(np.load(files.pixels("captioned")))
+    shift = vae.config.shift_factor or 0.0
+    parts = [
+        ((encode(vae, part) - shift) * vae.config.scaling_factor).half().cpu().numpy()
+        for part in pixels.split(8192)
+    ]
+    with atomic_path(files.latents(channels), durable=False) as temporary, temporary.open("wb") as file:
+        np.save(file, np.concatenate(parts))
+    write_json(files.figures(channels), figures)
+    vae.save_pretrained(files.autoencoder(channels))
+    files.finished(work.stage).touch()
+
+
+def work_kind(work: Work, device: torch.device) -> None:
+    """Train a base and write down model, figures, curve and contact sheet, now and then and at the end."""
+    files, channels = work.files, KINDS[work.stage].channels
+    torch.manual_seed(0)  # first weights
+    kind = make_kind(work.stage).to(device)
+    sizes = ", ".join(f"{name} {parameters_of(model):,}" for name, model in kind.models.items())
+    _say(f"{work.stage}: {sizes} parameters on {device}")
+    batch = work.batch or (FULL_BATCH if device.type == "cuda" else 16)
+    texts = kind.read(read_captions(files.captions("captioned")), device)
+    _say(f"{work.stage}: {texts.different} different captions")
+    _wait_for(files.finished(f"autoencoder-{channels}"))
+    material = Material(torch.from_numpy(np.load(files.latents(channels))).to(device), texts)
+    desk = _Desk(work, kind, device, batch)
+    autocast = kind.half and device.type == "cuda" and not work.plain
+
+    def loss_of(inputs: Inputs) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            return kind.loss(inputs)
+
+    for model in kind.models.values():
+        model.train()
+    stage = Stage(
+        work.stage, list(kind.models.values()), files.state(work.stage),
+        peak_lr=kind.peak_lr * work.rate * math.sqrt(math.sqrt(batch / FULL_BATCH)), beta2=0.99,
+        weight_decay=0.01, hold=0.25, steps=work.steps, until=work.until, seed=2, marks=work.marks,
+        plain=work.plain,
+    )  # fmt: skip
+    run_stage(
+        stage, lambda g: kind.draw(material, batch, g), loss_of, _say, resume=work.resume, at_mark=desk.report
+    )
+    desk.report(None)
+    files.finished(work.stage).touch()
+
+
+def _wait_for(file: Path) -> None:
+    """Until another process has written it."""
+    waiting = time.monotonic()
+    while not file.exists():
+        if time.monotonic() - waiting > PATIENCE:
+            raise BadInput(str(file), "is not there", "let the stage before it end first")
+        time.sleep(0.2)
+
+
+class _Desk:
+    """Judges a base and writes it down."""
+
+    def __init__(self, work: Work, kind: Kind, device: torch.device, batch: int) -> None:
+        self._work, self._kind, self._batch = work, kind, batch
+        channels = KINDS[work.stage].channels
+        self._vae: Network = make_autoencoder(channels)
+        saved = type(self._vae).from_pretrained(work.files.autoencoder(channels))
+        self._vae.load_state_dict(saved.state_dict())
+        # Built anew: what is loaded remembers the folder it came from, and would write that down.
+        self._vae.register_to_config(
+            scaling_factor=saved.config.scaling_factor, shift_factor=saved.config.shift_factor
+        )
+        self._vae.to(device).eval()
+        self._figures = json.loads(work.files.figures(channels).read_text(encoding="utf-8"))
+
+    def report(self, mark: Mark | None) -> None:
+        """Draw, check, save and pack; None = the end."""
+        work, kind = self._work, self._kind
+        folder = work.files.result(work.stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        for model in kind.models.values():
+            model.eval()
+        scenes = evaluation_scenes(work.prompts)
+        pipe = kind.pipeline(self._vae, kind.models)
+        pipe.set_progress_bar_config(disable=True)
+        pictures = check.draw(pipe, scenes)
+        for model in kind.models.values():
+            model.train()
+        result = fidelity(pictures, scenes)
+        _say(f"{work.stage}: {'end' if mark is None else f'step {mark.step}'}: {check.in_words(result)}")
+        check.contact_sheet(pictures, scenes).save(folder / "sheet.png")
+        if mark:
+            seen = {"samples": mark.step * self._batch, **asdict(mark), **asdict(result)}
+            with (folder / "curve.jsonl").open("a", encoding="utf-8") as curve:
+                curve.write(json.dumps(seen) + "\n")
+        write_json(folder / "fidelity.json", {**self._figures, **asdict(result)})
+        self._save(folder / "model")
+        if work.pack:
+            pack_model(folder, work.pack / f"{work.stage}.tar")
+
+    def _save(self, target: Path) -> None:
+        """The pipeline in fp16; the old folder is there until the new one is complete."""
+        fresh = target.with_name("model.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        halves = {name: copy.deepcopy(model).half().eval() for name, model in self._kind.models.items()}
+        self._kind.pipeline(copy.deepcopy(self._vae).half(), halves).save_pretrained(fresh)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and work; the exit code says whether another try with other settings may help."""
+    work = Work(**vars(_parser().parse_args(arguments)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        if work.stage.startswith("autoencoder-"):
+            work_autoencoder(work, int(work.stage.rpartition("-")[2]), device)
+        else:
+            work_kind(work, device)
+    except NotRecorded as error:
+        _say(f"{work.stage}: the step cannot be recorded ({error})")
+        return NOT_RECORDED
+    except Diverged as error:
+        _say(str(error))
+        return DIVERGED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m studio.pocket.build.worker", description=__doc__)
+    parser.add_argument("stage", help="autoencoder-4, autoencoder-16 or a base")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the build")
+    parser.add_argument("--pack", type=Path, help="folder for packed models")
+    parser.add_argument("--resume", action="store_true", help="go on from the saved state")
+    parser.add_argument("--plain", action="store_true", help="no recording, no fused optimizer")
+    for name, default in (("steps", 0), ("batch", 0), ("prompts", 64), ("marks", 8)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in (("until", 0.0), ("rate", 1.0)):
+        parser.add_argument(f"--{name}", type=float, default=default)
+    return parser
+
+
+def _say(text: Any) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except StudioError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
