@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from registry.errors import BadInput, StudioError
 from registry.files import atomic_path, write_json
@@ -205,10 +207,14 @@ class _Desk:
 def main(arguments: list[str] | None = None) -> int:
     """Parse and work; the exit code says whether another try with other settings may help."""
     work = Work(**vars(_parser().parse_args(arguments)))
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cuda.enable_cudnn_sdp(False)  # plans by shape; the other kernels record without fail
     try:
         if work.stage.startswith("autoencoder-"):
             work_autoencoder(work, int(work.stage.rpartition("-")[2]), device)

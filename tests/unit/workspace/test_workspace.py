@@ -61,7 +61,23 @@ def test_the_pocket_base_is_there_and_moves_with_the_package(ws):
     )
     assert not pocket.location.startswith("/")
     assert (ws.resolve(pocket.location) / "model_index.json").is_file()
-    assert Workspace.open(ws.home).catalog.list(Base) == [pocket], "registered once"
+    again = Workspace.open(ws.home).catalog.list(Base)
+    assert [base for base in again if base.name == POCKET] == [pocket], "registered once"
+
+
+def test_pocket_bases_of_other_families_are_there_when_their_files_are(home, tmp_path, monkeypatch):
+    for name in ("pocket-xl", "pocket-flux"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "pocket-xl" / "model_index.json").write_text("{}")
+    packaged = {name: tmp_path / name for name in ("pocket-xl", "pocket-flux")}
+    monkeypatch.setattr("studio.workspace._PACKAGED", packaged)
+    (base,) = Workspace.open(home).catalog.list(Base)
+    assert (base.name, base.family, base.builtin, base.location) == (
+        "pocket-xl",
+        "sdxl",
+        True,
+        "package:pocket-xl",
+    )
 
 
 def test_an_update_of_the_package_brings_its_new_weights(ws, tmp_path, monkeypatch):
