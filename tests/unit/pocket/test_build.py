@@ -285,7 +285,7 @@ class Pretended:
 def pretend(monkeypatch, tmp_path, **codes):
     pretended, said = Pretended({name.replace("_", "-"): list(ends) for name, ends in codes.items()}), []
     monkeypatch.setattr(together, "draw_files", lambda *_, **__: None)
-    monkeypatch.setattr(together._Builder, "_popen", pretended)
+    monkeypatch.setattr(together._Builder, "_popen", lambda *args: pretended(*args))
     plan = BuildPlan(("pocket", "pocket-flux"), minutes=0.01, together=True)
     return pretended.started, said, build(tmp_path, plan, said.append)
 
