@@ -1,0 +1,1 @@
+"""Prompts: syntax (`parse`), choices by chance (`wildcards`), what encoders make of it (`encode`)."""
