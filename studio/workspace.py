@@ -25,7 +25,10 @@ from studio.maintenance import Backups
 from studio.settings import Settings
 from trainers.rundir import RunDir
 
-FOLDERS = ("bases", "blobs", "runs", "adapters", "samples", "exports", "trash", "cache", "backups", "inbox")
+FOLDERS = (
+    "bases", "blobs", "runs", "adapters", "embeddings", "wildcards", "samples", "exports", "trash", "cache",
+    "backups", "inbox",
+)  # fmt: skip
 APP = "lora-studio"
 PACKAGE = "package:"  # a location inside the installed package, whatever folder that is in now
 POCKET = "pocket"

@@ -17,12 +17,15 @@ from torch import Tensor
 from trainers.families.base import NOTHING, Conditioning, Family
 from trainers.plan import Geometry
 
+# Key of a conditioning whose rows are prompts that are asked at once: (k,), their shares of the guidance.
+SHARE = "share"
+
 
 class Prompted(Protocol):
     """A prompt that changes on the way."""
 
     def at(self, number: int) -> Conditioning:
-        """What the denoiser reads at step `number`, counted from 0."""
+        """What the denoiser reads at step `number` of a pass, counted from 0."""
         ...
 
 
@@ -31,16 +34,26 @@ class Question:
     """What the denoiser is asked in one call; arguments of `Family.predict`.
 
     Args:
-        x_t: (N, C, h, w), scaled as the sampler wants it; with a second call without prompt first, then with.
+        x_t: (N, C, h, w), scaled as the sampler wants it; with a second call without prompt first, then with,
+            all pictures of the batch for each prompt.
         time: (N,), as the family counts it.
         cond: (N, ...).
         geometry: N times the size.
+        shares: Of the prompts that are asked at once; of the usual one, 1.
+        against: Whether the first rows are those without prompt.
     """
 
     x_t: Tensor
     time: Tensor
     cond: Conditioning
     geometry: list[Geometry]
+    shares: tuple[float, ...] = (1.0,)
+    against: bool = False
+
+    @property
+    def with_prompt(self) -> slice:
+        """Rows that have a prompt."""
+        return slice(len(self.x_t) // (len(self.shares) + 1) if self.against else 0, None)
 
 
 @dataclass(frozen=True)
@@ -49,9 +62,10 @@ class Guided:
 
     Args:
         family: Asked through `predict`.
-        cond: Of the prompts, (B, ...), or (1, ...) for the same one throughout.
+        cond: Of the prompts, (B, ...), or (1, ...) for the same one throughout; (k, ...) with `SHARE` for k
+            prompts that are composed.
         negative: Of what to avoid, likewise; unused where guidance takes no second call.
-        scale: Guidance scale; up to 1 there is no second call.
+        scale: Guidance scale; up to 1 there is no second call, unless prompts are composed.
         size: (height, width) of the pictures in pixels.
     """
 
@@ -67,40 +81,73 @@ class Guided:
         return 2 if self.family.second_call and self.scale > 1 else 1
 
     def question(self, scheduler: Any, x: Tensor, t: Tensor, number: int = 0) -> Question:
-        """What the denoiser is asked at the sampler's timestep `t` of latents `x` (B, C, h, w)."""
-        x_t = x if is_flow(scheduler) else scheduler.scale_model_input(x, t)
-        cond = dict(_rows(self.cond, number, len(x)))
-        if self.calls == 2:
-            x_t = torch.cat([x_t, x_t])
-            avoid = _rows(self.negative, number, len(x))
+        """What the denoiser is asked at the sampler's timestep `t` of latents `x` (B, C, h, w).
+
+        `number` is the place of `t` in the pass; samplers of second order visit two timesteps a step.
+        """
+        step = number // getattr(scheduler, "order", 1)
+        asked = _now(self.cond, step)
+        shares = tuple(asked[SHARE].tolist()) if SHARE in asked else (1.0,)
+        cond = _rows(asked, len(x) * len(shares), len(x))
+        against = self.calls == 2 or (self.family.second_call and shares != (1.0,))
+        if against:
+            avoid = _rows(_now(self.negative, step), len(x), len(x))
             cond = {key: torch.cat([avoid[key], value]) for key, value in cond.items()}
+        x_t = x if is_flow(scheduler) else scheduler.scale_model_input(x, t)
+        x_t = torch.cat([x_t] * (len(shares) + against))
         if self.family.guidance_input:
             cond["guidance"] = torch.full((len(x_t),), self.scale, device=x.device)
         time = self.family.sampler_time(t.expand(len(x_t)))
-        return Question(x_t, time, cond, [Geometry(self.size, (0, 0), self.size)] * len(x_t))
+        geometry = [Geometry(self.size, (0, 0), self.size)] * len(x_t)
+        return Question(x_t, time, cond, geometry, shares, against)
 
     def predict(
         self, scheduler: Any, x: Tensor, t: Tensor, *, number: int = 0, extra: Mapping[str, Any] = NOTHING
     ) -> Tensor:
         """What the sampler wants to know at its timestep `t` (0 to 1000) of latents `x` (B, C, h, w); fp32.
 
-        `number` is the step, for prompts that change; `extra` goes to the denoiser as it is, with N rows.
-        Classifier-free guidance is u + scale (c - u): Ho and Salimans 2022, arXiv:2207.12598, eq. 6.
+        `number` is the place of `t` in the pass; `extra` goes to the denoiser as it is, with N rows.
+        Classifier-free guidance is u + scale (c - u): Ho and Salimans 2022, arXiv:2207.12598, eq. 6. With
+        several prompts c is what `composed` makes of them.
         """
         asked = self.question(scheduler, x, t, number)
         prediction = self.family.predict(asked.x_t, asked.time, asked.cond, asked.geometry, extra).float()
-        if self.calls == 1:
-            return prediction
-        without, with_prompt = prediction.chunk(2)
+        rows = prediction.chunk(len(asked.shares) + asked.against)
+        if not asked.against:
+            return composed(rows, asked.shares)
+        without, with_prompt = rows[0], composed(rows[1:], asked.shares, rows[0])
         return without + self.scale * (with_prompt - without)
 
 
-def _rows(cond: Conditioning | Prompted, number: int, batch: int) -> Conditioning:
-    """Conditioning at a step, one row a picture."""
-    now = cond if isinstance(cond, dict) else cond.at(number)
+def composed(rows: Sequence[Tensor], shares: Sequence[float], without: Tensor | None = None) -> Tensor:
+    """What several prompts say together: u + sum_i share_i (c_i - u), Liu et al. 2022, arXiv:2206.01714.
+
+    Without u it is the mean by shares: the same thing for shares that add up to 1.
+
+    Args:
+        rows: c_i, (B, C, h, w) each.
+        shares: As many.
+        without: u, what is said without a prompt.
+    """
+    if tuple(shares) == (1.0,):
+        return rows[0]
+    if without is None:
+        parts = [share * row for share, row in zip(shares, rows, strict=True)]
+        return torch.stack(parts).sum(0) / sum(shares)
+    parts = [share * (row - without) for share, row in zip(shares, rows, strict=True)]
+    return without + torch.stack(parts).sum(0)
+
+
+def _now(cond: Conditioning | Prompted, step: int) -> Conditioning:
+    return cond if isinstance(cond, dict) else cond.at(step)
+
+
+def _rows(cond: Conditioning, wanted: int, batch: int) -> Conditioning:
+    """As many rows as wanted: each is there once for every picture of the batch."""
     return {
-        key: value if len(value) == batch else value.repeat_interleave(batch, dim=0)
-        for key, value in now.items()
+        key: value if len(value) == wanted else value.repeat_interleave(batch, dim=0)
+        for key, value in cond.items()
+        if key != SHARE
     }
 
 

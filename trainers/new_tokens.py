@@ -9,7 +9,8 @@ Only CLIP encoders get new words; a T5 beside them reads the word as it is writt
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -43,12 +44,21 @@ class Words:
 
         self.plain, self.inner = inner, copy.deepcopy(inner)
         self.first = len(inner)  # id of the first new token
+        self.counts = dict(counts)
         self._written = {w.lower(): "".join(f"<|{w}:{i}|>" for i in range(n)) for w, n in counts.items()}
         names = [f"<|{word}:{i}|>" for word, n in counts.items() for i in range(n)]
         self.inner.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
         assert self.inner.convert_tokens_to_ids(names) == [*range(self.first, self.first + len(names))]
         either = "|".join(re.escape(word) for word in sorted(counts, key=len, reverse=True))
         self._pattern = re.compile(rf"(?<!\w)(?:{either})(?!\w)", re.IGNORECASE)
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """How many tokens a word has, by the id of its first one."""
+        sizes: dict[int, int] = {}
+        for count in self.counts.values():
+            sizes[self.first + sum(sizes.values())] = count
+        return sizes
 
     def written(self, text: str) -> str:
         """`text` with every new word as its tokens."""
@@ -156,6 +166,34 @@ def set_words(family: Family, words: Vectors) -> None:
             # 2 is an old config's mistake; with it the highest id counts as the end, which now is a new word.
             if getattr(module, "eos_token_id", None) == 2:
                 module.eos_token_id = plain.eos_token_id
+
+
+@contextmanager
+def also_known(family: Family, words: Vectors) -> Generator[None]:
+    """Meanwhile know these words beside those that are known already, which they go before.
+
+    Raises:
+        BadInput: vectors of another width than the encoder's.
+    """
+    if not words:
+        yield
+        return
+    names = clip_encoders(family)
+    tokenizers = {name: family.part(tokenizer_of(name)) for name in names}
+    tables = {name: _place(family.part(name)).token_embedding for name in names}
+    known: dict[str, dict[str, Tensor]] = {}
+    for name, tokenizer in tokenizers.items():
+        if isinstance(tokenizer, Words):
+            for word, rows in zip(tokenizer.counts, tables[name].rows, strict=True):
+                known.setdefault(word, {})[name] = rows
+    taken = {word.lower() for word in words}
+    try:
+        set_words(family, {w: rows for w, rows in known.items() if w.lower() not in taken} | dict(words))
+        yield
+    finally:
+        for name in names:
+            _place(family.part(name)).token_embedding = tables[name]
+            family.put(tokenizer_of(name), tokenizers[name])
 
 
 def clip_encoders(family: Family) -> list[str]:

@@ -86,13 +86,19 @@ def doctor() -> None:
 
 
 def sample(
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help="What to draw: (more:1.2) [less] [from:to:0.5] [a|b] a AND b:0.6 BREAK <lora:name:0.8> "
+            "{this|that} __wildcard__; see docs/sampling.md."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     base: Annotated[str, typer.Option(help="Base model.")] = "pocket",
     adapter: Annotated[
         list[str] | None, typer.Option(help="NAME[:WEIGHT[:TEXT_WEIGHT]]; repeatable.")
     ] = None,
-    negative: Annotated[str, typer.Option(help="What to avoid.")] = "",
+    negative: Annotated[str, typer.Option(help="What to avoid, in the same syntax.")] = "",
     steps: Annotated[int, typer.Option(min=1, max=500, help="Inference steps.")] = 25,
     cfg: Annotated[
         float | None, typer.Option(min=0, max=50, help="Guidance scale; default: that of the base's presets.")
@@ -101,6 +107,9 @@ def sample(
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; default: the base's own.")] = "",
     scheduler: Annotated[str, typer.Option(help="Sampler; default: the base's own.")] = "default",
     count: Annotated[int, typer.Option(min=1, max=64, help="How many pictures.")] = 1,
+    clip_skip: Annotated[
+        int, typer.Option(min=0, max=24, help="Stop CLIP this many layers before its end; 1 = not at all.")
+    ] = 0,
 ) -> None:
     """Make pictures with a base and any number of adapters.
 
@@ -133,6 +142,7 @@ def sample(
         height=height,
         scheduler=scheduler,
         count=count,
+        clip_skip=clip_skip,
     )
     prepare_folder(out)
     made = submit(workspace, request)

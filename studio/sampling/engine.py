@@ -21,6 +21,7 @@ from studio.sampling.painting import paint
 from studio.sampling.pixels import to_picture
 from studio.sampling.preview import LatentPreview
 from studio.sampling.progress import Progress, Watch
+from studio.sampling.prompts.request_texts import RequestTexts, batches
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import make_scheduler
 from studio.sampling.stack import AdapterStack, AdapterUseInStack, LoadReport
@@ -145,16 +146,13 @@ class Engine:
         if tiled:
             family.part("vae").enable_tiling()
         own_scheduler = str(loaded.scheduler_config["_class_name"])
-        cond, negative = family.encode_text([request.prompt]), family.encode_text([request.negative])
-        if not request.negative:
-            negative = family.unguided(negative)
+        texts = RequestTexts(family, request, task.embeddings)
         left = [index for index in range(request.count) if index not in done]
-        for start in range(0, len(left), batch):
-            indices = left[start : start + batch]
+        for indices in batches(left, batch, request.texts):
             scheduler = make_scheduler(
                 request.scheduler, loaded.scheduler_config
             )  # they keep state: one a batch
-            guided = Guided(family, cond, negative, request.cfg, (request.height, request.width))
+            guided = Guided(family, *texts.of(indices[0]), request.cfg, (request.height, request.width))
             work = from_noise(guided, scheduler, request.steps, generators(request.seed, indices))
             watch = Watch(say, loaded.preview, indices[0] + 1, request.count, request.steps)
             total = len(work.timesteps)  # some samplers evaluate twice a step
@@ -167,14 +165,7 @@ class Engine:
                 picture = to_picture(family.decode_image(latents[row : row + 1]))
                 keep(index, picture, own_scheduler)
         warnings = [_unmatched(report) for report in reports if report.unmatched]
-        if request.negative and not family.second_call:
-            warnings.append("The negative prompt has no effect: this base takes no second call for guidance.")
-        warnings += [
-            f"The last {cut} tokens of the {name} are beyond what the text encoder reads."
-            for name, text in (("prompt", request.prompt), ("negative prompt", request.negative))
-            if (cut := family.tokens_cut(text))
-        ]
-        return Drawn(reports, warnings)
+        return Drawn(reports, warnings + texts.warnings())
 
     def _use(self, adapter: TaskAdapter) -> AdapterUseInStack:
         return AdapterUseInStack(

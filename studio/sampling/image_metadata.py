@@ -132,7 +132,9 @@ def write_png(
 
 def picture_request(request: SampleRequest, index: int) -> SampleRequest:
     """The request that makes picture `index` alone."""
-    return request.model_copy(update={"seed": (request.seed + index) % 2**32, "count": 1})
+    prompt, negative = request.texts(index)
+    alone = {"seed": (request.seed + index) % 2**32, "count": 1, "resolved": ()}
+    return request.model_copy(update={**alone, "prompt": prompt, "negative": negative})
 
 
 def a1111_parameters(
@@ -154,7 +156,9 @@ def a1111_parameters(
         "Size": f"{request.width}x{request.height}",
         "Model hash": base_hash[:10],
         "Model": base_name,
+        "Clip skip": request.clip_skip if request.clip_skip > 1 else "",
         "Lora hashes": ", ".join(f"{file_stem(a.name)}: {a.tensor_sha256[:12]}" for a in adapters),
+        "TI hashes": ", ".join(f"{file_stem(e.name)}: {e.sha256[:12]}" for e in request.embeddings),
         "Version": f"LoRA Studio {studio_version()}",
     }
     tags = "".join(f" {_tag(adapter)}" for adapter in adapters)

@@ -1,8 +1,10 @@
 """What a person asks the sampler for; one model feeds the command line, the page and the metadata."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Text = Annotated[str, Field(max_length=10_000)]
 
 
 class AdapterChoice(BaseModel):
@@ -18,6 +20,17 @@ class AdapterChoice(BaseModel):
     """Strength on the text encoder; none = same as weight."""
 
 
+class EmbeddingChoice(BaseModel):
+    """An embedding file that a prompt names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """The word: the file's name."""
+    sha256: str
+    """Of the file."""
+
+
 class SampleRequest(BaseModel):
     """One request: `count` pictures, picture i with seed `seed + i`."""
 
@@ -27,10 +40,12 @@ class SampleRequest(BaseModel):
     """Catalog id of the base."""
     adapters: tuple[AdapterChoice, ...] = ()
     """Adapters that act together."""
-    prompt: Annotated[str, Field(max_length=10_000)] = ""
-    """What to draw."""
-    negative: Annotated[str, Field(max_length=10_000)] = ""
-    """What to avoid."""
+    prompt: Text = ""
+    """What to draw, in the syntax of docs/sampling.md: (more:1.2) [less] [from:to:0.5] [a|b] AND BREAK."""
+    negative: Text = ""
+    """What to avoid, in the same syntax."""
+    clip_skip: Annotated[int, Field(ge=0, le=24)] = 0
+    """Last layers of CLIP that are not used, as A1111 counts: 0 and 1 = all are used, 2 = all but one."""
     steps: Annotated[int, Field(ge=1, le=500)] = 25
     """How many steps (inference steps)."""
     cfg: Annotated[float, Field(ge=0, le=50)] = 7.0
@@ -45,3 +60,21 @@ class SampleRequest(BaseModel):
     """Name from studio.sampling.schedulers.SCHEDULERS; "default" = the base's own."""
     count: Annotated[int, Field(ge=1, le=64)] = 1
     """How many pictures."""
+    template: Text = ""
+    """The prompt as it was written, when chance chose words of it; then `prompt` is final."""
+    negative_template: Text = ""
+    """The same of `negative`."""
+    resolved: tuple[tuple[Text, Text], ...] = ()
+    """(prompt, negative) of each picture, where chance chose them; none = the same for all."""
+    embeddings: tuple[EmbeddingChoice, ...] = ()
+    """Embedding files that the texts name; found when the request is sent."""
+
+    @model_validator(mode="after")
+    def _one_text_a_picture(self) -> Self:
+        if self.resolved and len(self.resolved) != self.count:
+            raise ValueError(f"resolved has {len(self.resolved)} texts for {self.count} pictures")
+        return self
+
+    def texts(self, index: int) -> tuple[str, str]:
+        """Prompt and negative prompt of picture `index`."""
+        return self.resolved[index] if self.resolved else (self.prompt, self.negative)

@@ -17,9 +17,10 @@ from registry.ids import new_id
 from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, Sample
 from studio.adapter_files import require_file, settled
 from studio.runs.checks import check_base
+from studio.sampling.prompts.ready import ready
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import check_scheduler
-from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase
+from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase, TaskEmbedding
 from trainers.families import FAMILIES
 from trainers.recipe import preset
 
@@ -39,11 +40,13 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
 
     Raises:
         NotFound: no such base or adapter.
-        BadInput: the base is gone, an adapter's file is missing or made for another base, unknown sampler.
+        BadInput: the base is gone, an adapter's file is missing or made for another base, unknown sampler,
+            the prompt names an adapter, a wildcard or an embedding that is not there.
     """
     base = ws.catalog.get(Base, request.base)
     check_base(ws, base)
     check_scheduler(request.scheduler, flow=FAMILIES[base.family].flow)
+    request, words = ready(ws, request, base.family)
     adapters = [settled(ws, ws.catalog.get(Adapter, choice.id)) for choice in request.adapters]
     if len({adapter.id for adapter in adapters}) < len(adapters):
         raise BadInput("adapters", "name the same one twice", "give it one weight")
@@ -63,6 +66,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
             _task_adapter(adapter, choice.weight, choice.text_weight)
             for adapter, choice in zip(adapters, chosen, strict=True)
         ),
+        embeddings=tuple(TaskEmbedding(word=word, path=ws.relative(path)) for word, path in words.items()),
     )
     folder = ws.home / FOLDER / sample_id
     task.write(folder)

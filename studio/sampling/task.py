@@ -44,6 +44,14 @@ class TaskAdapter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskEmbedding:
+    """An embedding file, and the word that it is in prompts."""
+
+    word: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleTask:
     """One request, resolved."""
 
@@ -51,6 +59,7 @@ class SampleTask:
     request: SampleRequest
     base: TaskBase
     adapters: tuple[TaskAdapter, ...] = ()
+    embeddings: tuple[TaskEmbedding, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -59,6 +68,7 @@ class SampleTask:
             "request": self.request.model_dump(mode="json"),
             "base": asdict(self.base),
             "adapters": [asdict(adapter) for adapter in self.adapters],
+            "embeddings": [asdict(embedding) for embedding in self.embeddings],
         }
 
     @classmethod
@@ -69,6 +79,7 @@ class SampleTask:
             request=SampleRequest.model_validate(value["request"]),
             base=TaskBase(**value["base"]),
             adapters=tuple(TaskAdapter(**adapter) for adapter in value["adapters"]),
+            embeddings=tuple(TaskEmbedding(**embedding) for embedding in value.get("embeddings", ())),
         )
 
     def write(self, folder: Path) -> None:
@@ -87,7 +98,8 @@ class SampleTask:
             config = str(resolve(base.config)) if base.config else ""
             base = replace(base, location=str(resolve(base.location)), config=config)
         adapters = tuple(replace(item, path=str(resolve(item.path))) for item in self.adapters)
-        return replace(self, base=base, adapters=adapters)
+        embeddings = tuple(replace(item, path=str(resolve(item.path))) for item in self.embeddings)
+        return replace(self, base=base, adapters=adapters, embeddings=embeddings)
 
 
 def picture_name(index: int) -> str:

@@ -13,7 +13,7 @@ A caption can be half encoded: encoders that are being trained keep token ids, f
 from abc import abstractmethod
 from collections.abc import Collection
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ FEWEST_TOKENS = 256  # of a vocabulary: all bytes
 
 class TextToImage(Family):
     """KL autoencoder (Kingma and Welling 2013) and numbered text encoders."""
+
+    clip_layers: ClassVar[bool] = True  # reads hidden states of CLIP, not only what is pooled
+    clip_from_end: ClassVar[int] = 0  # layers behind the one that is read
 
     @property
     def latent_factor(self) -> int:
@@ -48,6 +51,10 @@ class TextToImage(Family):
         vae = self.part("vae")
         latents = latents.to(self.device, vae.dtype) / vae.config.scaling_factor
         return vae.decode(latents + (vae.config.shift_factor or 0.0), return_dict=False)[0].float()
+
+    def most_clip_skip(self, text_encoder: str) -> int:
+        """Largest `clip_skip`: the first layer is left."""
+        return int(self.config(text_encoder)["num_hidden_layers"]) - self.clip_from_end
 
     @property
     def text_length(self) -> int:
@@ -102,8 +109,11 @@ class TextToImage(Family):
         return kept | self._outputs(tokens)
 
     @abstractmethod
-    def encode_ids(self, text_encoder: str, ids: Tensor) -> Conditioning:
-        """(B, L) token ids -> what one encoder says: "hidden" (B, L, D), "pooled" (B, P), or both."""
+    def encode_ids(self, text_encoder: str, ids: Tensor, clip_skip: int = 0) -> Conditioning:
+        """(B, L) token ids -> what one encoder says: "hidden" (B, L, D), "pooled" (B, P), or both.
+
+        `clip_skip` leaves out layers of CLIP: 0 and 1 = none, 2 = the last of those that the family reads.
+        """
 
     @abstractmethod
     def combine(self, outputs: Conditioning) -> Conditioning:
@@ -159,11 +169,19 @@ def tokenizer_of(text_encoder: str) -> str:
     return text_encoder.replace("text_encoder", "tokenizer")
 
 
-def penultimate(encoder: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+def penultimate(encoder: Any, ids: Tensor, clip_skip: int = 0) -> tuple[Tensor, Tensor]:
     """Hidden states before CLIP's last layer, without the final norm, and its first output.
 
     That output is the pooled and projected vector for a CLIPTextModelWithProjection. SDXL and SD3 read this
-    layer (Podell et al. 2023, "SDXL", sec. 2.1).
+    layer (Podell et al. 2023, "SDXL", sec. 2.1), or earlier ones with a `clip_skip` above 1.
     """
     said = encoder(ids, output_hidden_states=True)
-    return said.hidden_states[-2], said[0]
+    return said.hidden_states[-1 - max(1, clip_skip)], said[0]
+
+
+def last(encoder: Any, ids: Tensor, clip_skip: int = 0) -> Tensor:
+    """CLIP's last hidden states after the final norm; with a `clip_skip` above 1 earlier ones, normed too."""
+    if clip_skip <= 1:
+        return encoder(ids)[0]
+    hidden = encoder(ids, output_hidden_states=True).hidden_states[-clip_skip]
+    return getattr(encoder, "text_model", encoder).final_layer_norm(hidden)

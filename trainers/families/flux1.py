@@ -26,6 +26,7 @@ class Flux1(FlowFamily):
     name: ClassVar[str] = "flux1"
     text_encoder_names: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     clip_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    clip_layers: ClassVar[bool] = False
     t5_encoder: ClassVar[str] = "text_encoder_2"
     # proj_out is meant inside a single block only: the final layer has that name too, and the fused output of
     # attention and MLP in a single block. Modulation (norm*), embedders and the final layer stay as they are.
@@ -58,8 +59,9 @@ class Flux1(FlowFamily):
         """512 for dev, 256 for schnell."""
         return 512 if self.guidance_input else 256
 
-    def encode_ids(self, text_encoder: str, ids: Tensor) -> Conditioning:
+    def encode_ids(self, text_encoder: str, ids: Tensor, clip_skip: int = 0) -> Conditioning:
         """CLIP's pooled vector; T5's last layer, its padding included as in the pipeline."""
+        del clip_skip  # no layer of CLIP is read
         said = self.part(text_encoder)(ids)
         return {"hidden": said[0]} if text_encoder == self.t5_encoder else {"pooled": said.pooler_output}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from registry.formats.single_file import PREFIXES
 from trainers.families import toy
 from trainers.families.base import NOTHING, Conditioning, Part
-from trainers.families.common import TextToImage
+from trainers.families.common import TextToImage, last
 from trainers.objectives import DDPM, Prediction, ddpm
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class StableDiffusion15(TextToImage):
         """The base's own scheduler config says epsilon (1.5, 2.1-base) or v_prediction (2.1 at 768 px)."""
         return ddpm(self.scheduler_config(), section)
 
-    def encode_ids(self, text_encoder: str, ids: Tensor) -> Conditioning:
+    def encode_ids(self, text_encoder: str, ids: Tensor, clip_skip: int = 0) -> Conditioning:
         """{"hidden": (B, 77, D)}: the last layer's output after its norm."""
-        return {"hidden": self.part(text_encoder)(ids)[0]}
+        return {"hidden": last(self.part(text_encoder), ids, clip_skip)}
 
     def combine(self, outputs: Conditioning) -> Conditioning:
         """{"hidden": (B, 77, D)}."""

@@ -29,6 +29,7 @@ class StableDiffusion35(FlowFamily):
     name: ClassVar[str] = "sd35"
     text_encoder_names: tuple[str, ...] = ("text_encoder", "text_encoder_2", "text_encoder_3")
     clip_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    clip_from_end: ClassVar[int] = 1
     t5_encoder: ClassVar[str] = "text_encoder_3"
     # Attention (attn2 where blocks of Medium have two) and both MLPs; not norms, embedders, final layer.
     lora_targets: ClassVar[tuple[str, ...] | str] = (
@@ -58,12 +59,12 @@ class StableDiffusion35(FlowFamily):
         """256."""
         return 256
 
-    def encode_ids(self, text_encoder: str, ids: Tensor) -> Conditioning:
+    def encode_ids(self, text_encoder: str, ids: Tensor, clip_skip: int = 0) -> Conditioning:
         """A CLIP's layer before the last and its pooled vector; T5's last layer."""
         encoder = self.part(text_encoder)
         if text_encoder == self.t5_encoder:
             return {"hidden": encoder(ids)[0]}
-        hidden, pooled = penultimate(encoder, ids)
+        hidden, pooled = penultimate(encoder, ids, clip_skip)
         return {"hidden": hidden, "pooled": pooled}
 
     def combine(self, outputs: Conditioning) -> Conditioning:

@@ -31,6 +31,7 @@ class StableDiffusionXL(StableDiffusion15):
     name: ClassVar[str] = "sdxl"
     text_encoder_names: tuple[str, ...] = ("text_encoder", "text_encoder_2")
     clip_encoders: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    clip_from_end: ClassVar[int] = 1
     parts: ClassVar[Mapping[str, Part]] = {
         **StableDiffusion15.parts,
         "text_encoder_2": Part("transformers.models.clip.modeling_clip", "CLIPTextModelWithProjection"),
@@ -39,9 +40,9 @@ class StableDiffusionXL(StableDiffusion15):
 
     single_file: ClassVar[Mapping[str, str]] = PREFIXES["sdxl"]
 
-    def encode_ids(self, text_encoder: str, ids: Tensor) -> Conditioning:
+    def encode_ids(self, text_encoder: str, ids: Tensor, clip_skip: int = 0) -> Conditioning:
         """{"hidden": (B, 77, D)}: the layer before the last; of the second encoder also "pooled" (B, P)."""
-        hidden, pooled = penultimate(self.part(text_encoder), ids)
+        hidden, pooled = penultimate(self.part(text_encoder), ids, clip_skip)
         return (
             {"hidden": hidden, "pooled": pooled} if text_encoder == "text_encoder_2" else {"hidden": hidden}
         )

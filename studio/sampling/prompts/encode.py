@@ -8,7 +8,7 @@ A prompt without syntax that fits into one portion gives exactly `family.encode_
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from studio.sampling.prompts.chunks import Chunk, chunked, chunks_of, cut_from
 from studio.sampling.prompts.parse import PromptPlan, Reading
 from trainers.families.base import Conditioning
 from trainers.families.common import TextToImage
-from trainers.guidance import Weighted
+from trainers.guidance import SHARE
 
 Parts = tuple[tuple[Reading, float], ...]  # of one step
 
@@ -28,30 +28,24 @@ class Schedule:
     """What the denoiser reads while a pass goes on.
 
     Args:
-        by_step: Of each step; the very same object while nothing changes.
-        visits: How many timesteps the pass visits; some samplers visit more of them than there are steps.
+        by_step: Of each step; the very same object while nothing changes. Prompts joined by AND are rows of
+            one conditioning, with their shares (k,) under `SHARE`.
     """
 
-    by_step: tuple[Weighted, ...]
-    visits: int = 0
+    by_step: tuple[Conditioning, ...]
 
-    def at(self, number: int) -> Weighted:
-        """At timestep `number` of the pass, counted from 0."""
-        steps = len(self.by_step)
-        step = number * steps // self.visits if self.visits else number
-        return self.by_step[min(step, steps - 1)]
+    def at(self, number: int) -> Conditioning:
+        """At step `number` of the pass, counted from 0; what is behind the last step reads as that."""
+        return self.by_step[min(number, len(self.by_step) - 1)]
 
-    def over(self, visits: int) -> "Schedule":
-        """The same for a pass that visits so many timesteps."""
-        return replace(self, visits=visits)
+    def after(self, steps: int) -> "Schedule":
+        """The rest, for a pass that goes on where another one stopped."""
+        return Schedule(self.by_step[min(steps, len(self.by_step) - 1) :])
 
     def mapped(self, change: Callable[[Conditioning], Conditioning]) -> "Schedule":
         """With every conditioning changed; steps that shared one still do."""
-        made: dict[int, Weighted] = {}
-        for weighted in self.by_step:
-            if id(weighted) not in made:
-                made[id(weighted)] = tuple((change(cond), share) for cond, share in weighted)
-        return replace(self, by_step=tuple(made[id(weighted)] for weighted in self.by_step))
+        made = {id(cond): change(cond) for cond in self.by_step}
+        return Schedule(tuple(made[id(cond)] for cond in self.by_step))
 
 
 def encode(family: TextToImage, plan: PromptPlan, steps: int, *, clip_skip: int = 0) -> Schedule:
@@ -76,7 +70,7 @@ class PromptEncoder:
         self._chunks: dict[tuple[str, Reading], list[Chunk]] = {}
         self._said: dict[tuple[str, Chunk], Conditioning] = {}
         self._made: dict[tuple[Reading, int], Conditioning] = {}
-        self._joined: dict[tuple[Parts, int], Weighted] = {}
+        self._joined: dict[tuple[Parts, int], Conditioning] = {}
         for name in family.clip_encoders if family.clip_layers else ():
             most = family.most_clip_skip(name)
             if clip_skip > most:
@@ -85,7 +79,7 @@ class PromptEncoder:
     def schedule(self, plan: PromptPlan, steps: int) -> Schedule:
         """What is read at each of `steps` steps."""
         parts = _by_step(plan, steps)
-        return Schedule(tuple(self._weighted(now, self._portions(now)) for now in parts))
+        return Schedule(tuple(self._composed(now, self._portions(now)) for now in parts))
 
     def pair(self, plan: PromptPlan, negative: PromptPlan, steps: int) -> tuple[Schedule, Schedule]:
         """Schedules of a prompt and a negative one: at each step both have as many portions.
@@ -95,7 +89,7 @@ class PromptEncoder:
         ours, theirs = _by_step(plan, steps), _by_step(negative, steps)
         sizes = [max(self._portions(a), self._portions(b)) for a, b in zip(ours, theirs, strict=True)]
         return tuple[Schedule, Schedule](
-            Schedule(tuple(self._weighted(now, size) for now, size in zip(side, sizes, strict=True)))
+            Schedule(tuple(self._composed(now, size) for now, size in zip(side, sizes, strict=True)))
             for side in (ours, theirs)
         )
 
@@ -112,12 +106,15 @@ class PromptEncoder:
             self._chunks[name, reading] = chunks_of(self._family, name, reading)
         return self._chunks[name, reading]
 
-    def _weighted(self, parts: Parts, portions: int) -> Weighted:
-        """Conditionings of a step with their shares, each of so many portions."""
+    def _composed(self, parts: Parts, portions: int) -> Conditioning:
+        """What is read at a step, each part with so many portions."""
         if (parts, portions) not in self._joined:
-            self._joined[parts, portions] = tuple(
-                (self._conditioning(reading, portions), share) for reading, share in parts
-            )
+            conds = [self._conditioning(reading, portions) for reading, _ in parts]
+            joined = conds[0]
+            if len(conds) > 1:
+                joined = {key: torch.cat([cond[key] for cond in conds]) for key in joined}
+                joined[SHARE] = torch.tensor([share for _, share in parts], dtype=torch.float64)
+            self._joined[parts, portions] = joined
         return self._joined[parts, portions]
 
     def _conditioning(self, reading: Reading, portions: int) -> Conditioning:
@@ -153,19 +150,21 @@ class PromptEncoder:
 
 
 NO_WORDS: Reading = ((),)
+NO_MEAN = 1e-5  # of the mean of absolute values: below it a mean is rounding
 
 
 def emphasised(hidden: Tensor, weights: Sequence[float]) -> Tensor:
     """(1, L, D) with each of L tokens times its weight, and the mean of all restored.
 
-    A mean of zero cannot be restored; such a portion keeps what the weights made of it.
+    A mean that is nothing but rounding cannot be restored: then the weights alone count.
     """
     if all(weight == 1.0 for weight in weights):
         return hidden
-    mean = hidden.float().mean()
-    scaled = hidden.float() * torch.tensor(weights, device=hidden.device)[None, :, None]
-    factor = mean / scaled.mean()
-    return (scaled * factor if bool(torch.isfinite(factor)) else scaled).to(hidden.dtype)
+    exact = hidden.double()
+    scaled = exact * torch.tensor(weights, dtype=exact.dtype, device=hidden.device)[None, :, None]
+    before, now = exact.mean(), scaled.mean()
+    meant = min(abs(before), abs(now)) > NO_MEAN * exact.abs().mean()
+    return (scaled * (before / now) if bool(meant) else scaled).to(hidden.dtype)
 
 
 def _by_step(plan: PromptPlan, steps: int) -> list[Parts]:

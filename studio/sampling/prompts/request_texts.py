@@ -1,8 +1,8 @@
 """The prompts of a request as one base reads them, encoded when a picture needs them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -73,6 +73,17 @@ class RequestTexts:
             wrong = f"its parts joined by AND have shares that add up to {total:g}"
             do = "this base draws without a negative prompt: let them add up to more than 0"
             raise BadInput("prompt", wrong, do)
+
+
+def batches(indices: list[int], most: int, same: Callable[[int], Any]) -> list[list[int]]:
+    """Indices in batches of at most so many, one after the other, of which `same` says the same."""
+    made: list[list[int]] = []
+    for index in indices:
+        if made and len(made[-1]) < most and same(made[-1][0]) == same(index):
+            made[-1].append(index)
+        else:
+            made.append([index])
+    return made
 
 
 def _fitting(family: Family, embeddings: Sequence[TaskEmbedding]) -> tuple[Vectors, list[str]]:

@@ -9,10 +9,11 @@ from safetensors.numpy import save_file
 
 from registry.errors import BadInput
 from registry.records import Base, Sample
-from studio.sampling.engine import Engine, batches
+from studio.sampling.engine import Engine
 from studio.sampling.image_metadata import picture_request, read_metadata, write_png
 from studio.sampling.prompts.embeddings import read_embedding
 from studio.sampling.prompts.ready import find_adapter, ready
+from studio.sampling.prompts.request_texts import batches
 from studio.sampling.request import AdapterChoice, SampleRequest
 from studio.sampling.submit import submit
 from studio.sampling.task import SampleTask
