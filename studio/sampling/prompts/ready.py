@@ -5,7 +5,7 @@ Free of torch.
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -108,7 +108,7 @@ def _added(before: AdapterChoice | None, adapter: Adapter, tag: AdapterTag) -> A
                 weight if text is None else text
             )
         weight += before.weight
-    values = {} if before is None else before.model_dump()
+    values: dict[str, Any] = {} if before is None else before.model_dump()
     try:
         return AdapterChoice(**values | {"id": adapter.id, "weight": weight, "text_weight": text})
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Choices by chance in a prompt: `__name__`, `{a|b|c}`; resolved once, by a seed. Free of torch.
+"""Choices by chance in a prompt, out of braces and files; made once, by a seed. Free of torch.
 
     __name__, __folder/name__     a line of wildcards/name.txt
     {a|b|c}                       one of them; {3::a|b} takes a three times as often as b

@@ -101,7 +101,7 @@ def test_tags_become_adapters_and_leave_the_text(ws: Workspace, ink: Any, wash: 
     [
         (
             {"prompt": "<lora:inc:1>"},
-            r"<lora:inc>: no adapter has this name\. Did you mean ink|did you mean ink",
+            r"<lora:inc>: no adapter has this name\. did you mean ink",
         ),
         ({"prompt": "<lora:zzz:1>"}, "see `studio adapters list`"),
         ({"prompt": "<lora:ink:3> <lora:ink:3>"}, "adapter ink: has weight 6 with what its tags add"),

@@ -93,7 +93,7 @@ def test_weights_are_kept(files: Wildcards):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a __color__", r"wildcard __color__: has no file\. Did you mean __colour__|did you mean __colour__"),
+        ("a __color__", r"wildcard __color__: has no file\. did you mean __colour__"),
         ("{a|__place/far/away__}", "__places/far/away__"),
         ("__empty__", "has no choices"),
         ("__latin__", "is not UTF-8 text"),
@@ -126,9 +126,7 @@ def test_any_text_resolves(files: Wildcards, parts: list[str]):
     assert has_choices(text) or made == text
 
 
-@pytest.mark.parametrize(
-    "unit", ["{", "}", "|", "__", "_", "{a|", "__a", "{2$$", "\\", "{(", "({|", "__a/", "a|}"]
-)
+@pytest.mark.parametrize("unit", ["{", "}", "|", "__", "_", "{a|", "{2$$", "\\", "{(", "({|", "__/a", "a|}"])
 def test_ten_thousand_characters_take_a_moment(files: Wildcards, unit: str):
     text = (unit * 10_000)[:10_000]
     began = process_time()
