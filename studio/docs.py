@@ -49,7 +49,8 @@ def _parameters(command: Any) -> list[str]:
         default = (
             "" if parameter.default in (None, "", False) or callable(parameter.default) else parameter.default
         )
-        rows.append(f"| `{name}` | {getattr(parameter, 'help', None) or ''} | {default} |")
+        meaning = str(getattr(parameter, "help", None) or "").replace("|", "\\|").replace("<", "\\<")
+        rows.append(f"| `{name}` | {meaning} | {default} |")
     return ["| argument | meaning | default |", "|---|---|---|", *rows, ""] if rows else []
 
 
