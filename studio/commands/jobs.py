@@ -148,7 +148,7 @@ def sample(
     made = submit(workspace, request)
     wait(workspace, made, None if invocation.json else note)
     files = collect(workspace, made, out)
-    data = {"id": made.id, "files": [str(file) for file in files], "request": plain(request.model_dump())}
+    data = {"id": made.id, "files": [str(file) for file in files], "request": made.request}
     show_done("\n".join(str(file) for file in files), data)
 
 
