@@ -109,8 +109,9 @@ def _added(before: AdapterChoice | None, adapter: Adapter, tag: AdapterTag) -> A
             )
         weight += before.weight
     values: dict[str, Any] = {} if before is None else before.model_dump()
+    values |= {"id": adapter.id, "weight": weight, "text_weight": text}
     try:
-        return AdapterChoice(**values | {"id": adapter.id, "weight": weight, "text_weight": text})
+        return AdapterChoice(**values)
     except ValidationError:
         wrong = f"has weight {weight:g} with what its tags add"
         raise BadInput(f"adapter {adapter.name}", wrong, "weights go from -4 to 4") from None
