@@ -9,7 +9,7 @@ similarity  <Da, Db> / (|Da| |Db|), -1 to 1, from traces of products of the fact
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from registry.formats.operations.lowrank import (
     inner,
     singular_values,
 )
+from registry.formats.operations.vectors import matrices_of, norms_of
 
 ENERGY = 0.95
 DEAD = 1e-8  # norm below which a module does nothing
@@ -109,14 +110,14 @@ Changes = dict[str, Change]
 
 
 def changes_of(form: AdapterForm, weights: Weights | None = None) -> Changes:
-    """The change of every module.
+    """The change of every module but norms, which are no matrices.
 
     Raises:
         BadInput: a method needs the base.
     """
     return {
         module: change_from(form.family, module, factors, weights)
-        for module, factors in form.everything.items()
+        for module, factors in matrices_of(form).items()
     }
 
 
@@ -213,6 +214,10 @@ def _block(label: str, items: Sequence[ModuleFacts], energy: float) -> BlockFact
     )
 
 
+def _vectors(form: AdapterForm) -> Iterable[tuple[str, Collection[str]]]:
+    return ("norms", norms_of(form)), ("biases", form.biases)
+
+
 def _warnings(found: XRay, form: AdapterForm) -> list[str]:
     """What a person should know, in plain words."""
     lines: list[str] = []
@@ -240,6 +245,8 @@ def _warnings(found: XRay, form: AdapterForm) -> list[str]:
     thin = [item for item in found.modules if item.rank > 8 and 0 < item.rank95 <= item.rank / 8]
     if len(thin) > len(found.modules) / 2:
         lines.append("most modules use an eighth of their rank or less: resizing it would lose little")
+    if beside := [f"{len(found)} {name}" for name, found in _vectors(form) if found]:
+        lines.append(f"it changes {' and '.join(beside)}, too, which are not among the figures")
     if form.words:
         lines.append(f"it brings new words: {', '.join(form.words)}")
     return lines
