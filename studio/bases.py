@@ -21,6 +21,7 @@ from studio.base_facts import (
     folder_facts,
     shipped_configs,
 )
+from studio.base_links import link_adapters
 from trainers.families import FAMILIES, FamilyInfo
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def add_base(
         raise BadInput("location", "is empty", "give a folder, a .safetensors file or a hub id")
     place = expand_home(location)
     if _HUB_ID.fullmatch(location) and not place.exists():
-        return ws.catalog.add(_hub_base(name, location, family, revision))
+        return _added(ws, _hub_base(name, location, family, revision))
     facts = detect_base(location, config, family=family)
     base = Base(
         name=name,
@@ -100,7 +101,14 @@ def add_base(
         )
     else:
         base = replace(base, weight_hash=hash_folder(place, ws.memo))
-    return ws.catalog.add(base)
+    return _added(ws, base)
+
+
+def _added(ws: "Workspace", base: Base) -> Base:
+    """The row of a new base; imported adapters that name its hash become its."""
+    made = ws.catalog.add(base)
+    link_adapters(ws, made)
+    return made
 
 
 def list_bases(ws: "Workspace") -> list[Base]:

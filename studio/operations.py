@@ -25,6 +25,7 @@ from registry.formats.operations.ranks import RankRule
 from registry.formats.operations.report import OperationReport, common
 from registry.formats.operations.sources import BaseWeights
 from registry.formats.operations.strength import Strength, make_strength
+from registry.formats.peft_config import PeftConfig
 from registry.formats.streaming import rewrite_metadata
 from registry.hashing import hash_adapter
 from registry.records import Adapter, Base, FileState
@@ -341,7 +342,8 @@ def xray(ws: "Workspace", keys: Sequence[str], *, base: str = "") -> dict[str, A
 
 def _load(ws: "Workspace", key: str, strength: Strength | None = None) -> _Loaded:
     adapter = ws.catalog.get(Adapter, key)
-    form, facts, _ = load_adapter(require_file(ws, adapter), adapter.family)
+    path, peft = require_file(ws, adapter), PeftConfig.from_json(adapter.metadata.get("peft"))
+    form, facts, _ = load_adapter(path, adapter.family, peft)
     return _Loaded(adapter, form, facts.dtype, strength or Strength())
 
 
