@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,14 @@ def detect_base(location: str, config: str = "", *, family: str = "") -> BaseFac
 
 
 def add_base(
-    ws: "Workspace", name: str, location: str, *, family: str = "", config: str = "", revision: str = ""
+    ws: "Workspace",
+    name: str,
+    location: str,
+    *,
+    family: str = "",
+    config: str = "",
+    revision: str = "",
+    made: Mapping[str, Any] | None = None,
 ) -> Base:
     """Remember a base; its weights are hashed once and never copied.
 
@@ -74,6 +82,7 @@ def add_base(
         config: For a checkpoint: folder with configs, tokenizers and the weights it lacks, or with the
             tokenizers alone.
         revision: Commit, tag or branch of a hub id; pinned to its commit.
+        made: What it was made of, see `operations.bake`.
 
     Raises:
         BadInput: the name is taken, or `location` cannot be used as a base.
@@ -93,6 +102,7 @@ def add_base(
         variant=facts.variant,
         location=ws.relative(place),
         kind=facts.kind,
+        made=dict(made or {}),
     )
     if facts.kind == "file":
         folder = _config_folder(ws, place, facts, config)

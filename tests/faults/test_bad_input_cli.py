@@ -300,7 +300,7 @@ def overlapping(header, names):
         (b"", "download or copy it again"),
         (b"\x80\x04\x95abc", "ask its author for a .safetensors file"),
         (b"<!doctype html>", "log in at the site it came from and download it again"),
-        (overlapping, "ask its author for a sound file"),
+        (overlapping, "download or copy it again"),
     ],
 )
 def test_a_damaged_file_is_changed_and_named_by_verify_export_and_sample(

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from registry.formats.internal import AdapterForm, component_of
+from registry.formats.factors import Factors
+from registry.formats.internal import AdapterForm, LoraFactors, component_of
 from registry.formats.operations.blocks import Block, block_of
 from registry.formats.operations.lowrank import (
     Array64,
@@ -129,7 +130,10 @@ def xray(form: AdapterForm, changes: Changes) -> XRay:
         changes: `changes_of` it.
     """
     places = {module: block_of(form.family, module) for module in changes}
-    facts = [_module(form, module, change, places[module]) for module, change in changes.items()]
+    everything = form.everything
+    facts = [
+        _module(everything[module], module, change, places[module]) for module, change in changes.items()
+    ]
     energy = sum(item.norm**2 for item in facts)
     order = sorted(dict.fromkeys(places.values()), key=lambda block: block.order)
     grouped: dict[str, list[ModuleFacts]] = {block.label: [] for block in order}
@@ -168,8 +172,7 @@ def _cosine(product: float, a: float, b: float) -> float:
     return max(-1.0, min(1.0, product / math.sqrt(a * b))) if a > 0 and b > 0 else 0.0
 
 
-def _module(form: AdapterForm, module: str, change: Change, block: Block) -> ModuleFacts:
-    factors = form.everything[module]
+def _module(factors: LoraFactors | Factors, module: str, change: Change, block: Block) -> ModuleFacts:
     values = singular_values(change)
     norm = float(np.sqrt(np.square(values).sum()))
     return ModuleFacts(
