@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import literal_column, select
+from sqlalchemy import Text, cast, literal_column, select
 from sqlalchemy.orm import Session
 
 from registry.ids import new_id
@@ -41,6 +41,13 @@ class Arrivals(Sessions):
                 for row in session.scalars(_with_tensors(part)):
                     found.setdefault(row.tensor_sha256, []).append(row.to_record())
         return found
+
+    def adapters_naming(self, text: str) -> list[Adapter]:
+        """Imported adapters without a base whose metadata holds `text`, digits of a hash; reads them all."""
+        holds = cast(AdapterRow.metadata_, Text).contains(text, autoescape=True)
+        open_ones = select(AdapterRow).where(AdapterRow.base_id.is_(None), AdapterRow.origin == "import")
+        with self._read() as session:
+            return [row.to_record() for row in session.scalars(open_ones.where(holds))]
 
     def adapter_names(self, names: Collection[str]) -> set[str]:
         """Those of `names` that adapters have."""

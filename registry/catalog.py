@@ -31,6 +31,7 @@ from registry.queries import (
     exchange_images,
     find_row,
     insert_dataset,
+    release_imports,
     sort_keys,
     why_missing,
 )  # fmt: skip
@@ -191,6 +192,8 @@ class Catalog(AdapterCatalog, Arrivals):
             row = self._row(session, kind, id)
             if kind in {Run, Sample} and not jobs.drop(session, id):
                 raise BadInput(f"{NAMES[kind]} {id}", "is being worked on", "stop it first")
+            if kind is Base:
+                release_imports(session, id)
             check_unused(session, kind, id)
             session.delete(row)
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, UnaryExpression, delete, func, or_, select
+from sqlalchemy import ColumnElement, UnaryExpression, delete, func, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from registry.columns import Reference, Row
@@ -138,6 +138,12 @@ def check_unused(session: Session, kind: type[Any], id: str) -> None:
             users.append(f"{count} {name.removesuffix('s') if count == 1 else name}")
     if users:
         raise BadInput(f"{NAMES[kind]} {id}", f"is used by {' and '.join(users)}", "remove those first")
+
+
+def release_imports(session: Session, base_id: str) -> None:
+    """Unlink imported adapters of a base that goes: its hash made the link, and will make it again."""
+    linked = (AdapterRow.base_id == base_id, AdapterRow.origin == "import")
+    session.execute(update(AdapterRow).where(*linked).values(base_id=None))
 
 
 def insert_dataset(session: Session, dataset: Dataset, images: Sequence[Image]) -> Dataset:

@@ -87,6 +87,7 @@ class Base:
     config: str = ""  # folder with the configs of a single file
     weight_hash: str = ""  # registry.hashing.hash_folder / sha256_file
     builtin: bool = False  # shipped with the package: always listed, cannot be removed
+    made: JSON = field(default_factory=dict[str, Any])  # of a baked one: operation, settings, parents
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Whether an adapter's file is still what was registered, and what to do when it is elsewhere."""
 
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from os import stat_result
@@ -27,6 +28,7 @@ class FileCheck:
     path: Path
     state: str
     detail: str
+    do: str = ""  # what to do about it
     status: stat_result | None = None  # of the file that was looked at
     hashes: AdapterHashes | None = None  # None when it was not read
 
@@ -38,6 +40,7 @@ class FileCheck:
             "path": str(self.path),
             "state": self.state,
             "detail": self.detail,
+            "do": self.do,
             "tensor_sha256": self.adapter.tensor_sha256,
         }
 
@@ -65,31 +68,39 @@ def judge(ws: "Workspace", adapter: Adapter, *, full: bool = True) -> FileCheck:
     path = ws.resolve(adapter.path)
     if adapter.trashed_at is not None:
         return FileCheck(
-            adapter, path, TRASHED, f"in the trash since {adapter.trashed_at:%Y-%m-%d %H:%M} UTC"
-        )
+            adapter, path, TRASHED, f"in the trash since {adapter.trashed_at:%Y-%m-%d %H:%M} UTC",
+            f"studio adapters restore {adapter.id}",
+        )  # fmt: skip
     try:
         if not path.is_file():
-            return FileCheck(adapter, path, FileState.MISSING, "the file is not there")
+            do = f"When it was moved: studio adapters verify {shlex.quote(adapter.name)} FILE"
+            return FileCheck(adapter, path, FileState.MISSING, "the file is not there", do)
         status = path.stat()
     except OSError as error:
-        return FileCheck(adapter, path, FileState.MISSING, f"cannot be read ({error.strerror})")
+        return _unreadable(adapter, path, error)
     if not adapter.tensor_sha256:
-        return FileCheck(adapter, path, FileState.NEW, "not hashed yet", status)
+        return FileCheck(adapter, path, FileState.NEW, "not hashed yet", status=status)
     if not full and _untouched(adapter, status):
-        return FileCheck(adapter, path, adapter.file_state, "", status)
+        return FileCheck(adapter, path, adapter.file_state, "", status=status)
     try:
         read_header(path)  # the tensors' hash does not cover it
         hashes = hash_adapter(path)
     except StudioError as error:
-        return FileCheck(adapter, path, FileState.CHANGED, error.wrong, status)
+        return FileCheck(adapter, path, FileState.CHANGED, error.wrong, error.do, status)
     except OSError as error:
-        return FileCheck(adapter, path, FileState.MISSING, f"cannot be read ({error.strerror})")
-    state, detail = FileState.OK, ""
+        return _unreadable(adapter, path, error)
+    state, detail, do = FileState.OK, "", ""
     if hashes.tensor_sha256 != adapter.tensor_sha256:
         state, detail = FileState.CHANGED, "its weights are not those that were registered"
+        do = "put the original back"
     elif hashes.sha256 != adapter.file_sha256:
         state, detail = FileState.EDITED, "same weights, other metadata"
-    return FileCheck(adapter, path, state, detail, status, hashes)
+    return FileCheck(adapter, path, state, detail, do, status, hashes)
+
+
+def _unreadable(adapter: Adapter, path: Path, error: OSError) -> FileCheck:
+    wrong = f"cannot be read ({error.strerror})"
+    return FileCheck(adapter, path, FileState.MISSING, wrong, "check its permissions")
 
 
 def verify(ws: "Workspace", key: str, found_at: Path | None = None) -> FileCheck:
@@ -151,7 +162,7 @@ def require_file(ws: "Workspace", adapter: Adapter) -> Path:
         )
     if state.state == FileState.CHANGED:
         wrong = f"of adapter {adapter.name} has changed: {state.detail}"
-        raise Damaged(str(path), wrong, "put the original back")
+        raise Damaged(str(path), wrong, state.do or "put the original back")
     return path
 
 

@@ -17,6 +17,7 @@ from registry.formats.header import read_header
 from registry.formats.internal import AdapterForm
 from registry.formats.load import load_adapter
 from registry.formats.metadata import for_publication, training_metadata
+from registry.formats.peft_config import PeftConfig
 from registry.hashing import hash_adapter
 from registry.ids import new_id
 from registry.records import Adapter, Base, Dataset, FileState, Run, now
@@ -103,6 +104,7 @@ def show(ws: "Workspace", key: str) -> dict[str, Any]:
         "file": verify(ws, adapter.id).to_dict(),
         "identified": adapter.metadata.get("identified", {}),
         "base_name": base.name if base else "",
+        "base_why": adapter.metadata.get("base_link", {}).get("why", ""),  # of an imported one
         "run_name": run.name if run else "",
         "dataset_name": dataset.name if dataset else "",
         "recipe": run.recipe if run else {},
@@ -166,6 +168,7 @@ def export(
         sidecar=sidecar_for(ws, adapter, publish=publish) if sidecar else None,
         overwrite=overwrite,
         convert=convert,
+        strength=PeftConfig.from_json(adapter.metadata.get("peft")),
     )
     remember(ws, adapter, report, publish=publish)
     return report

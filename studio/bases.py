@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from studio.base_facts import (
     folder_facts,
     shipped_configs,
 )
+from studio.base_links import link_adapters
 from trainers.families import FAMILIES, FamilyInfo
 
 if TYPE_CHECKING:
@@ -61,7 +63,14 @@ def detect_base(location: str, config: str = "", *, family: str = "") -> BaseFac
 
 
 def add_base(
-    ws: "Workspace", name: str, location: str, *, family: str = "", config: str = "", revision: str = ""
+    ws: "Workspace",
+    name: str,
+    location: str,
+    *,
+    family: str = "",
+    config: str = "",
+    revision: str = "",
+    made: Mapping[str, Any] | None = None,
 ) -> Base:
     """Remember a base; its weights are hashed once and never copied.
 
@@ -73,6 +82,7 @@ def add_base(
         config: For a checkpoint: folder with configs, tokenizers and the weights it lacks, or with the
             tokenizers alone.
         revision: Commit, tag or branch of a hub id; pinned to its commit.
+        made: What it was made of, see `operations.bake`.
 
     Raises:
         BadInput: the name is taken, or `location` cannot be used as a base.
@@ -84,7 +94,7 @@ def add_base(
         raise BadInput("location", "is empty", "give a folder, a .safetensors file or a hub id")
     place = expand_home(location)
     if _HUB_ID.fullmatch(location) and not place.exists():
-        return ws.catalog.add(_hub_base(name, location, family, revision))
+        return _added(ws, _hub_base(name, location, family, revision))
     facts = detect_base(location, config, family=family)
     base = Base(
         name=name,
@@ -92,6 +102,7 @@ def add_base(
         variant=facts.variant,
         location=ws.relative(place),
         kind=facts.kind,
+        made=dict(made or {}),
     )
     if facts.kind == "file":
         folder = _config_folder(ws, place, facts, config)
@@ -100,7 +111,14 @@ def add_base(
         )
     else:
         base = replace(base, weight_hash=hash_folder(place, ws.memo))
-    return ws.catalog.add(base)
+    return _added(ws, base)
+
+
+def _added(ws: "Workspace", base: Base) -> Base:
+    """The row of a new base; imported adapters that name its hash become its."""
+    made = ws.catalog.add(base)
+    link_adapters(ws, made)
+    return made
 
 
 def list_bases(ws: "Workspace") -> list[Base]:

@@ -60,7 +60,7 @@ def register_made(
 
     Args:
         ws: The workspace.
-        form: Plain LoRA, or new words alone.
+        form: Plain LoRA, norms and biases, or new words alone.
         name: Its name.
         origin: "merge", "resize" or "extract".
         parents: What it was made of.
@@ -96,7 +96,7 @@ def register_made(
         family=form.family,
         rank=_usual([factors.rank for factors in form.modules.values()]),
         alpha=_usual([factors.alpha for factors in form.modules.values()]),
-        method="lora" if form.modules else "embedding",
+        method="lora" if form.modules else "norm" if form.others or form.biases else "embedding",
         targets=form.targets,
         trigger_words=united(adapter.trigger_words for adapter in adapters),
         tags=united(adapter.tags for adapter in adapters),

@@ -3,6 +3,7 @@
 The arithmetic is in `registry.formats.operations`; here adapters are found, proven, and what is made is kept.
 """
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -25,6 +26,7 @@ from registry.formats.operations.ranks import RankRule
 from registry.formats.operations.report import OperationReport, common
 from registry.formats.operations.sources import BaseWeights
 from registry.formats.operations.strength import Strength, make_strength
+from registry.formats.peft_config import PeftConfig
 from registry.formats.streaming import rewrite_metadata
 from registry.hashing import hash_adapter
 from registry.records import Adapter, Base, FileState
@@ -270,7 +272,22 @@ def bake(
     config = ""
     if report.kind == "file":
         config = str(ws.resolve(record.config) if record.config else weights.path)
-    return Baked(report, add_base(ws, add, str(place), family=record.family, config=config))
+    made = _baked_from(record, loaded, report)
+    return Baked(report, add_base(ws, add, str(place), family=record.family, config=config, made=made))
+
+
+def _baked_from(base: Base, loaded: "Sequence[_Loaded]", report: baking.BakeReport) -> dict[str, Any]:
+    """Lineage of a baked base; names and hashes outlive the rows."""
+    first = {"id": base.id, "name": base.name, "weight_hash": base.weight_hash}
+    adapters = [Parent(item.adapter, item.strength.weight).to_dict() for item in loaded]
+    settings = {"dtype": report.dtype, "strengths": [asdict(item.strength) for item in loaded]}
+    made = {
+        "operation": "bake",
+        "settings": settings,
+        "modules": report.modules,
+        "parents": [first, *adapters],
+    }
+    return json.loads(json.dumps(made))
 
 
 def edit(ws: "Workspace", key: str, changes: Edit, *, in_place: bool = False) -> Adapter:
@@ -341,7 +358,8 @@ def xray(ws: "Workspace", keys: Sequence[str], *, base: str = "") -> dict[str, A
 
 def _load(ws: "Workspace", key: str, strength: Strength | None = None) -> _Loaded:
     adapter = ws.catalog.get(Adapter, key)
-    form, facts, _ = load_adapter(require_file(ws, adapter), adapter.family)
+    path, peft = require_file(ws, adapter), PeftConfig.from_json(adapter.metadata.get("peft"))
+    form, facts, _ = load_adapter(path, adapter.family, peft)
     return _Loaded(adapter, form, facts.dtype, strength or Strength())
 
 

@@ -33,7 +33,7 @@ class PictureUses:
     name: str
     datasets: tuple[Dataset, ...]  # that hold it now
     runs: tuple[Run, ...]  # that were given it, or trained on a base that was
-    bases: tuple[Base, ...]  # full fine-tunes by such runs
+    bases: tuple[Base, ...]  # full fine-tunes by such runs, and bases with such adapters baked in
     adapters: tuple[Adapter, ...]  # of such runs, and what was merged, resized or extracted from them
     samples: tuple[Sample, ...]  # made with such adapters or bases
     unknown: int  # adapters of which nobody wrote down what they were trained on
@@ -84,9 +84,18 @@ def uses_of_picture(ws: "Workspace", picture: str | Path) -> PictureUses:
     catalog = ws.catalog
     held = {image.dataset_id for image in catalog.list(Image, pixel_hash=pixels)}
     runs, bases = _runs_and_bases(ws, catalog.lineage.runs_with(pixels))
-    descent = catalog.lineage.descent()
-    first = {adapter.id for adapter in catalog.lineage.of_runs(runs)}
-    ids = _closure(first | set(bases), descent)
+    baked = _baked(ws)
+    descent = catalog.lineage.descent() | baked
+    while True:
+        first = {adapter.id for adapter in catalog.lineage.of_runs(runs)}
+        ids = _closure(first | set(bases), descent)
+        new = (ids & baked.keys()) - bases.keys()
+        if not new:
+            break
+        bases |= {base.id: base for base in catalog.list(Base, id=tuple(new))}
+        on_those = {run.id for run in catalog.list(Run, base_id=tuple(new))}
+        runs, more = _runs_and_bases(ws, runs | on_those)
+        bases |= more
     adapters = catalog.lineage.adapters(ids)
     doubtful = _closure(catalog.lineage.unrecorded() | _of_unknown(ws, descent), descent)
     return PictureUses(
@@ -97,7 +106,7 @@ def uses_of_picture(ws: "Workspace", picture: str | Path) -> PictureUses:
         bases=tuple(bases.values()),
         adapters=tuple(adapters),
         samples=tuple(catalog.lineage.samples_with([(a.id, a.tensor_sha256) for a in adapters], set(bases))),
-        unknown=len(doubtful - ids),
+        unknown=len(doubtful - ids - baked.keys()),
     )
 
 
@@ -153,17 +162,17 @@ class _Tree:
             "base": self.base(base, run.base_hash if run else "") if base else None,
             "run": self.run(run) if run else None,
             "made": {"operation": str(made.get("operation", "")), "settings": made.get("settings", {})},
-            "parents": [*self._parents(adapter)],
+            "parents": []
+            if adapter.origin in FIRST_HAND
+            else [*self._parents(adapter.parents, adapter.metadata)],
         }
 
-    def _parents(self, adapter: Adapter) -> Iterable[dict[str, Any]]:
+    def _parents(self, known: Sequence[str], metadata: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
         """What it was made from, in order: adapters or bases, there or gone, with their weights."""
-        if adapter.origin in FIRST_HAND:
-            return
-        notes = {str(parent["id"]): parent for parent in noted_parents(adapter.metadata)}
-        there = {a.id: a for a in self._ws.catalog.lineage.adapters({*adapter.parents, *notes})}
+        notes = {str(parent["id"]): parent for parent in noted_parents(metadata)}
+        there = {a.id: a for a in self._ws.catalog.lineage.adapters({*known, *notes})}
         bases = {base.id: base for base in self._ws.catalog.list(Base, id=tuple(notes))}
-        for key in dict.fromkeys([*adapter.parents, *notes]):
+        for key in dict.fromkeys([*known, *notes]):
             note = notes.get(key, {})
             if key in there:
                 found = self.adapter(there[key])
@@ -176,13 +185,23 @@ class _Tree:
             yield found | ({"weight": float(weight)} if isinstance(weight, int | float) else {})
 
     def base(self, base: Base, trained_on: str = "") -> dict[str, Any]:
-        """A base with its hash, and the run that made it where one did."""
+        """A base with its hash, and the run that made it, or what was baked into it."""
         hashes = {"weight_hash": trained_on or base.weight_hash}
         if trained_on and trained_on != base.weight_hash:
             hashes["weight_hash_now"] = base.weight_hash
         maker = _maker(base)
         run = self._ws.catalog.find(Run, maker) if maker else None
-        return _named(base) | {"family": base.family, **hashes} | ({"run": self.run(run)} if run else {})
+        told: dict[str, Any] = {"run": self.run(run)} if run else {}
+        if base.made and base.id in self._told:
+            told |= {"repeated": True}
+        elif base.made:
+            self._told.add(base.id)
+            made = {
+                "operation": str(base.made.get("operation", "")),
+                "settings": base.made.get("settings", {}),
+            }
+            told |= {"made": made, "parents": [*self._parents((), {"made": base.made})]}
+        return _named(base) | {"family": base.family, **hashes} | told
 
     def run(self, run: Run) -> dict[str, Any]:
         """A run with its pictures."""
@@ -272,6 +291,26 @@ def _runs_and_bases(ws: "Workspace", runs: Iterable[str]) -> tuple[set[str], dic
     return seen, bases
 
 
+def made_from(base: Base) -> str:
+    """`pocket + ink x 0.8`: what a baked base was made of; "" for any other."""
+    parts: list[str] = []
+    for parent in noted_parents({"made": base.made}):
+        weight: Any = parent.get("weight")
+        parts.append(f"{parent.get('name', '')}{f' x {weight:g}' if isinstance(weight, int | float) else ''}")
+    return " + ".join(parts)
+
+
+def _baked(ws: "Workspace") -> dict[str, tuple[str, ...]]:
+    """What each baked base got its pictures from: adapters, and a base that has some itself."""
+    bases = {base.id: base for base in ws.catalog.list(Base)}
+    own = {id for id, base in bases.items() if base.made or _maker(base)}
+    return {
+        id: tuple(p for parent in noted_parents({"made": base.made})
+                  if (p := str(parent["id"])) in own or p not in bases)
+        for id, base in bases.items() if base.made
+    }  # fmt: skip
+
+
 def _maker(base: Base) -> str:
     """The id of the run whose result the base is, else ""; see `studio.runs.full_results`."""
     folder, _, run = base.location.rpartition("/")
@@ -298,7 +337,7 @@ def _of_unknown(ws: "Workspace", descent: Mapping[str, Sequence[str]]) -> set[st
     named = {parent for parents in descent.values() for parent in parents}
     bases = {base.id: _maker(base) for base in ws.catalog.list(Base)}
     runs = {run.id for run in ws.catalog.list(Run, id=tuple(bases.values()))}
-    known = {base for base, run in bases.items() if run in runs}
+    known = {base for base, run in bases.items() if run in runs} | (bases.keys() & descent.keys())
     known |= ws.catalog.lineage.existing(named - known)
     return {key for key, parents in descent.items() if not parents or not known.issuperset(parents)}
 

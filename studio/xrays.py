@@ -68,7 +68,8 @@ def _place(ws: "Workspace", adapters: Sequence[Adapter], base: str) -> Path:
     keys = {base or adapter.base_id for adapter in adapters if adapter.method in WITH_BASE}
     found = [ws.catalog.find(Base, key) for key in sorted(keys) if key]
     hashes = [record.weight_hash for record in found if record]
-    name = hash_json([VERSION, [adapter.tensor_sha256 for adapter in adapters], hashes])
+    pefts = [peft for adapter in adapters if (peft := adapter.metadata.get("peft"))]
+    name = hash_json([VERSION, [adapter.tensor_sha256 for adapter in adapters], hashes, *pefts])
     return ws.home / "cache" / "xrays" / f"{name}.json"
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 from registry.errors import BadInput
 from registry.formats.header import shown
 from registry.formats.internal import AdapterForm
+from registry.formats.rows import FullFactors
 from registry.formats.tensors import Array
 
 ADAPTER_METADATA = "lora_adapter_metadata"
@@ -30,16 +31,26 @@ def write(form: AdapterForm) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 def write_exact(form: AdapterForm) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors of `form` as they are; where alpha is not the rank, metadata that says so, as runs write it."""
+    """Tensors of `form` as they are; where alpha is not the rank, metadata that says so, as runs write it.
+
+    Norms and biases, which diffusers has no names for, go by LyCORIS' (`w_norm`, `b_norm`, `diff_b`).
+    """
     tensors: dict[str, Array] = {}
     for module, factors in form.modules.items():
         tensors[f"{module}.lora_A.weight"] = factors.down
         tensors[f"{module}.lora_B.weight"] = factors.up
+    for module, factors in form.others.items():
+        assert isinstance(factors, FullFactors), "operations make LoRA of every other method"
+        tensors[f"{module}.w_norm"] = factors.diff
+    for module, bias in form.biases.items():
+        tensors[f"{module}.{'b_norm' if module in form.others else 'diff_b'}"] = bias
     if all(factors.alpha == factors.rank for factors in form.modules.values()):
         return tensors, {}
     config: dict[str, Any] = {}
     for component in form.components:
         modules = {_pattern(name): item for name, item in form.of(component).items()}
+        if not modules:
+            continue
         first = next(iter(modules.values()))
         values = {
             "r": first.rank,

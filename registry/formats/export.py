@@ -24,6 +24,7 @@ from registry.formats.inspect import AdapterFacts
 from registry.formats.internal import AdapterForm
 from registry.formats.load import load_adapter
 from registry.formats.metadata import with_hashes
+from registry.formats.peft_config import ASSUMED, PeftConfig
 from registry.formats.reading import PEFT_METADATA, read
 from registry.formats.tensors import Array, cast, read_tensors, save
 from registry.formats.tools import TOOLS, Judge, Proof, Reader, Reading, ToolReport
@@ -87,6 +88,7 @@ def export_adapter(
     sidecar: Sidecar | None = None,
     overwrite: bool = False,
     convert: ToLora | None = None,
+    strength: PeftConfig | None = None,
 ) -> ExportReport:
     """Write the adapter in `source` to `out`, read it back and prove it.
 
@@ -100,6 +102,7 @@ def export_adapter(
         sidecar: Also write `<stem>.json` and `<stem>.png`; None = neither.
         overwrite: Replace existing files.
         convert: Make LoRA of every other method first; None = refuse what the layout cannot hold.
+        strength: What the catalog knows of it, for a file of PEFT's; None = what lies beside the file.
 
     Raises:
         BadInput: a file is unsound, cannot be converted, or stands in the way.
@@ -107,7 +110,7 @@ def export_adapter(
     """
     if layout not in LAYOUTS:
         raise BadInput(f"format {layout!r}", "is unknown", f"use one of {', '.join(LAYOUTS)}")
-    form, facts, header = load_adapter(source, family)
+    form, facts, header = load_adapter(source, family, strength)
     _require_family(source, form, facts)
     if layout == "auto":
         layout = family_format(form.family).auto_layout if form.everything else "embedding"
@@ -153,7 +156,11 @@ def export_adapter(
         worst_error=proof.worst_error,
         tolerance=TOLERANCE[dtype],
         tools=tools,
-        notes=(*(cost.notes if cost else ()), *_notes(layout, form)),
+        notes=(
+            *(cost.notes if cost else ()),
+            *_notes(layout, form),
+            *((ASSUMED,) if facts.strength_assumed else ()),
+        ),
         converted=cost.to_dict(modules=False) if cost else {},
     )
 
@@ -164,7 +171,7 @@ def _write_file(
     module = kohya if layout == "kohya" else diffusers
     tensors, extra = module.write(form)
     tensors |= words.bundle(form.words, form.family) if layout == "kohya" else {}
-    if form.others:
+    if form.others or form.biases:
         tensors |= lycoris.write_kohya(form) if layout == "kohya" else lycoris.write_diffusers(form)
     stored = lycoris_tools.stored(tensors, dtype)
     with atomic_path(out) as temporary:

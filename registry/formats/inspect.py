@@ -12,10 +12,11 @@ from registry.errors import BadInput
 from registry.formats import grammar
 from registry.formats.detect import FLOW, Shape, identify
 from registry.formats.diffusers import ADAPTER_METADATA, Strengths
-from registry.formats.families import PEFT_ROOT, modern_path
+from registry.formats.families import PEFT_ROOT, family_format, modern_path
 from registry.formats.grammar import Grouped
 from registry.formats.header import Header, read_header
-from registry.formats.reading import peft_configs
+from registry.formats.peft_config import PeftConfig, peft_config
+from registry.formats.reading import peft_configs, require_whole_base
 from registry.formats.tensors import read_scalars, stored_dtype
 from registry.formats.words import BUNDLE, is_known, is_word
 
@@ -46,6 +47,12 @@ class AdapterFacts:
     methods: Mapping[str, int] = field(default_factory=dict[str, int])  # modules of each
     ignored: tuple[str, ...] = ()  # keys that cannot be understood, all of them
     foreign: bool = False  # `method` is one that we cannot read
+    peft: PeftConfig | None = field(default=None, repr=False)  # of a file that does not say its strength
+
+    @property
+    def strength_assumed(self) -> bool:
+        """Whether nothing says how strong the adapter is, so that `alpha` is an assumption."""
+        return self.peft is not None and not self.peft.values and self.method not in {"full", "norm", "oft"}
 
 
 def inspect_adapter(path: Path) -> AdapterFacts:
@@ -57,10 +64,16 @@ def inspect_adapter(path: Path) -> AdapterFacts:
     return facts_of(path, read_header(path))
 
 
-def facts_of(path: Path, header: Header) -> AdapterFacts:
-    """`inspect_adapter` for a header that is read already."""
+def facts_of(path: Path, header: Header, peft: PeftConfig | None = None) -> AdapterFacts:
+    """`inspect_adapter` for a header that is read already; `peft` as in `load.load_adapter`.
+
+    Raises:
+        BadInput: it holds no adapter, one that fits only a base that was changed for it, or the configuration
+            beside it is unsound.
+    """
     new_words = [name for name in header.tensors if is_word(name) and is_known(name)]
-    shapes = {name: info.shape for name, info in header.tensors.items()}
+    peft = peft or peft_config(path, header.tensors, header.metadata)
+    shapes = {peft.name(name) if peft else name: info.shape for name, info in header.tensors.items()}
     for name in new_words:
         del shapes[name]
     groups = grammar.grouped(shapes)
@@ -74,7 +87,9 @@ def facts_of(path: Path, header: Header) -> AdapterFacts:
     found = identify(groups, header.metadata)
     ranks = Counter(rank for parts in groups.modules.values() if (rank := _rank(parts)))
     rank = ranks.most_common(1)[0][0] if ranks else 0
-    rank, alpha = _strength(path, header, groups, method, rank)
+    said = header.metadata | (peft.metadata(found.family) if peft else {})
+    require_whole_base(said)
+    rank, alpha = _strength(path, header, groups, method, rank, found.family, said)
     return AdapterFacts(
         family=found.family,
         method=method,
@@ -94,6 +109,7 @@ def facts_of(path: Path, header: Header) -> AdapterFacts:
         methods=dict(methods),
         ignored=(*groups.ignored, *(key for name in found.unknown for key in groups.keys[name])),
         foreign=bool(foreign),
+        peft=peft,
     )
 
 
@@ -145,22 +161,40 @@ def _rank(parts: Mapping[str, Shape]) -> int:
 
 
 def _strength(
-    path: Path, header: Header, groups: Grouped[Shape], method: str, rank: int
+    path: Path,
+    header: Header,
+    groups: Grouped[Shape],
+    method: str,
+    rank: int,
+    family: str,
+    metadata: Mapping[str, str],
 ) -> tuple[int, float]:
-    """(rank, alpha), the most frequent ones."""
+    """(rank, alpha), the most frequent ones; `metadata` with what PEFT's configuration adds to it."""
     stored = Counter(read_scalars(path, header, ".alpha").values())
     if stored:
         return rank, stored.most_common(1)[0][0]
     if method in ("loha", "lokr"):
-        configs = peft_configs(header.metadata)
+        configs = peft_configs(metadata)
         for name in sorted(configs, key=lambda name: name.startswith("text")):  # the denoiser's first
             config = configs[name]
             if config.get("peft_type") in ("LOHA", "LOKR"):
                 return rank or int(config.get("r", 8)), float(config.get("alpha", 8))
-    strengths = Strengths.from_metadata(header.metadata)
-    paths = map(modern_path, groups.modules) if ADAPTER_METADATA in header.metadata else ()
+    strengths = Strengths.from_metadata(metadata)
+    paths = _full_names(groups.modules, family) if ADAPTER_METADATA in metadata else ()
     said = Counter(alpha for m in paths if rank and (alpha := strengths.alpha(m, rank)) is not None)
     return rank, said.most_common(1)[0][0] if said else float(rank)
+
+
+def _full_names(modules: Iterable[str], family: str) -> Iterable[str]:
+    """Names with their component, which PEFT's own files leave away; of what is not known, the denoiser's."""
+    names = family_format(family)
+    for module in modules:
+        path = modern_path(module)
+        if path.partition(".")[0] in names.grammars:
+            yield path
+        else:
+            place = names.place_of(module)
+            yield f"{place[0]}.{place[1].modules[0]}" if place else f"{names.denoiser}.{path}"
 
 
 def _layout(groups: Grouped[Shape], keys: Iterable[str]) -> str:

@@ -123,7 +123,7 @@ def write_peft(form: AdapterForm) -> dict[str, tuple[dict[str, Array], dict[str,
     Raises:
         BadInput: the file has no such configuration, so PEFT could not build the layers.
     """
-    denoiser = next(iter(family_format(form.family).grammars))
+    names = family_format(form.family)
     parts: dict[str, tuple[dict[str, Array], dict[str, Any]]] = {}
     for component in form.components:
         config = form.configs.get(component)
@@ -137,10 +137,14 @@ def write_peft(form: AdapterForm) -> dict[str, tuple[dict[str, Array], dict[str,
         for module, factors in form.others.items():
             if component_of(module) != component:
                 continue
-            path = PEFT_ROOT + module.partition(".")[2].removeprefix(TEXT_ROOT)
-            tensors |= {f"{path}.{part}": value for part, value in lycoris.peft_parts(factors).items()}
+            path = module.partition(".")[2]
+            if component not in names.projected:  # as the class has it in memory, see `peft`
+                path = path.removeprefix(TEXT_ROOT)
+            tensors |= {
+                f"{PEFT_ROOT}{path}.{part}": value for part, value in lycoris.peft_parts(factors).items()
+            }
         values = {"task_type": None, "inference_mode": True, **config}
-        parts["" if component == denoiser else component] = tensors, values
+        parts["" if component == names.denoiser else component] = tensors, values
     return parts
 
 

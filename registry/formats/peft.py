@@ -6,21 +6,19 @@ the names of modules in memory, where transformers >= 5 has no `text_model.` in 
 CLIPTextModelWithProjection): these names are written.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from registry.errors import BadInput, Damaged
-from registry.files import read_json
-from registry.formats import diffusers
+from registry.errors import BadInput
 from registry.formats.factors import Factors
 from registry.formats.families import PEFT_ROOT, TEXT_ROOT, family_format
 from registry.formats.internal import AdapterForm, LoraFactors
-from registry.formats.reading import PEFT_METADATA, read
+from registry.formats.peft_config import CONFIG, WEIGHTS, PeftConfig, read_config
+from registry.formats.reading import read
 from registry.formats.tensors import Array, read_tensors
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+__all__ = ["CONFIG", "WEIGHTS", "read_folder", "write"]
 
 
 def write(form: AdapterForm, base_name: str = "") -> dict[str, tuple[dict[str, Array], dict[str, Any]]]:
@@ -50,22 +48,20 @@ def read_folder(folder: Path, family: str = "") -> AdapterForm:
     """
     modules: dict[str, LoraFactors] = {}
     others: dict[str, Factors] = {}
+    biases: dict[str, Array] = {}
     found = [file for file in (folder / WEIGHTS, *sorted(folder.glob(f"*/{WEIGHTS}"))) if file.is_file()]
     if not found:
         raise BadInput(str(folder), f"holds no {WEIGHTS}", "name the folder that PEFT saved")
     for file in found:
-        metadata = _strengths(file.with_name(CONFIG), family)
-        # Two text encoders have the same names inside; the subfolder tells them apart.
         component = file.parent.name if file.parent != folder else ""
         known = component in family_format(family).grammars
-        tensors = {
-            f"{component}.{key.removeprefix(PEFT_ROOT)}" if known else key: value
-            for key, value in read_tensors(file).items()
-        }
-        form = read(tensors, metadata, family)
+        config = PeftConfig(read_config(file.with_name(CONFIG)), component if known else "")
+        tensors = {config.name(key): value for key, value in read_tensors(file).items()}
+        form = read(tensors, config.metadata(family), family)
         modules |= form.modules
         others |= form.others
-    return AdapterForm(family, modules, others)
+        biases |= form.biases
+    return AdapterForm(family, modules, others, biases=biases)
 
 
 def _config(ranks: Mapping[str, int], base_name: str) -> dict[str, Any]:
@@ -86,24 +82,3 @@ def _config(ranks: Mapping[str, int], base_name: str) -> dict[str, Any]:
         "bias": "none",
         "lora_dropout": 0.0,
     }
-
-
-def _strengths(config_file: Path, family: str) -> dict[str, str]:
-    """adapter_config.json in the form of diffusers' metadata, for every component: names tell them apart."""
-    if not config_file.is_file():
-        raise BadInput(str(config_file), "is missing, so the strength is unknown", "copy the whole folder")
-    try:
-        values: Any = read_json(config_file)
-    except Damaged as error:
-        raise BadInput(error.thing, error.wrong, "copy the folder again") from error
-    config = cast(dict[str, Any], values) if isinstance(values, dict) else {}
-    method = config.get("peft_type")
-    parts = family_format(family).grammars
-    if method == "LORA":
-        flat = {f"{part}.{key}": value for part in parts for key, value in config.items()}
-        return {diffusers.ADAPTER_METADATA: json.dumps(flat)}
-    if method in ("LOHA", "LOKR", "OFT"):
-        return {PEFT_METADATA: json.dumps(dict.fromkeys(parts, config))}
-    raise BadInput(
-        str(config_file), "describes no adapter that we read", "see docs/formats.md for what can be read"
-    )

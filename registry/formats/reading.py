@@ -97,7 +97,7 @@ class _Strengths:
     """alpha of every module, as the metadata have it."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
-        _require_whole_base(metadata)
+        require_whole_base(metadata)
         self._lora = Strengths.from_metadata(metadata)
         self.configs = peft_configs(metadata)
 
@@ -138,8 +138,12 @@ def peft_configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 _TAKEN_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def _require_whole_base(metadata: Mapping[str, str]) -> None:
-    """Refuse an adapter that only fits a base of which its start was subtracted."""
+def require_whole_base(metadata: Mapping[str, str]) -> None:
+    """Refuse an adapter that only fits a base of which its start was subtracted.
+
+    Raises:
+        BadInput: PEFT's configuration says so.
+    """
     text = metadata.get(ADAPTER_METADATA, "").lower()
     for name in _TAKEN_FROM_BASE:
         if re.search(rf'init_lora_weights":\s*"{name}', text):

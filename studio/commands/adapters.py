@@ -117,9 +117,8 @@ def verify(
     if not adapter:
         raise BadInput("adapter", "is missing", "name one, or use --all")
     state = verify_adapter(open_workspace(), adapter, path)
-    line = f"{state.adapter.name}: {state.state}. {state.detail}".strip()
-    if state.state in {"missing", "changed"}:
-        line = f"{line.rstrip('.')}. When it was moved: studio adapters verify {state.adapter.name} FILE"
+    said = ". ".join(part.rstrip(".") for part in (state.detail, state.do) if part)
+    line = f"{state.adapter.name}: {state.state}. {said}".strip()
     show_done(line, state.to_dict())
     if state.state in {"missing", "changed"}:
         raise typer.Exit(1)

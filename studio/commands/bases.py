@@ -61,7 +61,10 @@ def show(name: str) -> None:
 
     workspace = open_workspace()
     base = workspace.catalog.get(Base, name)
-    show_record(plain(base) | {"path": str(base_path(workspace, base))})
+    from studio.provenance import made_from
+
+    more = {"made_from": line} if (line := made_from(base)) else {}
+    show_record(plain(base) | {"path": str(base_path(workspace, base))} | more)
 
 
 @app.command()

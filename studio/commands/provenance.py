@@ -235,20 +235,26 @@ def _told(story: Row, indent: str = "") -> Iterator[str]:
     yield f"{indent}{story['name']} ({story['id']}){weight}{_remark(story)}"
     inner = indent + "  "
     if "origin" not in story:
-        if story.get("run"):
-            yield from _of_run(story["run"], inner)
+        yield from _of_base(story, inner)
         return
     for field in ("licence", "consent", "source"):
         if story[field]:
             yield f"{inner}{field}: {story[field]}"
     if story["base"]:
         yield f"{inner}base {story['base']['name']} ({story['base']['weight_hash'][:12] or 'no hash'})"
-        if story["base"].get("run"):
-            yield from _of_run(story["base"]["run"], inner + "  ")
+        yield from _of_base(story["base"], inner + "  ")
     if story["run"]:
         yield from _of_run(story["run"], inner)
     for parent in story["parents"]:
         yield from _told(parent, inner)
+
+
+def _of_base(base: Row, indent: str) -> Iterator[str]:
+    """The run that made a base, or what was baked into it."""
+    if base.get("run"):
+        yield from _of_run(base["run"], indent)
+    for parent in base.get("parents", ()):
+        yield from _told(parent, indent)
 
 
 def _remark(story: Row) -> str:
@@ -257,7 +263,7 @@ def _remark(story: Row) -> str:
     if story.get("repeated"):
         return ": told above"
     if "origin" not in story:
-        return ": base model"
+        return ": base model, baked from" if story.get("parents") else ": base model"
     made = story["made"]["operation"] or {"run": "trained", "import": "imported"}.get(
         story["origin"], story["origin"]
     )

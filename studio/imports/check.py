@@ -48,7 +48,7 @@ def check_all(
             if check.state == FileState.MISSING:
                 lost.append(adapter)
             if check.state == FileState.CHANGED:
-                report.add("changed", adapter.name, check.detail)
+                report.add("changed", adapter.name, f"{check.detail}. {check.do}".rstrip(". "))
             tell()
         if changes:
             ws.catalog.update_each(changes)

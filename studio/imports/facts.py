@@ -9,6 +9,7 @@ from typing import Any, cast
 from registry.formats.header import read_header
 from registry.formats.inspect import AdapterFacts, facts_of
 from registry.records import Adapter, FileState
+from studio.base_links import named_hashes
 from studio.imports import text
 from studio.imports.scan import Found
 from studio.imports.sidecars import Sidecar, read_sidecars
@@ -63,6 +64,8 @@ def describe(file: Found, *, tags: tuple[str, ...], job_id: str, source: str = "
 def name_of(path: Path, facts: AdapterFacts, beside: Sidecar) -> str:
     """The title in the file, else a sidecar's, kohya's output name, the file's or its folder's name."""
     stem = path.stem if path.stem.lower() not in _PLAIN else path.parent.name
+    if facts.peft is not None and facts.peft.component:  # PEFT's folder of one part of a pipeline
+        stem = f"{path.parent.parent.name} {path.parent.name}".strip()
     own = (facts.metadata.get("modelspec.title"), beside.name, facts.metadata.get("ss_output_name"), stem)
     return next((name for value in own if (name := text.title(value))), "adapter")
 
@@ -100,5 +103,7 @@ def _metadata(facts: AdapterFacts, beside: Sidecar, job_id: str) -> dict[str, An
         "layout": facts.layout,
         "identified": {"confidence": facts.confidence, "reason": text.line(facts.reason, 500)},
         "import": {"job": job_id, "sidecars": list(beside.kinds)},
+        **({"peft": facts.peft.to_json()} if facts.peft else {}),
         **({"base_name": base_name} if base_name else {}),
+        **({"base_hashes": hashes} if (hashes := named_hashes(facts.metadata)) else {}),
     }

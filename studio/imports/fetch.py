@@ -1,9 +1,15 @@
-"""Adapters by address: from Hugging Face and Civitai, by https, within limits of size and time."""
+"""Adapters by address: from Hugging Face and Civitai, by https, within limits of size and time.
+
+A download that ends early goes on where it was, in the same try or in a later one, when the site says which
+file it is (a strong ETag, or Last-Modified) and gives ranges of it (RFC 9110, 14.2 and 13.1.5).
+"""
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -15,6 +21,7 @@ from registry.files import atomic_path, require_space, storage_error
 from studio.imports import text
 from studio.imports.inbox import inbox_path
 from studio.imports.network import Network
+from studio.imports.partial import EVERY, Partial
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -24,6 +31,8 @@ MAX_BYTES = 16 * 2**30
 MAX_SECONDS = 4 * 3600.0
 MAX_REDIRECTS = 5
 CHUNK = 2**20
+RETRIES = 4  # times in a row that a connection may break without a byte in between
+PAUSE = 2.0  # seconds before the next, times the number of breaks
 # Where a person may point to, and the variable with the token that only this host gets.
 SITES = {"huggingface.co": "HF_TOKEN", "civitai.com": "CIVITAI_TOKEN"}
 # Where these send us for the bytes.
@@ -31,6 +40,7 @@ _STORES = re.compile(
     r"([\w-]+\.)*huggingface\.co|([\w-]+\.)*hf\.co|([\w-]+\.)*civitai\.com"
     r"|civitai-[\w-]+\.[0-9a-f]+\.r2\.cloudflarestorage\.com"
 )
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15}|\*)")
 _CIVITAI_PAGE = re.compile(r"/models/\d+(/[^/]*)?/?")
 _AGENT = "LoRA-Studio (adapter import)"
 
@@ -56,7 +66,7 @@ def check_address(address: str) -> SplitResult:
 
 
 def fetch_into_inbox(ws: "Workspace", address: str, *, folder: str, tell: Callable[[], None]) -> Path:
-    """Download one file; returns where it lies in the inbox, whole and durable.
+    """Download one file, or the rest of it; returns where it lies in the inbox, whole and durable.
 
     Args:
         ws: The workspace.
@@ -66,28 +76,102 @@ def fetch_into_inbox(ws: "Workspace", address: str, *, folder: str, tell: Callab
 
     Raises:
         BadInput: the address or one it leads to is not allowed, or there is no such file.
-        StudioError: the connection or the disk fails.
+        StudioError: the connection or the disk fails; what came is kept where it can be gone on with.
     """
-    parts, response = _open(check_address(address))
-    with response:
-        size = _size(response, parts)
-        target = inbox_path(ws, folder, _name(response, parts))
-        require_space(ws.home, size, "the download")
-        with atomic_path(target) as temporary, temporary.open("xb") as stream:
-            _write(response, stream, target, parts, size, tell)
+    parts, partial = check_address(address), Partial(ws, address)
+    deadline = time.monotonic() + MAX_SECONDS
+    breaks = 0
+    while True:
+        before = partial.done
+        try:
+            name = _some(ws, parts, partial, tell, deadline)
+            break
+        except _Broken as error:
+            breaks = 1 if partial.done > before else breaks + 1
+            anew = before > 0 and not partial.validator  # what was here is the beginning of another file
+            if not (partial.validator or anew) or breaks > RETRIES:
+                raise StudioError(error.thing, error.wrong, _again(partial)) from error
+            time.sleep(PAUSE * breaks)
+        except BaseException:
+            if not partial.validator:
+                partial.drop()
+            raise
+    target = inbox_path(ws, folder, name)
+    with atomic_path(target) as temporary:
+        shutil.move(partial.path, temporary)
+    partial.drop()
     return target
 
 
-def _open(parts: SplitResult) -> tuple[SplitResult, HTTPResponse]:
+class _Broken(StudioError):
+    """The connection ended before the file did."""
+
+
+def _again(partial: Partial) -> str:
+    if partial.done:
+        return f"try again; it goes on after {partial.done / 2**20:.1f} MiB"
+    partial.drop()
+    return "try again"
+
+
+def _some(
+    ws: "Workspace", parts: SplitResult, partial: Partial, tell: Callable[[], None], deadline: float
+) -> str:
+    """Ask for what is missing and write it down; returns the file's name when it is whole."""
+    parts, response = _open(parts, _range(partial))
+    with response:
+        start = _start(response, parts, partial)
+        size = _size(response, parts, start)
+        require_space(ws.home, max(0, size - start), "the download")
+        with partial.open() as stream:
+            _write(response, stream, partial, parts, size, tell, deadline)
+        return _name(response, parts)
+
+
+def _range(partial: Partial) -> dict[str, str]:
+    """Headers that ask for the rest, if it is still the same file."""
+    if not partial.done:
+        return {}
+    return {"Range": f"bytes={partial.done}-", "If-Range": partial.validator}
+
+
+def _start(response: HTTPResponse, parts: SplitResult, partial: Partial) -> int:
+    """The byte that an answer begins with; the partial file is made to end there."""
+    validator = _validator(response)
+    if response.status == 200:  # all of it: the site gives no ranges, or the file is another one now
+        partial.restart(validator)
+    elif _first_byte(response) != partial.done or validator not in ("", partial.validator):
+        partial.drop()
+        raise _Broken(_shown(parts), "gave another part of the file than was asked for", "try again")
+    return partial.done
+
+
+def _first_byte(response: HTTPResponse) -> int:
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    return int(found[1]) if found else -1
+
+
+def _validator(response: HTTPResponse) -> str:
+    """What tells the file from a later one; a weak ETag says no more than "much the same"."""
+    tag = response.headers.get("ETag", "")
+    if tag.startswith('"') and tag.endswith('"') and len(tag) > 2:
+        return tag
+    return response.headers.get("Last-Modified", "")
+
+
+def _open(parts: SplitResult, wanted: dict[str, str]) -> tuple[SplitResult, HTTPResponse]:
     """Follow redirects to an answer with a body."""
     first = parts
     for _ in range(MAX_REDIRECTS + 1):
         host = parts.hostname or ""
         target = urlunsplit(("", "", parts.path or "/", parts.query, ""))
-        response = NETWORK.get(host, target, _headers(host))
-        if response.status == 200:
+        response = NETWORK.get(host, target, _headers(host) | wanted)
+        if response.status == 200 or (response.status == 206 and wanted):
             return parts, response
         response.close()
+        if response.status == 416 and wanted:  # it has become shorter than what is here
+            wanted = {}
+            continue
         if response.status not in {301, 302, 303, 307, 308}:
             raise _refusal(response.status, parts)
         parts = _split(urljoin(urlunsplit(parts), response.headers.get("Location", "")))
@@ -150,14 +234,14 @@ def _refusal(status: int, parts: SplitResult) -> StudioError:
     return StudioError(_shown(parts), f"answered with {status}", "try again later")
 
 
-def _size(response: HTTPResponse, parts: SplitResult) -> int:
-    """Bytes to come, 0 when it is not said.
+def _size(response: HTTPResponse, parts: SplitResult, start: int) -> int:
+    """Bytes of the whole file, 0 when it is not said.
 
     Raises:
         BadInput: too many.
     """
     said = response.headers.get("Content-Length", "")
-    size = int(said) if said.isdecimal() else 0
+    size = start + int(said) if said.isdecimal() else 0
     if size > MAX_BYTES:
         raise BadInput(
             _shown(parts), f"has {size >> 30} GiB, more than {MAX_BYTES >> 30} GiB", "copy it by hand"
@@ -175,27 +259,38 @@ def _name(response: HTTPResponse, parts: SplitResult) -> str:
 def _write(
     response: HTTPResponse,
     stream: IO[bytes],
-    target: Path,
+    partial: Partial,
     parts: SplitResult,
     size: int,
     tell: Callable[[], None],
+    deadline: float,
 ) -> None:
-    done = 0
-    for chunk in _chunks(response, parts):
-        done += len(chunk)
-        if done > MAX_BYTES:
-            raise BadInput(_shown(parts), f"has more than {MAX_BYTES >> 30} GiB", "copy it by hand")
-        try:
-            stream.write(chunk)
-        except OSError as error:
-            raise storage_error(target, error) from error
-        tell()
-    if size and done != size:
-        raise StudioError(_shown(parts), f"was cut off: {done} of {size} bytes", "try again")
+    done = partial.done
+    try:
+        for chunk in _chunks(response, parts, deadline):
+            done += len(chunk)
+            if done > MAX_BYTES:
+                partial.validator = ""  # no try will ever be better
+                raise BadInput(_shown(parts), f"has more than {MAX_BYTES >> 30} GiB", "copy it by hand")
+            _put(stream, chunk, partial, done)
+            tell()
+        if size and done != size:
+            raise _Broken(_shown(parts), f"was cut off: {done} of {size} bytes", "try again")
+    finally:
+        with suppress(OSError, StudioError):  # what came is worth keeping, and no failure of its own
+            partial.keep(stream)
 
 
-def _chunks(response: HTTPResponse, parts: SplitResult) -> Iterator[bytes]:
-    deadline = time.monotonic() + MAX_SECONDS
+def _put(stream: IO[bytes], chunk: bytes, partial: Partial, done: int) -> None:
+    try:
+        stream.write(chunk)
+        if done - partial.done >= EVERY:
+            partial.keep(stream)
+    except OSError as error:
+        raise storage_error(partial.path, error) from error
+
+
+def _chunks(response: HTTPResponse, parts: SplitResult, deadline: float) -> Iterator[bytes]:
     try:
         while chunk := response.read(CHUNK):
             yield chunk
@@ -203,7 +298,7 @@ def _chunks(response: HTTPResponse, parts: SplitResult) -> Iterator[bytes]:
                 wrong = f"takes longer than {MAX_SECONDS / 3600:.0f} hours"
                 raise StudioError(_shown(parts), wrong, "copy it by hand")
     except (OSError, HTTPException) as error:
-        raise StudioError(_shown(parts), f"broke off ({type(error).__name__})", "try again") from error
+        raise _Broken(_shown(parts), f"broke off ({type(error).__name__})", "try again") from error
 
 
 def _shown(parts: SplitResult) -> str:

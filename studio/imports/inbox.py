@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from registry.files import TEMPORARY
 from studio.imports import text
 from studio.imports.scan import ADAPTERS
 
@@ -10,6 +11,12 @@ if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 INBOX = "inbox"  # below the workspace
+
+
+def waiting(ws: "Workspace", folder: str) -> Path | None:
+    """The file of a folder of the inbox, whole because it got its name; None where there is none."""
+    files = (path for path in (ws.home / INBOX / folder).glob("*") if not path.name.endswith(TEMPORARY))
+    return next((path for path in files if path.is_file()), None)
 
 
 def inbox_path(ws: "Workspace", folder: str, name: str) -> Path:

@@ -10,8 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from registry.errors import BadInput
 from registry.records import Adapter, FileState
 from studio.adapters import numbered
+from studio.base_links import KnownBases
+from studio.imports import strengths
 from studio.imports.describers import Describers
 from studio.imports.journal import Entry, Journal
 from studio.imports.report import ImportReport
@@ -68,6 +71,7 @@ class Lister:
         self._describers = describers
         self._numbers: dict[str, Iterator[str]] = {}
         self._addresses = dict(wishes.sources)
+        self._bases = KnownBases(ws)
 
     def list_all(self, files: Iterable[Found]) -> Iterator[list[Pending]]:
         """Batch by batch, what is to be hashed; its rows are durable."""
@@ -114,6 +118,7 @@ class Lister:
             self._count(row, file)
         else:
             self._report.known += 1
+            self._learn(row, file)
         if row.file_state is FileState.NEW:
             return [Pending(row.id, file, known=not ours)]
         if ours:
@@ -121,6 +126,18 @@ class Lister:
         elif (row.size, row.mtime_ns) != (file.size, file.mtime_ns):
             return [Pending(row.id, file, known=True, again=True)]
         return []
+
+    def _learn(self, row: Adapter, file: Found) -> None:
+        """A configuration that was put beside a known file since says how strong it is."""
+        try:
+            changes = strengths.learned(row, file.path)
+        except BadInput as error:
+            self._report.add("notes", str(file.path), str(error))
+            return
+        if changes:
+            self._ws.catalog.update_each({row.id: changes})
+            line = f"the strength of {row.name} is known now: alpha {changes['alpha']:g}, rank {row.rank}"
+            self._report.add("notes", str(file.path), line)
 
     def _is_read(self, entry: Entry | None, same: dict[str, list[Adapter]], file: Found) -> bool:
         """Whether the file needs no row because it was read before."""
@@ -135,6 +152,7 @@ class Lister:
             return False
         if not ours:
             self._report.known += 1
+            self._learn(twins[0], file)
         elif entry.kind == "copied":
             self._count(twins[0], file)
             self._report.hashed += 1
@@ -156,8 +174,9 @@ class Lister:
                 self._report.add("bad", str(file.path), found)
                 continue
             row, beside = found
-            for wrong in beside.wrong:
-                self._report.add("notes", str(file.path), wrong)
+            for line in filter(None, (*beside.wrong, strengths.told(row))):
+                self._report.add("notes", str(file.path), line)
+            row = replace(row, **self._bases.link(row))
             made.append((file, replace(row, path=self._place(file))))
         return made
 

@@ -16,6 +16,7 @@ from registry.formats.header import read_header
 from registry.hashing import AdapterHashes, hash_adapter
 from registry.records import Adapter, FileState, now
 from studio.adapter_files import FOLDER, copy_file, judge
+from studio.imports import strengths
 from studio.imports.inbox import INBOX
 from studio.imports.journal import Journal
 from studio.imports.listing import Pending, Wishes
@@ -109,7 +110,8 @@ class Taker:
         for twin in living:
             if judge(self._ws, twin, full=False).state in {FileState.OK, FileState.EDITED}:
                 tags = tuple(dict.fromkeys([*twin.tags, *self._wishes.tags]))
-                self._drop(pending, twin.id, **({"tags": tags} if tags != twin.tags else {}))
+                changes = self._strength(pending, read, twin)
+                self._drop(pending, twin.id, **changes, **({"tags": tags} if tags != twin.tags else {}))
                 self._remember("duplicates", read, twin)
                 return
         twin = (living or twins)[0]
@@ -120,8 +122,17 @@ class Taker:
             self._remember("duplicates", read, twin)
             return
         path = self._keep(twin.id, read.file.path)
-        self._drop(pending, twin.id, **self._changes(path, read), trashed_at=None)
+        changes = self._changes(path, read) | self._strength(pending, read, twin)
+        self._drop(pending, twin.id, **changes, trashed_at=None)
         self._remember("moved", read, twin, emptied=path != read.file.path)
+
+    def _strength(self, pending: Pending, read: _Read, twin: Adapter) -> dict[str, Any]:
+        """What the copy's configuration tells of the adapter; another strength is said, as it is not kept."""
+        copy = self._ws.catalog.find(Adapter, pending.id)
+        changes, line = strengths.from_twin(twin, copy) if copy else ({}, "")
+        if line:
+            self._report.add("notes", str(read.file.path), line)
+        return changes
 
     def _remember(self, kind: str, read: _Read, twin: Adapter, *, emptied: bool = True) -> None:
         self._report.add(kind, str(read.file.path), twin.name)

@@ -21,6 +21,7 @@ from registry.records import Adapter, Job, JobKind, Watch, now
 from studio.imports.check import check_all
 from studio.imports.describers import Describers
 from studio.imports.fetch import fetch_into_inbox, is_address
+from studio.imports.inbox import waiting
 from studio.imports.journal import Journal
 from studio.imports.listing import Lister, Pending, Wishes
 from studio.imports.previews import Previews
@@ -103,7 +104,8 @@ def _fetch(
         if _is_fetched(ws, source, report):
             continue
         try:
-            path = fetch_into_inbox(ws, source, folder=f"{report.job_id}-{number}", tell=told)
+            folder = f"{report.job_id}-{number}"
+            path = waiting(ws, folder) or fetch_into_inbox(ws, source, folder=folder, tell=told)
         except StudioError as error:
             report.add("bad", source, str(error))
             continue

@@ -17,6 +17,8 @@ from PIL import Image as Pixels
 from torch import Tensor
 
 from registry.errors import BadInput, StudioError, several
+from registry.formats.peft_config import PeftConfig
+from registry.hashing import hash_json
 from studio.sampling.painting import paint
 from studio.sampling.pixels import to_picture
 from studio.sampling.preview import LatentPreview
@@ -171,9 +173,10 @@ class Engine:
         return AdapterUseInStack(
             name=adapter.name,
             path=Path(adapter.path),
-            key=adapter.tensor_sha256,
+            key=hash_json([adapter.tensor_sha256, adapter.peft]) if adapter.peft else adapter.tensor_sha256,
             weight=adapter.weight,
             text_weight=adapter.text_weight,
+            peft=PeftConfig.from_json(adapter.peft),
         )
 
     # -- bases

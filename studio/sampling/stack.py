@@ -20,6 +20,7 @@ from registry.errors import BadInput
 from registry.formats.factors import Factors, shape_of
 from registry.formats.internal import AdapterForm, LoraFactors, component_of
 from registry.formats.load import load_adapter
+from registry.formats.peft_config import PeftConfig
 from registry.formats.words import Words
 from studio.sampling.parts import AdaptedLayer, addition
 from trainers.new_tokens import set_words
@@ -36,9 +37,10 @@ class AdapterUseInStack:
 
     name: str  # as its owner knows it
     path: Path
-    key: str  # hash of its tensors
+    key: str  # of its tensors and, where these do not say it, its strength
     weight: float
     text_weight: float
+    peft: PeftConfig | None = None  # what the catalog knows of its strength
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class AdapterStack:
         if slot in self._loaded:
             self._loaded.move_to_end(slot)
             return self._loaded[slot]
-        form, _, _ = load_adapter(use.path, self._family.name)
+        form, _, _ = load_adapter(use.path, self._family.name, use.peft)
         places, unmatched = self._places(use.name, form)
         if not places and not form.words:
             raise BadInput(

@@ -260,6 +260,7 @@ def _task_adapter(adapter: Adapter, weight: float, text_weight: float | None) ->
         file_sha256=adapter.file_sha256,
         weight=weight,
         text_weight=weight if text_weight is None else text_weight,
+        peft=adapter.metadata.get("peft"),
     )
 
 

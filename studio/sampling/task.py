@@ -41,6 +41,7 @@ class TaskAdapter:
     file_sha256: str
     weight: float
     text_weight: float  # resolved: never none
+    peft: dict[str, Any] | None = None  # see `registry.formats.peft_config.PeftConfig.to_json`
 
 
 @dataclass(frozen=True, kw_only=True)

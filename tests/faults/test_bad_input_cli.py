@@ -294,9 +294,17 @@ def overlapping(header, names):
     header[names[1]]["data_offsets"] = header[names[0]]["data_offsets"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x80\x04\x95abc", b"<!doctype html>", overlapping])
+@pytest.mark.parametrize(
+    ("damage", "hint"),
+    [
+        (b"", "download or copy it again"),
+        (b"\x80\x04\x95abc", "ask its author for a .safetensors file"),
+        (b"<!doctype html>", "log in at the site it came from and download it again"),
+        (overlapping, "download or copy it again"),
+    ],
+)
 def test_a_damaged_file_is_changed_and_named_by_verify_export_and_sample(
-    studio, refused, home, ink, tmp_path, damage
+    studio, refused, home, ink, tmp_path, damage, hint
 ):
     file = home / ink.path
     if isinstance(damage, bytes):
@@ -305,8 +313,10 @@ def test_a_damaged_file_is_changed_and_named_by_verify_export_and_sample(
         change_header(file, damage)
     code, out, _ = studio("adapters", "verify", "ink")
     assert (code, out.startswith("ink: changed. ")) == (1, True)
+    assert out.endswith(f". {hint}\n")  # what is done about a moved file helps nobody here
     line = refused(1, "adapters", "export", "ink", "--out", tmp_path / "x.safetensors")
     assert "has changed: " in line
+    assert line.rstrip(".\n").endswith(hint)
     assert refused(1, "sample", "--adapter", "ink", "--prompt", "x", "--out", tmp_path / "o") == line
     assert not (tmp_path / "x.safetensors").exists()
 

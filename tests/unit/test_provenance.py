@@ -174,6 +174,38 @@ def test_a_full_fine_tune_hands_the_picture_on(ws, heron):
     assert pocket.id not in {base.id for base in found.bases}
 
 
+def test_a_baked_base_hands_the_picture_on(ws, heron):
+    """picture -> run -> adapter -> base with it inside -> run on that -> its adapter; a later base, too."""
+    small = ws.catalog.get(Adapter, "small")
+
+    def baked(name, *parents):
+        told = [{"id": parent.id, "name": parent.name} for parent in parents]
+        made = {"operation": "bake", "settings": {}, "parents": told}
+        return ws.catalog.add(
+            Base(name=name, family="sd15", location=f"/{name}", kind="folder", weight_hash=name, made=made)
+        )
+
+    pocket = ws.catalog.get(Base, "pocket")
+    one = baked("one", pocket, small)
+    baked("two", one, baked_from_nothing_of_it := add_made(ws, "other"))
+    baked("three", pocket, baked_from_nothing_of_it)
+    run = ws.catalog.get(Run, "ink")
+    others = make_dataset(ws, "others", (5,))
+    later = ws.catalog.add(
+        Run(
+            name="later", family="sd15", base_id=one.id, dataset_id=others.id, recipe=run.recipe,
+            recipe_hash="r", dataset_hash=others.content_hash, base_hash="w", seed=1, steps=5,
+        )
+    )  # fmt: skip
+    adapter = make_adapter(ws, later, seed=4)
+    found = uses_of_picture(ws, heron)
+    assert names(found.bases) == ["one", "two"]
+    assert {"ink", "later"} <= set(names(found.runs))
+    assert adapter.name in names(found.adapters)
+    assert found.unknown == 1  # "other", which was made from nothing that is known
+    assert [item["name"] for item in origin_of(ws, adapter)["base"]["parents"]] == ["pocket", "small"]
+
+
 def test_the_way_back_tells_parents_run_base_and_pictures(ws):
     story = json.loads(json.dumps(origin_of(ws, ws.catalog.get(Adapter, "small"))))
     half = story["parents"][0]

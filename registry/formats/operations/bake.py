@@ -4,7 +4,7 @@ The result is a base: of the kind it was (a diffusers folder or a published file
 Stable Diffusion folder. One tensor is in memory at a time; what does not change is copied byte by byte.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,13 @@ import numpy as np
 from registry.errors import BadInput
 from registry.files import atomic_folder, atomic_path, atomic_write, read_json, require_space, write_json
 from registry.formats.checkpoints import weight_files
-from registry.formats.factors import change_of, shape_of
+from registry.formats.factors import Factors, change_of, shape_of
 from registry.formats.header import Header, TensorInfo, read_header, shown
+from registry.formats.internal import LoraFactors
 from registry.formats.operations.merge import Ingredient, one_family
 from registry.formats.operations.report import left_out
-from registry.formats.operations.sources import BaseWeights, Place, swapped
+from registry.formats.operations.sources import BaseWeights, Place, VectorPlace, swapped
+from registry.formats.operations.vectors import matrices_of, norms_of
 from registry.formats.single_file import PREFIXES, Piece, pieces_of
 from registry.formats.streaming import Planned, in_order, pieces, stored, write_streamed
 from registry.formats.tensors import DTYPES, Array, cast, read_tensor
@@ -62,11 +64,14 @@ class Oven:
         self.base, self.parts, self.dtype = base, parts, dtype
         self.notes: list[str] = []
         self._changed: dict[tuple[Path, str], list[tuple[str, Place]]] = {}
-        modules = dict.fromkeys(m for part in parts for m in self._fitting(part))
-        for module in modules:
+        self._added: dict[tuple[Path, str], list[tuple[VectorPlace, Array]]] = {}  # to norms and biases
+        self._matrices = [matrices_of(part.form) for part in parts]
+        fitting = [(m, v) for part, matrices in zip(parts, self._matrices, strict=True)
+                   for m, v in self._fitting(part, matrices)]  # fmt: skip
+        for module in dict.fromkeys(module for module, is_vector in fitting if not is_vector):
             place = base.places[module]
             self._changed.setdefault((place.file, place.layer.tensor), []).append((module, place))
-        self.modules = len(modules)
+        self.modules = len({module for module, _ in fitting})
 
     def dtype_of(self, info: TensorInfo) -> str:
         """The safetensors dtype that a tensor is written in; whole numbers stay what they are."""
@@ -90,7 +95,8 @@ class Oven:
         yield _bytes(name, np.ascontiguousarray(self._values(file, name, info).T), self.dtype_of(info))
 
     def _content(self, file: Path, name: str, info: TensorInfo) -> Iterable[bytes | memoryview]:
-        if (file, name) not in self._changed and self.dtype_of(info) == info.dtype:
+        untouched = (file, name) not in self._changed and (file, name) not in self._added
+        if untouched and self.dtype_of(info) == info.dtype:
             return stored(file, info)
         return iter([_bytes(name, self._values(file, name, info), self.dtype_of(info))])
 
@@ -100,23 +106,31 @@ class Oven:
             weight = values[place.rows]
             weight = swapped(weight) if place.layer.halves else weight
             total = np.zeros_like(weight)
-            for part in self.parts:
-                factors = part.form.everything.get(module)
+            for part, matrices in zip(self.parts, self._matrices, strict=True):
+                factors = matrices.get(module)
                 strength = part.strength.of(part.form.family, module) if factors is not None else 0.0
                 if factors is not None and strength:
                     total += np.float32(strength) * change_of(factors, weight)
             new = weight + total
             values[place.rows] = swapped(new) if place.layer.halves else new
+        for place, added in self._added.get((file, name), ()):
+            values[place.rows] += swapped(added) if place.halves else added
         return values
 
-    def _fitting(self, part: Ingredient) -> Iterator[str]:
-        """Modules of an adapter that change something, all checked to be those of the base."""
+    def _fitting(
+        self, part: Ingredient, matrices: Mapping[str, LoraFactors | Factors]
+    ) -> Iterator[tuple[str, bool]]:
+        """Modules of an adapter that change something, all checked to fit, and which of them are vectors."""
         missing: list[str] = []
-        for module, factors in part.form.everything.items():
+        beside: list[str] = []
+        for module, factors in matrices.items():
             if part.strength.of(part.form.family, module) == 0:
                 continue
             if module not in self.base:
                 missing.append(module)
+                continue
+            if not self._is_written(self.base.places[module].file):
+                beside.append(module)
                 continue
             shape = self.base.shape(module)
             rows, columns = shape_of(factors)
@@ -124,9 +138,16 @@ class Oven:
                 ours, theirs = " x ".join(map(str, shape)), f"{rows or '?'} x {columns or '?'}"
                 wrong = f"does not fit: {module} is {theirs} in the adapter and {ours} in the base"
                 raise BadInput(f"adapter {part.name}", wrong, "use the base it was trained on")
-            yield module
-        if missing and len(missing) == len(part.form.everything):
+            yield module, False
+        for module in self._vectors(part, missing, beside):
+            yield module, True
+        if missing and {*missing} == {*part.form.everything, *part.form.biases}:
             raise BadInput(f"adapter {part.name}", "has no module of this base", "choose another base")
+        if beside:
+            lost = (
+                f"{len(beside)} modules lie in the folder beside the file, which is not baked: {_few(beside)}"
+            )
+            self.notes.append(f"{part.name}: {lost}")
         if missing:
             lost = f"{len(missing)} modules are not in this base, the first is {missing[0]}"
             self.notes.append(f"{part.name}: {lost}")
@@ -134,6 +155,56 @@ class Oven:
         if part.form.words:
             lost = f"its new words ({', '.join(part.form.words)}) cannot be baked; export them as embeddings"
             self.notes.append(f"{part.name}: {lost}")
+
+    def _vectors(self, part: Ingredient, missing: list[str], beside: list[str]) -> Iterator[str]:
+        """Norms and biases of an adapter, noted to be added; what is not in the base goes into the lists.
+
+        Raises:
+            BadInput: they are for other channels, for a layer without a bias, or for a file whose names of
+                norms we do not know.
+        """
+        for leaf, vectors in (("weight", norms_of(part.form)), ("bias", part.form.biases)):
+            for module, change in vectors.items():
+                strength = part.strength.of(part.form.family, module)
+                if strength == 0:
+                    continue
+                place = self.base.vector(module, leaf)
+                if place is None:
+                    self._require_absent(part, module, leaf)
+                    missing.append(module)
+                    continue
+                if not self._is_written(place.file):
+                    beside.append(module)
+                    continue
+                rows = len(range(*place.rows.indices(place.info.shape[0])))
+                if len(change) != rows:
+                    sides = f"{len(change)} channels in the adapter and {rows} in the base"
+                    wrong = f"does not fit: {module} has {sides}"
+                    raise BadInput(f"adapter {part.name}", wrong, "use the base it was trained on")
+                row = self._added.setdefault((place.file, place.tensor), [])
+                row.append((place, change * np.float32(strength)))
+                yield module
+
+    def _require_absent(self, part: Ingredient, module: str, leaf: str) -> None:
+        """Refuse what the base has, but not in a way that the change could be added to."""
+        there = module in self.base or self.base.vector(module, "weight") is not None
+        if there and leaf == "bias":
+            wrong = f"changes the bias of {module}, which has none in this base"
+        elif not there and not self.base.knows_norms(module):
+            family = self.base.family
+            wrong = f"changes {module}, whose place in a single file of {family} is not known"
+        else:
+            return
+        do = "leave norms and biases out: export it with --convert lora and import that"
+        raise BadInput(f"adapter {part.name}", wrong, do)
+
+    def _is_written(self, file: Path) -> bool:
+        """Whether a file of the base is part of the result: the folder beside a single file is not."""
+        return not self.base.is_file or file == self.base.path
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
 
 
 def bake(

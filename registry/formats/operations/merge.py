@@ -8,11 +8,15 @@
 TIES keeps of each w_i D_i the entries of largest magnitude (`density`, per module), elects for every entry
 the sign whose sum is larger, and averages those that have it. DARE drops entries at random, keeps the share
 `density`, and divides by it. Both make changes of full rank, so what SVD leaves out is stated as error.
+
+Changes of norms and biases are vectors: they are added up (`concat`, `svd`) or go by the rules of TIES and
+DARE, and are exact.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -23,6 +27,7 @@ from registry.formats.operations.lowrank import Change, Weights, change_from, de
 from registry.formats.operations.ranks import RankRule
 from registry.formats.operations.report import ModuleResult, OperationReport, left_out
 from registry.formats.operations.strength import Strength
+from registry.formats.operations.vectors import as_factors, combined, is_norm, matrices_of, norms_of
 from registry.formats.operations.words import united_words
 from registry.formats.tensors import Array
 
@@ -92,7 +97,7 @@ def merge(
     """
     settings.checked()
     family = one_family(parts)
-    modules = list(dict.fromkeys(name for part in parts for name in part.form.everything))
+    modules = list(dict.fromkeys(name for part in parts for name in matrices_of(part.form)))
     made: dict[str, LoraFactors] = {}
     results: list[ModuleResult] = []
     for number, module in enumerate(modules):
@@ -103,11 +108,13 @@ def merge(
             results.append(result)
         if progress:
             progress(number + 1, len(modules))
+    norms = combined(parts, family, lambda form: norms_of(form).items(), partial(_one_vector, settings))
+    biases = combined(parts, family, lambda form: form.biases.items(), partial(_one_vector, settings))
     words = united_words([(part.name, part.form.words) for part in parts])
-    if not made and not words:
+    if not made and not words and not norms and not biases:
         raise BadInput("merge", "has nothing in it: all weights are 0", "give a weight other than 0")
-    report = OperationReport(settings.method, tuple(results), tuple(_notes(parts, family, modules)))
-    return AdapterForm(family, made, words=words), report
+    report = OperationReport(settings.method, tuple(results), tuple(_notes(parts, family)))
+    return AdapterForm(family, made, as_factors(norms), words=words, biases=biases), report
 
 
 def one_family(parts: Sequence[Ingredient]) -> str:
@@ -137,7 +144,7 @@ def _changes(parts: Sequence[Ingredient], family: str, module: str, weights: Wei
     found: list[Change] = []
     first = ""
     for part in parts:
-        factors = part.form.everything.get(module)
+        factors = part.form.modules.get(module) or part.form.others.get(module)
         weight = part.strength.of(family, module) if factors is not None else 0.0
         if factors is None or weight == 0:
             continue
@@ -167,15 +174,23 @@ def _merged(module: str, changes: list[Change], settings: MergeSettings) -> tupl
     else:
         density = settings.density or DENSITIES[settings.method]
         combine = _ties if settings.method == "ties" else _dare
-        dense = combine(changes, density, _seed(module, settings.seed))
+        dense = combine((change.dense() for change in changes), density, _seed(module, settings.seed))
         found = dense_svd(dense, rule.enough)
     rank = rule.choose(found)
     result = ModuleResult(module, rank, found.error(rank), float(np.sqrt(found.energy)))
     return found.cut(rank, kernel).lora(), result
 
 
-def _ties(changes: Sequence[Change], density: float, _seed: int) -> Array:
-    trimmed = [_largest(change.dense(), density) for change in changes]
+def _one_vector(settings: MergeSettings, module: str, vectors: Sequence[Array]) -> Array:
+    """Several adapters' changes of one norm or bias, already weighted, as one."""
+    if settings.method not in DENSITIES:
+        return np.asarray(np.sum(vectors, axis=0), np.float32)
+    combine = _ties if settings.method == "ties" else _dare
+    return combine(vectors, settings.density or DENSITIES[settings.method], _seed(module, settings.seed))
+
+
+def _ties(changes: Iterable[Array], density: float, _seed: int) -> Array:
+    trimmed = [_largest(change, density) for change in changes]
     elected = np.sign(np.sum(trimmed, axis=0))
     total, count = np.zeros_like(trimmed[0]), np.zeros_like(trimmed[0])
     for item in trimmed:
@@ -195,12 +210,12 @@ def _largest(dense: Array, density: float) -> Array:
     return np.where(magnitudes >= limit, dense, np.float32(0))
 
 
-def _dare(changes: Sequence[Change], density: float, seed: int) -> Array:
+def _dare(changes: Iterable[Array], density: float, seed: int) -> Array:
     random = np.random.default_rng(seed)
-    total = np.zeros(changes[0].shape, np.float32)
+    total = np.zeros(1, np.float32)
     for change in changes:
-        kept = random.random(total.shape, np.float32) < density
-        total += np.where(kept, change.dense() / np.float32(density), np.float32(0))
+        kept = random.random(change.shape, np.float32) < density
+        total = total + np.where(kept, change / np.float32(density), np.float32(0))
     return total
 
 
@@ -209,14 +224,14 @@ def _seed(module: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {module}".encode()).digest()[:8], "little")
 
 
-def _notes(parts: Sequence[Ingredient], family: str, modules: Sequence[str]) -> Iterator[str]:
+def _notes(parts: Sequence[Ingredient], family: str) -> Iterator[str]:
     for part in parts:
-        methods = sorted({factors.method for factors in part.form.others.values()})
+        methods = sorted({factors.method for factors in part.form.others.values() if not is_norm(factors)})
         if methods:
             yield f"{part.name}: {', '.join(methods)} became LoRA"
         yield from (f"{part.name}: {note}" for note in left_out(part.form))
         for entry in part.strength.blocks:
             alone = Strength(1.0, blocks=(entry,))
-            mine = [module for module in modules if module in part.form.everything]
+            mine = [*part.form.everything, *part.form.biases]
             if entry.factor != 1 and all(alone.of(family, module) == 1 for module in mine):
                 yield f"{part.name}: block weight {entry.name} is about none of its modules"

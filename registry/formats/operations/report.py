@@ -22,12 +22,9 @@ class ModuleResult:
 
 def left_out(form: AdapterForm) -> list[str]:
     """Notes on what operations on weights leave out of an adapter."""
-    notes: list[str] = []
-    if form.biases:
-        notes.append(f"changes of {len(form.biases)} biases are left out")
-    if form.ignored:
-        notes.append(f"{len(form.ignored)} keys that are not understood are left out")
-    return notes
+    if not form.ignored:
+        return []
+    return [f"{len(form.ignored)} keys that are not understood are left out"]
 
 
 @dataclass(frozen=True)

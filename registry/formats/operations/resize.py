@@ -10,6 +10,7 @@ from registry.formats.internal import AdapterForm, LoraFactors
 from registry.formats.operations.lowrank import Weights, change_from, svd
 from registry.formats.operations.ranks import RankRule
 from registry.formats.operations.report import ModuleResult, OperationReport, left_out
+from registry.formats.operations.vectors import as_factors, is_norm, matrices_of, norms_of
 
 ALPHAS = ("rank", "scale")
 
@@ -22,7 +23,7 @@ def resize(
     weights: Weights | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[AdapterForm, OperationReport]:
-    """The adapter at the ranks that `rule` chooses; any method becomes LoRA.
+    """The adapter at the ranks that `rule` chooses; any method becomes LoRA, norms and biases stay.
 
     Args:
         form: Of any method.
@@ -38,11 +39,12 @@ def resize(
     rule.checked()
     if alpha not in ALPHAS:
         raise BadInput(f"alpha {shown(alpha)}", "is unknown", f"use one of {', '.join(ALPHAS)}")
-    if not form.everything:
+    matrices = matrices_of(form)
+    if not matrices:
         raise BadInput("adapter", "has no weights to resize", "choose another")
     made: dict[str, LoraFactors] = {}
     results: list[ModuleResult] = []
-    for number, (module, factors) in enumerate(form.everything.items()):
+    for number, (module, factors) in enumerate(matrices.items()):
         change = change_from(form.family, module, factors, weights)
         found = svd(change)
         rank = rule.choose(found)
@@ -51,10 +53,8 @@ def resize(
         made[module] = cut.lora(kept * rank)
         results.append(ModuleResult(module, rank, found.error(rank), float(np.sqrt(found.energy))))
         if progress:
-            progress(number + 1, len(form.everything))
-    notes = (
-        [f"{', '.join(sorted({f.method for f in form.others.values()}))} became LoRA"] if form.others else []
-    )
-    return AdapterForm(form.family, made, words=form.words), OperationReport(
-        "resize", tuple(results), (*notes, *left_out(form))
-    )
+            progress(number + 1, len(matrices))
+    methods = sorted({f.method for f in form.others.values() if not is_norm(f)})
+    notes = [f"{', '.join(methods)} became LoRA"] if methods else []
+    resized = AdapterForm(form.family, made, as_factors(norms_of(form)), words=form.words, biases=form.biases)
+    return resized, OperationReport("resize", tuple(results), (*notes, *left_out(form)))

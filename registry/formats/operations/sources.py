@@ -12,6 +12,7 @@ from registry.formats.checkpoints import Layer, layers_of, weight_files
 from registry.formats.families import TEXT_ROOT, FamilyFormat, family_format
 from registry.formats.header import TensorInfo, read_header, shown
 from registry.formats.original import SGM_LAYERS
+from registry.formats.single_file import PREFIXES, open_clip_name, unet_name
 from registry.formats.tensors import Array, read_tensor
 
 _DOWN = re.compile(r"\.input_blocks\.(\d{1,3})\.0\.op\.weight$")
@@ -29,6 +30,17 @@ class Place:
     def rows(self) -> slice:
         """Rows of the tensor that are this weight."""
         return slice(self.layer.first, self.layer.first + self.layer.shape[0])
+
+
+@dataclass(frozen=True)
+class VectorPlace:
+    """Where a norm's weight or a bias lies: rows of a tensor of one side."""
+
+    file: Path
+    tensor: str
+    info: TensorInfo
+    rows: slice
+    halves: bool = False  # see `Layer.halves`
 
 
 class BaseWeights:
@@ -82,6 +94,36 @@ class BaseWeights:
         weight = read_tensor(place.file, place.layer.tensor, place.info)[place.rows]
         return swapped(weight) if place.layer.halves else weight
 
+    def vector(self, module: str, leaf: str) -> VectorPlace | None:
+        """Where the bias of a layer or a norm lies, or a norm's weight; None when this model has none.
+
+        Args:
+            module: Full name.
+            leaf: "bias" or "weight".
+        """
+        place = self.places.get(module)
+        if place is not None:
+            tensor = place.layer.tensor.removesuffix("weight") + leaf
+            return self._vector(module, tensor, place.rows, halves=place.layer.halves)
+        component, _, path = module.partition(".")
+        names = [path, path.removeprefix(TEXT_ROOT)]
+        if self.is_file and (published := _published_norm(self.family, component, path)):
+            names = [published]
+        return next(
+            (at for name in names if (at := self._vector(module, f"{name}.{leaf}", slice(None)))), None
+        )
+
+    def knows_norms(self, module: str) -> bool:
+        """Whether a norm of that name would be found if this model had it."""
+        return not self.is_file or module.partition(".")[0] in PREFIXES.get(self.family, {})
+
+    def _vector(self, module: str, tensor: str, rows: slice, *, halves: bool = False) -> VectorPlace | None:
+        component = module.partition(".")[0]
+        found = self.rest.get(f"{component}.{tensor}") or (self.rest.get(tensor) if self.is_file else None)
+        if found is None or len(found[1].shape) != 1:
+            return None
+        return VectorPlace(found[0], tensor, found[1], rows, halves)
+
     def _add_file(self, path: Path) -> None:
         tensors = read_header(path).tensors
         if any((m := _DOWN.search(name)) and int(m[1]) % (SGM_LAYERS + 1) for name in tensors):
@@ -106,6 +148,17 @@ class BaseWeights:
                     self.places[f"{component}.{path}"] = Place(file, info, layer)
                 else:
                     self.rest[f"{component}.{name}"] = file, info
+
+
+def _published_norm(family: str, component: str, path: str) -> str:
+    """Name of a norm in a published Stable Diffusion checkpoint; "" where we do not know them."""
+    prefix = PREFIXES.get(family, {}).get(component)
+    if prefix is None:
+        return ""
+    if component == "unet":
+        return prefix + unet_name(f"{path}.", SGM_LAYERS, set()).removesuffix(".")
+    inside = f"{path.removeprefix(TEXT_ROOT)}."
+    return prefix + (open_clip_name(inside) if prefix.endswith(".model.") else inside).removesuffix(".")
 
 
 def swapped(weight: Array) -> Array:

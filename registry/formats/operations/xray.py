@@ -9,13 +9,14 @@ similarity  <Da, Db> / (|Da| |Db|), -1 to 1, from traces of products of the fact
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from registry.formats.internal import AdapterForm, component_of
+from registry.formats.factors import Factors
+from registry.formats.internal import AdapterForm, LoraFactors, component_of
 from registry.formats.operations.blocks import Block, block_of
 from registry.formats.operations.lowrank import (
     Array64,
@@ -25,6 +26,7 @@ from registry.formats.operations.lowrank import (
     inner,
     singular_values,
 )
+from registry.formats.operations.vectors import matrices_of, norms_of
 
 ENERGY = 0.95
 DEAD = 1e-8  # norm below which a module does nothing
@@ -109,14 +111,14 @@ Changes = dict[str, Change]
 
 
 def changes_of(form: AdapterForm, weights: Weights | None = None) -> Changes:
-    """The change of every module.
+    """The change of every module but norms, which are no matrices.
 
     Raises:
         BadInput: a method needs the base.
     """
     return {
         module: change_from(form.family, module, factors, weights)
-        for module, factors in form.everything.items()
+        for module, factors in matrices_of(form).items()
     }
 
 
@@ -128,7 +130,10 @@ def xray(form: AdapterForm, changes: Changes) -> XRay:
         changes: `changes_of` it.
     """
     places = {module: block_of(form.family, module) for module in changes}
-    facts = [_module(form, module, change, places[module]) for module, change in changes.items()]
+    everything = form.everything
+    facts = [
+        _module(everything[module], module, change, places[module]) for module, change in changes.items()
+    ]
     energy = sum(item.norm**2 for item in facts)
     order = sorted(dict.fromkeys(places.values()), key=lambda block: block.order)
     grouped: dict[str, list[ModuleFacts]] = {block.label: [] for block in order}
@@ -167,8 +172,7 @@ def _cosine(product: float, a: float, b: float) -> float:
     return max(-1.0, min(1.0, product / math.sqrt(a * b))) if a > 0 and b > 0 else 0.0
 
 
-def _module(form: AdapterForm, module: str, change: Change, block: Block) -> ModuleFacts:
-    factors = form.everything[module]
+def _module(factors: LoraFactors | Factors, module: str, change: Change, block: Block) -> ModuleFacts:
     values = singular_values(change)
     norm = float(np.sqrt(np.square(values).sum()))
     return ModuleFacts(
@@ -213,6 +217,10 @@ def _block(label: str, items: Sequence[ModuleFacts], energy: float) -> BlockFact
     )
 
 
+def _vectors(form: AdapterForm) -> Iterable[tuple[str, Collection[str]]]:
+    return ("norms", norms_of(form)), ("biases", form.biases)
+
+
 def _warnings(found: XRay, form: AdapterForm) -> list[str]:
     """What a person should know, in plain words."""
     lines: list[str] = []
@@ -240,6 +248,8 @@ def _warnings(found: XRay, form: AdapterForm) -> list[str]:
     thin = [item for item in found.modules if item.rank > 8 and 0 < item.rank95 <= item.rank / 8]
     if len(thin) > len(found.modules) / 2:
         lines.append("most modules use an eighth of their rank or less: resizing it would lose little")
+    if beside := [f"{len(found)} {name}" for name, found in _vectors(form) if found]:
+        lines.append(f"it changes {' and '.join(beside)}, too, which are not among the figures")
     if form.words:
         lines.append(f"it brings new words: {', '.join(form.words)}")
     return lines

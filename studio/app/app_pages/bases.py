@@ -31,6 +31,8 @@ def page() -> None:
 
 def row(base: Base) -> None:
     """One base."""
+    from studio.provenance import made_from
+
     workspace = shell.workspace()
     with st.container(key=f"panel-{base.id}"):
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
@@ -44,6 +46,8 @@ def row(base: Base) -> None:
         runs = plural(workspace.catalog.count(Run, base_id=base.id), "run")
         adapters = plural(workspace.catalog.count(Adapter, base_id=base.id), "adapter")
         st.caption(f"{runs}, {adapters} · {KINDS[base.kind]} · added {ago(base.created_at)}")
+        if line := made_from(base):
+            st.caption(f"Baked from {md(line)}")
         if not base.builtin:
             st.text(base.location)
         with st.container(horizontal=True):

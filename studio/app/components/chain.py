@@ -71,6 +71,10 @@ def _before(story: dict[str, Any], depth: int) -> None:
     if (story.get("base") or {}).get("run"):
         st.caption(f"Its base {md(story['base']['name'])} was trained here, too:")
         _run(story["base"]["run"])
+    if baked := (story.get("base") or {}).get("parents"):
+        st.caption(f"Its base {md(story['base']['name'])} was baked from:")
+        for parent in baked:
+            _parent(parent)
     for parent in story.get("parents", ()):
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             st.markdown(f":gray[{md(story['made']['operation'] or story['origin'])} of]", width="content")

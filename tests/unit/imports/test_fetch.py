@@ -1,108 +1,15 @@
 """Adapters by address: a local https server stands for the sites, and everything else is refused."""
 
-import http.server
-import ssl
-import subprocess
-import threading
-from pathlib import Path
-from typing import ClassVar
-
 import pytest
 
 from registry.errors import BadInput, StudioError
 from registry.records import Adapter
 from studio.imports import fetch
-from studio.imports.fetch import check_address, fetch_into_inbox
+from studio.imports.fetch import check_address
 from studio.imports.network import Network, is_public
 from studio.imports.submit import submit
-from studio.workspace import Workspace
-from tests.support.debian import need
 from tests.support.imports import finish, take_in, write_adapter
-
-HF = "https://huggingface.co/me/ink/resolve/main/ink.safetensors"
-
-
-class Site(http.server.BaseHTTPRequestHandler):
-    """Answers from a table: (host, path) -> (status, headers, body); remembers what it was asked with."""
-
-    pages: ClassVar[dict[tuple[str, str], tuple[int, dict[str, str], bytes]]] = {}
-    asked: ClassVar[list[tuple[str, str, str]]] = []
-
-    def do_GET(self) -> None:
-        host = self.headers["Host"].partition(":")[0]
-        self.asked.append((host, self.path, self.headers.get("Authorization", "")))
-        status, headers, body = self.pages.get((host, self.path), (404, {}, b""))
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory) -> Path:
-    """A certificate of our own for the names of the sites."""
-    need("openssl")
-    path = tmp_path_factory.mktemp("certificate") / "both.pem"
-    names = "DNS:huggingface.co,DNS:*.huggingface.co,DNS:*.xethub.hf.co,DNS:civitai.com,DNS:*.civitai.com"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ]
-    command += ["-days", "2", "-subj", "/CN=test", "-addext", f"subjectAltName={names}"]
-    subprocess.run([*command, "-keyout", str(path), "-out", f"{path}.crt"], check=True, capture_output=True)
-    path.write_bytes(path.read_bytes() + Path(f"{path}.crt").read_bytes())
-    return path
-
-
-@pytest.fixture
-def site(certificate, monkeypatch):
-    """The server, and a network that finds every name at it."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    trusting = ssl.create_default_context(cafile=str(certificate))
-    places = [("127.0.0.1", server.server_address[1])]
-    network = Network(lambda _host: places, lambda address: address == "127.0.0.1", trusting)
-    monkeypatch.setattr(fetch, "NETWORK", network)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.delenv("CIVITAI_TOKEN", raising=False)
-    Site.pages.clear()
-    Site.asked.clear()
-    yield network
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def ws(tmp_path):
-    return Workspace.open(tmp_path / "home")
-
-
-@pytest.fixture
-def data(tmp_path) -> bytes:
-    return write_adapter(tmp_path / "source" / "x.safetensors").read_bytes()
-
-
-def get(ws, address=HF):
-    return fetch_into_inbox(ws, address, folder="f", tell=lambda: None)
-
-
-def redirect(to):
-    return 302, {"Location": to}, b""
+from tests.support.site import HF, Site, get, redirect
 
 
 def test_a_file_comes_through_a_redirect_and_the_token_stays_with_its_host(site, ws, data, monkeypatch):

@@ -13,8 +13,9 @@ from registry.hashing import hash_adapter
 from registry.records import Adapter, Base
 from studio.adapters import verify
 from studio.operations import Use, bake, edit, extract
+from studio.provenance import made_from, origin_of
 from tests.support.adapters import files, form_of, make_form, write_run_file
-from tests.support.sampling import ALL_MODULES, MODULES, add_file, task
+from tests.support.sampling import ALL_MODULES, MODULES, add_adapter, add_file, task
 
 
 def test_baked_and_extracted_again(ws, ink, tmp_path):
@@ -150,6 +151,30 @@ def test_a_baked_base_draws_as_the_base_with_the_adapter(ws, ink, wash, tmp_path
     assert np.abs(own - wanted).max() <= 1
     assert np.abs(draw(task(ws)) - wanted).max() > 20
     assert baked.report.notes == ()
+
+
+def test_a_baked_base_knows_what_is_in_it(ws, ink, wash, tmp_path):
+    """The lineage of a base: shown, told on by an adapter that was trained on it, and outliving the rows."""
+    pocket = ws.catalog.get(Base, "pocket")
+    use = Use("ink", 0.8, 0.2, "MID=0.5")
+    record = bake(ws, "pocket", [use, Use("wash")], tmp_path / "one", add="one").base
+    assert made_from(record) == "pocket + ink x 0.8 + wash x 1"
+    first, one, two = record.made["parents"]
+    assert first == {"id": pocket.id, "name": "pocket", "weight_hash": pocket.weight_hash}
+    assert one == {"id": ink.id, "name": "ink", "tensor_sha256": ink.tensor_sha256, "weight": 0.8}
+    assert two["tensor_sha256"] == wash.tensor_sha256
+    assert record.made["settings"]["strengths"][0]["blocks"][0]["name"] == "MID"
+    again = bake(ws, "one", [Use("wash", -1)], tmp_path / "two", add="two").base
+    trained = ws.catalog.update(Adapter, add_adapter(ws, "on two", seed=9).id, base_id=again.id)
+    story = origin_of(ws, trained)["base"]
+    assert (story["name"], story["made"]["operation"]) == ("two", "bake")
+    inner = story["parents"][0]
+    assert [parent["name"] for parent in inner["parents"]] == ["pocket", "ink", "wash"]
+    assert inner["parents"][1]["weight"] == 0.8
+    assert story["parents"][1]["repeated"]
+    ws.catalog.delete(Adapter, ink.id)
+    gone = origin_of(ws, trained)["base"]["parents"][0]["parents"][1]
+    assert (gone["name"], gone["gone"]) == ("ink", True)
 
 
 def task_of(ws, base):
