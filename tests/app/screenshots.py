@@ -17,7 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from registry.records import Adapter, Dataset, FileState, Job, JobKind, Run, RunState
+from registry.records import Adapter, Dataset, FileState, Image, Job, JobKind, Run, RunState
 from studio.workspace import Workspace
 from tests.app.filled import fill
 from tests.support.browser import find_browser, launch_arguments
@@ -26,13 +26,17 @@ WIDTHS = {"wide": (1280, 900), "narrow": (390, 844)}
 THEMES = ("light", "dark")
 START_SECONDS = 30
 CLICKS = {  # what is clicked, one after the other, before the picture is taken
+    "train-everything": ("Everything",),
     "adapters-filter": ("Filter",),
     "adapters-select": ("Select", "All on this page"),
+    "adapters-extract": ("Take an adapter out",),
     "adapter-proofs": ("Exported: 1 file",),
     "adapter-export": ("Export",),
     "adapter-exported": ("Export", "Write and check"),
     "adapter-resize": ("Change it", "Make it smaller"),
     "adapter-merge": ("Change it", "Merge with others"),
+    "adapter-merge-parts": ("Change it", "Merge with others", "By part"),
+    "adapter-bake": ("Change it", "Put it into a base"),
     "adapter-edit": ("Change it", "Edit what the file says"),
 }
 
@@ -68,14 +72,20 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
     catalog = workspace.catalog
     running = catalog.list(Run, state=RunState.RUNNING)[0]
     failed = catalog.list(Run, state=RunState.FAILED)[0]
+    neon = catalog.get(Dataset, "neon signs")
+    picture = catalog.list(Image, dataset_id=neon.id, order="position")[0]
     return found | {
-        "dataset-detail": f"/datasets?dataset={catalog.get(Dataset, 'neon signs').id}",
+        "dataset-detail": f"/datasets?dataset={neon.id}",
         "run-live": f"/runs?run={running.id}",
         "run-failed": f"/runs?run={failed.id}",
+        "runs-compare": "/runs?compare=1",
         **adapter_views(workspace),
+        "train-everything": "/train",
         "adapters-filter": "/adapters",
         "adapters-select": "/adapters",
         "adapters-add": "/adapters?add=1",
+        "adapters-extract": "/adapters?add=1",
+        "adapters-picture": f"/adapters?picture={picture.pixel_hash}",
         "adapters-import": f"/adapters?imports={catalog.list(Job, kind=JobKind.IMPORT)[0].id}",
         "sample-mix": f"/sample?adapter={catalog.get(Adapter, 'neon signs').id}",
     }
