@@ -46,6 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/screenshots"))
     parser.add_argument("--only", default="", help="pages whose name contains this")
+    parser.add_argument("--missing", action="store_true", help="leave out pictures that are there already")
     parser.add_argument("--themes", default=",".join(THEMES))
     parser.add_argument("--widths", default=",".join(WIDTHS))
     chosen = parser.parse_args()
@@ -116,6 +117,9 @@ def shoot(browser: Browser, address: str, path: str, chosen: argparse.Namespace,
     for theme in chosen.themes.split(","):
         for width in chosen.widths.split(","):
             wide, high = WIDTHS[width]
+            picture = chosen.folder / f"{name}-{theme}-{width}.png"
+            if chosen.missing and picture.exists():
+                continue
             context = browser.new_context(
                 viewport={"width": wide, "height": high}, color_scheme="dark" if theme == "dark" else "light"
             )
@@ -126,9 +130,9 @@ def shoot(browser: Browser, address: str, path: str, chosen: argparse.Namespace,
                 page.get_by_text(label, exact=True).last.click()
                 settle(page)
             grow(page, wide, high)
-            page.screenshot(path=chosen.folder / f"{name}-{theme}-{width}.png")
+            page.screenshot(path=picture)
             context.close()
-            sys.stdout.write(f"{name}-{theme}-{width}.png\n")
+            sys.stdout.write(f"{picture.name}\n")
 
 
 def settle(page: Page) -> None:

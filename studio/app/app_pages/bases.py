@@ -12,6 +12,8 @@ from trainers.families import FAMILIES
 
 BAKE, EXTRACT = "Put adapters into it", "Take an adapter out of a model trained from it"
 MORE = (BAKE, EXTRACT)
+_LABELS = [family.label for family in FAMILIES.values()]
+KNOWN = f"{', '.join(_LABELS[:-1])} or {_LABELS[-1]}"
 KINDS = {"folder": "folder", "file": "single file", "hub": "from the hub"}
 
 
@@ -31,8 +33,8 @@ def page() -> None:
         row(base)
     if all(base.builtin for base in bases):
         st.caption(
-            "The pocket base is tiny and made for trying things out. For real pictures add Stable Diffusion "
-            "1.5 or 2.1: a diffusers folder, a .safetensors checkpoint, or its name on the hub."
+            f"The pocket base is tiny and made for trying things out. For real pictures add {KNOWN}: a "
+            "diffusers folder, a .safetensors checkpoint, or its name on the hub."
         )
 
 

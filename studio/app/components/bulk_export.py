@@ -72,8 +72,9 @@ def _write(
         )
     if report.done:
         st.success(f"{plural(len(report.done), 'adapter')} written and proven", icon=":material/verified:")
-    for _, line in report.failed:
-        st.markdown(f":orange[:material/warning:] {md(line)}")
+    for id, line in report.failed:
+        name = found.name if (found := workspace.catalog.find(Adapter, id)) else id
+        st.markdown(f":orange[:material/warning:] **{md(name)}**: {md(line)}")
     if not report.done:
         return
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

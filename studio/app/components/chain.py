@@ -119,10 +119,12 @@ def _run(run: dict[str, Any], step: int = 0) -> None:
         if dataset["state"] == "gone":
             st.markdown(":gray[data set since removed]", width="content")
         else:
+            st.markdown(":gray[data set]", width="content")
             shell.link(
                 "datasets", md(dataset["name"]), icon=":material/photo_library:", dataset=dataset["id"]
             )
         _arrow()
+        st.markdown(":gray[run]", width="content")
         shell.link("runs", md(run["name"]), icon=":material/timeline:", run=run["id"])
         if step:
             _arrow()

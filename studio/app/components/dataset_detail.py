@@ -145,8 +145,8 @@ def picture(dataset: Dataset, image: Image) -> None:
         on_change=save_caption,
         args=(dataset, image.id, key),
     )
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.caption(facts(dataset, image), help=remarks(dataset, image) or None)
+    st.caption(facts(dataset, image), help=remarks(dataset, image) or None)
+    with st.container(horizontal=True, horizontal_alignment="distribute", gap="small"):
         if st.button("Mask", key=f"mask-of-{image.id}", type="tertiary"):
             mask_dialog(dataset, image)
         if st.button("Uses", key=f"uses-of-{image.id}", type="tertiary", help="Which adapters hold it"):

@@ -41,17 +41,18 @@ def show(picture: str) -> None:
     known = bool(_HASH.fullmatch(picture))
     if picture not in ("", ASK) and not known:
         st.warning("The link names no picture.", icon=":material/link_off:")
+    if known:
+        with shell.guarded():
+            _found(picture)
+        st.subheader("Another picture", anchor=False)
     given: Any = st.file_uploader(
-        "Another picture" if known else "Drop a picture",
+        "Drop a picture",
         PICTURES,
         key="uses-file",
         help="It is only compared, and not kept. Pictures of a data set have a button for this on its page.",
     )
     if given is not None and st.session_state.get(_SEEN) != given.file_id:
         _look_at(given)
-    if known:
-        with shell.guarded():
-            _found(picture)
 
 
 def _look_at(given: Any) -> None:
@@ -70,8 +71,11 @@ def _found(pixels: str) -> None:
 
     found = uses_of_pixels(shell.workspace(), pixels)
     with st.container(key="panel-picture"):
-        _picture(pixels)
-        _chain(found)
+        picture, way = st.columns([1, 4], gap="medium", vertical_alignment="center")
+        with picture:
+            _picture(pixels)
+        with way:
+            _chain(found)
     if found.adapters:
         count = len(found.adapters)
         st.subheader(f"{plural(count, 'adapter')} {'holds' if count == 1 else 'hold'} it", anchor=False)

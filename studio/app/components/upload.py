@@ -38,7 +38,7 @@ Work = Callable[[Sequence[tuple[str, bytes]], Callable[[int, int], None]], "Inge
 def pictures_field(key: str) -> list[Any]:
     """Where pictures, captions and zips are dropped."""
     return st.file_uploader(
-        "Pictures",
+        "Drop pictures, captions or a zip",
         ENDINGS,
         accept_multiple_files=True,
         key=key,
