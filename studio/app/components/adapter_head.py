@@ -54,7 +54,7 @@ def opinion(adapter: Adapter) -> None:
 
 def facts(adapter: Adapter) -> None:
     """What it is for and how large it is."""
-    with st.grid("auto", min_column_width=150, gap="small"):
+    with st.grid("auto", min_column_width=190, gap="small"):
         with st.container():
             shell.fact("Strength to start with", f"{adapter.recommended_weight:g}", term="weight")
         with st.container():
