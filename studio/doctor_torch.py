@@ -72,7 +72,8 @@ def _kernel(torch: Any, device: Any) -> str:
     if not error < TOLERANCE:
         raise ArithmeticError(f"a matrix product is wrong by {error:.1e}")
     if device.type != "cuda":
-        return f"computes correctly with {torch.get_num_threads()} threads"
+        count = torch.get_num_threads()
+        return f"computes correctly with {count} thread{'' if count == 1 else 's'}"
     facts = torch.cuda.get_device_properties(device)
     bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: trains in fp16"
     return f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, compute {facts.major}.{facts.minor}, {bf16}"

@@ -78,9 +78,13 @@ def uses_of_picture(ws: "Workspace", picture: str | Path) -> PictureUses:
         NotFound: neither a file nor the hash of a picture that is known here.
         BadInput: the file is no picture that we read, or the digits fit several.
     """
+    return uses_of_pixels(ws, *_identify(ws, str(picture)))
+
+
+def uses_of_pixels(ws: "Workspace", pixels: str, name: str = "") -> PictureUses:
+    """The same for a picture that is known by its pixel hash; nothing holds one that nobody knows."""
     if not ws.catalog.read_only:
         fill_run_images(ws)
-    pixels, name = _identify(ws, str(picture))
     catalog = ws.catalog
     held = {image.dataset_id for image in catalog.list(Image, pixel_hash=pixels)}
     runs, bases = _runs_and_bases(ws, catalog.lineage.runs_with(pixels))

@@ -102,7 +102,7 @@ def _idle(facts: FieldFacts, start: Recipe, changed: Mapping[str, Any], traits: 
 
 
 def _grid() -> Any:
-    return st.grid(3, min_column_width=220, gap="small", vertical_alignment="bottom")
+    return st.grid(3, min_column_width=220, gap="small", vertical_alignment="top")
 
 
 def _folded(idle: Sequence[FieldFacts], show: Callable[[FieldFacts], None], *, key: str) -> None:

@@ -35,9 +35,10 @@ from registry.records import (
     SavedFilter,
     now,
 )
-from studio.datasets.ingest import create_dataset
+from studio.datasets.ingest import create_dataset, images_of
 from studio.imports.report import ImportReport
 from studio.pocket.pictures import TRIGGERS, demo_set
+from studio.runs.frozen import manifest_item, run_images
 from studio.workspace import Workspace
 from trainers.recipe import preset_by_name, recipe_hash
 from trainers.rundir import LOG, METRICS, PREVIEW_INDEX, RunDir, RunEnv, Status
@@ -167,6 +168,8 @@ def _run(
             ended_at=None if state in {RunState.RUNNING, RunState.QUEUED} else now() - timedelta(hours=hours),
         )
     )
+    items = [manifest_item(ws, ws.run_dir(run.id).path, image) for image in images_of(ws, dataset)]
+    ws.catalog.lineage.add_run_images(run.id, run_images(run.id, items))
     env = RunEnv(
         run_id=run.id,
         name=name,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from registry.records import Adapter, Dataset, FileState, Job, JobKind, Run, RunState
+from registry.records import Adapter, Dataset, FileState, Image, Job, JobKind, Run, RunState
 from studio.workspace import Workspace
 from tests.app.filled import fill
 from tests.support.browser import find_browser, launch_arguments
@@ -26,13 +26,17 @@ WIDTHS = {"wide": (1280, 900), "narrow": (390, 844)}
 THEMES = ("light", "dark")
 START_SECONDS = 30
 CLICKS = {  # what is clicked, one after the other, before the picture is taken
+    "train-everything": ("Everything",),
     "adapters-filter": ("Filter",),
     "adapters-select": ("Select", "All on this page"),
+    "adapters-extract": ("Take an adapter out",),
     "adapter-proofs": ("Exported: 1 file",),
     "adapter-export": ("Export",),
     "adapter-exported": ("Export", "Write and check"),
     "adapter-resize": ("Change it", "Make it smaller"),
     "adapter-merge": ("Change it", "Merge with others"),
+    "adapter-merge-parts": ("Change it", "Merge with others", "By part"),
+    "adapter-bake": ("Change it", "Put it into a base"),
     "adapter-edit": ("Change it", "Edit what the file says"),
 }
 
@@ -42,6 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/screenshots"))
     parser.add_argument("--only", default="", help="pages whose name contains this")
+    parser.add_argument("--missing", action="store_true", help="leave out pictures that are there already")
     parser.add_argument("--themes", default=",".join(THEMES))
     parser.add_argument("--widths", default=",".join(WIDTHS))
     chosen = parser.parse_args()
@@ -68,14 +73,20 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
     catalog = workspace.catalog
     running = catalog.list(Run, state=RunState.RUNNING)[0]
     failed = catalog.list(Run, state=RunState.FAILED)[0]
+    neon = catalog.get(Dataset, "neon signs")
+    picture = catalog.list(Image, dataset_id=neon.id, order="position")[0]
     return found | {
-        "dataset-detail": f"/datasets?dataset={catalog.get(Dataset, 'neon signs').id}",
+        "dataset-detail": f"/datasets?dataset={neon.id}",
         "run-live": f"/runs?run={running.id}",
         "run-failed": f"/runs?run={failed.id}",
+        "runs-compare": "/runs?compare=1",
         **adapter_views(workspace),
+        "train-everything": "/train",
         "adapters-filter": "/adapters",
         "adapters-select": "/adapters",
         "adapters-add": "/adapters?add=1",
+        "adapters-extract": "/adapters?add=1",
+        "adapters-picture": f"/adapters?picture={picture.pixel_hash}",
         "adapters-import": f"/adapters?imports={catalog.list(Job, kind=JobKind.IMPORT)[0].id}",
         "sample-mix": f"/sample?adapter={catalog.get(Adapter, 'neon signs').id}",
     }
@@ -106,6 +117,9 @@ def shoot(browser: Browser, address: str, path: str, chosen: argparse.Namespace,
     for theme in chosen.themes.split(","):
         for width in chosen.widths.split(","):
             wide, high = WIDTHS[width]
+            picture = chosen.folder / f"{name}-{theme}-{width}.png"
+            if chosen.missing and picture.exists():
+                continue
             context = browser.new_context(
                 viewport={"width": wide, "height": high}, color_scheme="dark" if theme == "dark" else "light"
             )
@@ -116,9 +130,9 @@ def shoot(browser: Browser, address: str, path: str, chosen: argparse.Namespace,
                 page.get_by_text(label, exact=True).last.click()
                 settle(page)
             grow(page, wide, high)
-            page.screenshot(path=chosen.folder / f"{name}-{theme}-{width}.png")
+            page.screenshot(path=picture)
             context.close()
-            sys.stdout.write(f"{name}-{theme}-{width}.png\n")
+            sys.stdout.write(f"{picture.name}\n")
 
 
 def settle(page: Page) -> None:

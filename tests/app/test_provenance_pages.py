@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from registry.records import Adapter, Dataset, Image, Run, RunState
+from registry.records import Adapter, Base, Dataset, Image, Run, RunState
 from studio.datasets.ingest import remove_images
 from studio.runs.again import run_again
 from studio.workspace import Workspace
 from tests.app.conftest import Open
 from tests.app.test_pages import button, texts
-from tests.support.provenance import add_made, whole_chain
+from tests.support.provenance import add_made, picture, whole_chain
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,77 @@ def test_two_runs_are_compared(ws: Workspace, open_page: Open):
     assert rows["Learning rate"][1].replace("\\", "") == "0.5"
     assert "99" in {pair[1] for pair in rows.values()}
     assert frame.columns[-1] == r"\*\*other\*\*"
+
+
+def test_a_dropped_picture_leads_to_the_adapters_that_hold_it(ws: Workspace, open_page: Open):
+    at = open_page(ws, "adapters")
+    button(at, "By picture").click().run()
+    assert "Which adapters hold this picture?" in texts(at)
+    at.file_uploader(key="uses-file").set_value([("my heron.png", picture(1), "image/png")]).run()
+    assert not at.exception
+    said = texts(at)
+    assert "3 adapters hold it" in said
+    assert "my heron.png" in said
+    assert "Made with those" in said
+    assert {"herons", "ink"} <= set(links(at))
+    known = ws.catalog.list(Image, name="1.png")[0].pixel_hash
+    assert known in at.query_params["picture"]
+    again = open_page(ws, "adapters", picture=known)
+    assert "3 adapters hold it" in texts(again)
+
+
+def test_a_picture_that_nothing_holds_and_one_that_is_none(ws: Workspace, open_page: Open):
+    ws.catalog.add(Adapter(name="stray", tensor_sha256="t", file_sha256="f", path="x", origin="import"))
+    at = open_page(ws, "adapters", picture="1")
+    at.file_uploader(key="uses-file").set_value([("x.png", b"hello", "image/png")]).run()
+    assert not at.exception
+    assert "x.png" in at.error[0].value.replace("\\", "")
+    at.file_uploader(key="uses-file").set_value([("new.png", picture(77), "image/png")]).run()
+    assert not at.error
+    assert "No adapter here is known to hold it." in texts(at)
+    assert "1 more adapter may hold it as well" in texts(at)
+    for wrong in ("/etc/passwd", "0123"):
+        at = open_page(ws, "adapters", picture=wrong)
+        assert not at.exception
+        assert "names no picture" in at.warning[0].value
+
+
+def test_a_picture_of_a_data_set_leads_to_its_uses(ws: Workspace, open_page: Open):
+    herons = ws.catalog.get(Dataset, "herons")
+    image = ws.catalog.list(Image, dataset_id=herons.id, order="position")[0]
+    at = open_page(ws, "datasets", dataset=herons.id)
+    at.button(key=f"uses-of-{image.id}").click().run()
+    assert not at.exception
+    assert "3 adapters hold it" in texts(at)
+
+
+def test_two_runs_of_the_list_are_compared(ws: Workspace, open_page: Open):
+    run = ws.catalog.get(Run, "ink")
+    other = run_again(ws, run, ["optimizer.lr=0.5"], name="ink hot")
+    at = open_page(ws, "runs")
+    button(at, "Compare two runs").click().run()
+    at.selectbox(key="compare-one").set_value(run.id).run()
+    at.selectbox(key="compare-other").set_value(other.id).run()
+    assert not at.exception
+    frame = at.table[0].value
+    assert list(frame.columns[-2:]) == ["ink", "ink hot"]
+    assert "Learning rate" in set(frame["What"])
+
+
+def test_a_link_to_a_base_puts_it_first_and_one_that_is_gone_is_said(ws: Workspace, open_page: Open):
+    pocket = ws.catalog.get(Base, "pocket")
+    made = ws.catalog.add(Base(name="mine", family="sd15", location="/x", kind="folder"))
+    at = open_page(ws, "bases", base=made.id)
+    assert next(s.value for s in at.subheader) == "mine"
+    assert next(s.value for s in open_page(ws, "bases").subheader) == pocket.name
+    gone = open_page(ws, "bases", base="nope")
+    assert "There is no base nope here" in gone.warning[0].value
+
+
+def test_masks_are_explained_where_pictures_are_dropped(ws: Workspace, open_page: Open):
+    said = texts(open_page(ws, "datasets", new="1"))
+    assert "known as a mask by its name alone" in said
+    assert "001-masklabel.png" in said
 
 
 @pytest.mark.parametrize(

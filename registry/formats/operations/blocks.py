@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from registry.formats.families import family_format
 from registry.formats.internal import component_of
-from registry.formats.original import SGM
+from registry.formats.original import BFL, MMDIT, SGM
 
 _HEADS = {
     "input_blocks": "IN", "middle_block": "MID", "output_blocks": "OUT", "double_blocks": "DOUBLE",
@@ -18,6 +18,7 @@ _HEADS = {
 }  # fmt: skip
 GROUPS = ("IN", "MID", "OUT", "DOUBLE", "SINGLE", "JOINT", "REST", "TE")
 REST, MID, TEXT = "REST", "MID", "TE"
+_GROUPS_OF = ((SGM, ("IN", MID, "OUT")), (MMDIT, ("JOINT",)), (BFL, ("DOUBLE", "SINGLE")))
 _TEXT_LAYER = re.compile(r"\.(?:layers|block)\.(\d+)\.")
 _LABEL = re.compile(r"(TE[123]?|[A-Z]+)\.?(\d*)")
 
@@ -41,6 +42,12 @@ class Block:
     def order(self) -> tuple[int, str, int]:
         """For sorting: the way that data takes through the denoiser, then the text encoders."""
         return GROUPS.index(TEXT if self.group.startswith(TEXT) else self.group), self.group, self.number
+
+
+def groups_of(family: str) -> tuple[str, ...]:
+    """Groups of a family's blocks in the order in which data takes them, the text encoders last."""
+    original = family_format(family).original or SGM
+    return (*next(groups for names, groups in _GROUPS_OF if names is original), TEXT)
 
 
 def block_of(family: str, module: str) -> Block:

@@ -16,6 +16,7 @@ from studio.app.components import (
     add_adapters,
     import_report,
     notice,
+    picture_uses,
     saved_filters,
 )
 from studio.app.components.cards import adapter_card
@@ -33,6 +34,8 @@ def page() -> None:
         import_report.show(imports)
     elif st.query_params.get("add") == "1":
         add_adapters.show()
+    elif picture := st.query_params.get("picture"):
+        picture_uses.show(picture)
     else:
         listing()
 
@@ -58,6 +61,8 @@ def listing() -> None:
         count = plural(found.total, "adapter") + (" in the trash" if trashed else "")
         st.caption(f"more than {count}" if found.capped else count, width="stretch")
         bin_link(trashed=trashed, binned=binned)
+        if not trashed:
+            by_picture()
         adapter_bulk.begin_button()
         if st.button("Add adapters", icon=":material/add:", type="primary"):
             shell.stay(add="1")
@@ -149,6 +154,13 @@ def pager(cursors: list[str], found: Page) -> None:
         st.button(
             "Next", key="adapters-next", disabled=not found.next, on_click=cursors.append, args=(found.next,)
         )
+
+
+def by_picture() -> None:
+    """To the page that says which adapters hold a picture."""
+    hint = "Which adapters hold a picture, and how it came into them"
+    if st.button("By picture", icon=":material/image_search:", type="tertiary", help=hint):
+        shell.stay(picture=picture_uses.ASK)
 
 
 def bin_link(*, trashed: bool, binned: int) -> None:

@@ -4,10 +4,16 @@ import streamlit as st
 
 from registry.records import Adapter, Base, Run
 from studio.app import shell
+from studio.app.components.bake_dialog import bake_dialog
 from studio.app.components.cards import family_label
+from studio.app.components.extract_dialog import extract_dialog
 from studio.app.words import ago, md, plural
 from trainers.families import FAMILIES
 
+BAKE, EXTRACT = "Put adapters into it", "Take an adapter out of a model trained from it"
+MORE = (BAKE, EXTRACT)
+_LABELS = [family.label for family in FAMILIES.values()]
+KNOWN = f"{', '.join(_LABELS[:-1])} or {_LABELS[-1]}"
 KINDS = {"folder": "folder", "file": "single file", "hub": "from the hub"}
 
 
@@ -16,7 +22,10 @@ def page() -> None:
     from studio.bases import list_bases
 
     shell.heading("Bases", "The models that everything builds on. They stay where they are on your disk.")
+    named = shell.asked(Base, "base")
     bases = list_bases(shell.workspace())
+    if named is not None:  # what a link is about stands first
+        bases.sort(key=lambda base: base.id != named.id)
     with st.container(horizontal=True):
         if st.button("Add a base", type="primary", icon=":material/add:"):
             add_dialog()
@@ -24,8 +33,8 @@ def page() -> None:
         row(base)
     if all(base.builtin for base in bases):
         st.caption(
-            "The pocket base is tiny and made for trying things out. For real pictures add Stable Diffusion "
-            "1.5 or 2.1: a diffusers folder, a .safetensors checkpoint, or its name on the hub."
+            f"The pocket base is tiny and made for trying things out. For real pictures add {KNOWN}: a "
+            "diffusers folder, a .safetensors checkpoint, or its name on the hub."
         )
 
 
@@ -55,6 +64,11 @@ def row(base: Base) -> None:
                 shell.go("train", base=base.id)
             if st.button("Make pictures", key=f"sample-{base.id}"):
                 shell.go("sample", base=base.id)
+            chosen = st.menu_button("More", list(MORE), icon=":material/more_horiz:", key=f"more-{base.id}")
+            if chosen == BAKE:
+                bake_dialog(base=base)
+            elif chosen == EXTRACT:
+                extract_dialog(base, elsewhere=True)
 
 
 @st.dialog("Add a base", icon=":material/add:")

@@ -57,6 +57,7 @@ def new() -> None:
         shell.stay()
     shell.heading("Add pictures", "Drop files or a zip. Text files with the same names become captions.")
     files = upload.pictures_field("new-files")
+    upload.about_masks()
     name = st.text_input("Name", key="new-name", max_chars=100, placeholder="What these pictures are")
     trigger = st.text_input(
         "Trigger word",

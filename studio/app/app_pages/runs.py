@@ -22,6 +22,9 @@ def page() -> None:
     if found := shell.asked(Run, "run"):
         detail(found)
         return
+    if st.query_params.get("compare") == "1":
+        run_compare.two()
+        return
     listing()
 
 
@@ -43,7 +46,10 @@ def listing() -> None:
     past = catalog.count(Run, state=ended)
     if not past:
         return
-    st.header("History", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        st.header("History", anchor=False, width="content")
+        if total > 1 and st.button("Compare two runs", icon=":material/compare_arrows:"):
+            shell.stay(compare="1")
     place = shell.place(past, PER_PAGE, "runs-page")
     runs = catalog.list(Run, state=ended, limit=PER_PAGE, offset=(place - 1) * PER_PAGE)
     if opened := gallery([run_card(run) for run in runs], key="history"):
@@ -80,8 +86,8 @@ def detail(run: Run) -> None:
     if st.button("All runs", icon=":material/arrow_back:", type="tertiary"):
         shell.stay()
     shell.heading(md(run.name))
-    watch(run.id, run.state)
     run_compare.once_more(run)
+    watch(run.id, run.state)
     outcome(run)
     settings(run)
     run_compare.compare(run)

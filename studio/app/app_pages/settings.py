@@ -75,7 +75,8 @@ def findings(examination: "Future[list[Check]]") -> None:
     order = list(MARKS)[::-1]
     for check in sorted(examination.result(), key=lambda check: order.index(check.status)):
         fix = f"  \n:gray[{md(check.fix)}]" if check.fix else ""
-        st.markdown(f"{MARKS[check.status]} **{md(check.name)}** {md(check.value)}{fix}")
+        name = f"{check.name[:1].upper()}{check.name[1:]}"
+        st.markdown(f"{MARKS[check.status]} **{md(name)}** {md(check.value)}{fix}")
 
 
 def places(workspace: Workspace) -> None:

@@ -13,6 +13,7 @@ from studio.app import shell
 from studio.app.components import adapter_filters, notice
 from studio.app.components.adapter_head import parts
 from studio.app.components.bulk_export import export_dialog
+from studio.app.components.merge_dialog import merge_chosen
 from studio.app.words import plural
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ def _actions(ids: Sequence[str]) -> None:
             st.button("No favourites any more", key="bulk-plain", on_click=_favourite, args=(False,))
         if st.button("Export", icon=":material/ios_share:", key="bulk-export"):
             export_dialog(list(ids))
+        if len(ids) > 1 and st.button("Merge", icon=":material/merge:", key="bulk-merge"):
+            with shell.guarded():
+                merge_chosen(ids)
         st.button("To the trash", icon=":material/delete:", key="bulk-trash", on_click=_trash)
 
 

@@ -6,6 +6,7 @@ from registry.records import Adapter, Base, FileState, Run
 from studio.app import shell
 from studio.app.components.adapter_file import banner, files, seen_state
 from studio.app.components.adapter_head import head
+from studio.app.components.bake_dialog import bake_dialog
 from studio.app.components.cards import adapter_preview, film_rows, sample_cards
 from studio.app.components.chain import chain
 from studio.app.components.edit_dialog import edit_dialog
@@ -21,6 +22,7 @@ SAMPLES = 12  # pictures shown of those made with it
 CHANGES = {
     "Make it smaller": resize_dialog,
     "Merge with others": merge_dialog,
+    "Put it into a base": bake_dialog,
     "Edit what the file says": edit_dialog,
 }
 

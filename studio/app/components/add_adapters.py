@@ -12,6 +12,7 @@ from registry.records import Watch
 from studio.app import shell, state
 from studio.app.components import notice
 from studio.app.components.adapter_head import parts
+from studio.app.components.extract_dialog import extract_dialog
 from studio.app.words import ago, md
 
 
@@ -44,6 +45,10 @@ def show() -> None:
             lines = [line.strip() for line in (places or "").splitlines() if line.strip()]
             shell.stay(imports=",".join(begin(files, lines, copy=copy, tags=parts(tags))))
     watched()
+    st.subheader("Out of a fine-tuned model", anchor=False)
+    st.caption("What a fine-tuned model has that its base has not can be taken out as an adapter (extract).")
+    if st.button("Take an adapter out", key="add-extract", icon=":material/colorize:"):
+        extract_dialog(None)
 
 
 def begin(files: Sequence[Any], places: Sequence[str], *, copy: bool, tags: Sequence[str]) -> list[str]:

@@ -1,15 +1,26 @@
 """Export of several adapters: into one folder, each read back, and as a zip where that is not too large."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from registry.files import file_stem
-from registry.records import now
+from registry.records import Adapter, now
 from studio.app import shell
-from studio.app.components.export_dialog import DTYPES, LAYOUTS
+from studio.app.components.export_dialog import (
+    DTYPES,
+    LAYOUTS,
+    Conversion,
+    conversion_fields,
+    settings_of,
+)
 from studio.app.words import md, plural, size
+
+if TYPE_CHECKING:
+    from registry.formats.convert import ToLora
 
 DOWNLOAD = 500_000_000  # bytes; larger ones are taken from their folder
 
@@ -26,6 +37,8 @@ def export_form(ids: Sequence[str]) -> None:
     layout = st.radio(
         "For which program", list(LAYOUTS), format_func=LAYOUTS.__getitem__, key="exports-layout"
     )
+    adapters = shell.workspace().catalog.list(Adapter, id=tuple(ids))
+    convert = None if layout == "embedding" else conversion_fields(adapters, key="exports")
     name = st.text_input("Folder", f"adapters-{now():%Y-%m-%d}", max_chars=80, key="exports-name")
     with st.expander("More"):
         dtype = st.selectbox("Precision", list(DTYPES), format_func=DTYPES.__getitem__, key="exports-dtype")
@@ -37,19 +50,31 @@ def export_form(ids: Sequence[str]) -> None:
     if st.button("Write and check", type="primary", key="exports-go"):
         folder = shell.workspace().home / "exports" / file_stem(name or "adapters")
         with shell.guarded():
-            _write(ids, layout, folder, dtype, publish=publish)
+            _write(ids, layout, folder, dtype, convert, publish=publish)
 
 
-def _write(ids: Sequence[str], layout: str, folder: Path, dtype: str, *, publish: bool) -> None:
+def _write(
+    ids: Sequence[str], layout: str, folder: Path, dtype: str, convert: Conversion | None, *, publish: bool
+) -> None:
     from studio.adapters_many import export_many, pack
 
     workspace = shell.workspace()
+
+    def how(id: str) -> "ToLora | None":
+        adapter = workspace.catalog.get(Adapter, id)
+        if convert is not None and adapter.base_id:  # the field is about those that have none
+            return settings_of(adapter, replace(convert, base=""))
+        return settings_of(adapter, convert)
+
     with st.spinner("Writing, and reading back"):
-        report = export_many(workspace, ids, layout, folder, dtype=dtype, publish=publish, overwrite=True)
+        report = export_many(
+            workspace, ids, layout, folder, conversion=how, dtype=dtype, publish=publish, overwrite=True
+        )
     if report.done:
         st.success(f"{plural(len(report.done), 'adapter')} written and proven", icon=":material/verified:")
-    for _, line in report.failed:
-        st.markdown(f":orange[:material/warning:] {md(line)}")
+    for id, line in report.failed:
+        name = found.name if (found := workspace.catalog.find(Adapter, id)) else id
+        st.markdown(f":orange[:material/warning:] **{md(name)}**: {md(line)}")
     if not report.done:
         return
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

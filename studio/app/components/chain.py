@@ -25,8 +25,12 @@ def chain(adapter: Adapter) -> None:
     if adapter.origin != "run":
         source = f", from {md(adapter.source)}" if adapter.source else ""
         st.caption(f"{ORIGIN_WORDS[adapter.origin].capitalize()} {ago(adapter.created_at)}{source}")
-    elif story["base"]:
-        st.caption(f"Trained {ago(adapter.created_at)} on {md(story['base']['name'])}")
+    else:
+        on = f" on {md(story['base']['name'])}" if story["base"] else ""
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            st.caption(f"Trained {ago(adapter.created_at)}{on}", width="content")
+            if story["run"]:
+                shell.link("runs", "Run again, or compare runs", icon=":material/replay:", run=adapter.run_id)
     _after(adapter)
     notes(adapter)
 
@@ -119,10 +123,12 @@ def _run(run: dict[str, Any], step: int = 0) -> None:
         if dataset["state"] == "gone":
             st.markdown(":gray[data set since removed]", width="content")
         else:
+            st.markdown(":gray[data set]", width="content")
             shell.link(
                 "datasets", md(dataset["name"]), icon=":material/photo_library:", dataset=dataset["id"]
             )
         _arrow()
+        st.markdown(":gray[run]", width="content")
         shell.link("runs", md(run["name"]), icon=":material/timeline:", run=run["id"])
         if step:
             _arrow()

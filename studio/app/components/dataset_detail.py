@@ -12,7 +12,7 @@ from studio.app.components.captioner import caption_dialog
 from studio.app.components.cards import adapter_card
 from studio.app.components.chain import notes
 from studio.app.components.gallery import Card, gallery
-from studio.app.components.mask_dialog import HOW, mask_dialog
+from studio.app.components.mask_dialog import mask_dialog
 from studio.app.routes import picture_url
 from studio.app.words import ago, md, plural
 
@@ -111,8 +111,7 @@ def pictures(dataset: Dataset) -> None:
     images = catalog.list(Image, order="position", limit=PER_PAGE, offset=offset, **chosen)
     st.subheader("Pictures and captions", anchor=False)
     st.caption("Say what can be seen, not what should be learned. Saved when you leave the field.")
-    with st.expander("Masks: only a part of a picture should count?", icon=":material/contrast:"):
-        st.markdown(HOW)
+    upload.about_masks()
     if only and st.button("Show all pictures", key="show-all", icon=":material/grid_view:"):
         st.session_state.pop(f"only-{dataset.id}")
         st.rerun()
@@ -146,10 +145,12 @@ def picture(dataset: Dataset, image: Image) -> None:
         on_change=save_caption,
         args=(dataset, image.id, key),
     )
-    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        st.caption(facts(dataset, image), help=remarks(dataset, image) or None)
+    st.caption(facts(dataset, image), help=remarks(dataset, image) or None)
+    with st.container(horizontal=True, horizontal_alignment="distribute", gap="small"):
         if st.button("Mask", key=f"mask-of-{image.id}", type="tertiary"):
             mask_dialog(dataset, image)
+        if st.button("Uses", key=f"uses-of-{image.id}", type="tertiary", help="Which adapters hold it"):
+            shell.go("adapters", picture=image.pixel_hash)
         if st.button("Leave out", key=f"drop-{image.id}", type="tertiary"):
             remove_picture(dataset, image)
 
@@ -224,6 +225,7 @@ def undo(dataset: Dataset) -> None:
 def add_dialog(dataset: Dataset) -> None:
     """More files for this data set."""
     files = upload.pictures_field(f"more-{dataset.id}")
+    upload.about_masks()
     if st.button("Add", type="primary", disabled=not files):
         from studio.datasets.ingest import add_images
 

@@ -1,6 +1,6 @@
 """Export: for which program, how exact, and the proof of what was written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,11 @@ from registry.files import file_stem
 from registry.formats.header import read_header
 from registry.records import Adapter
 from studio.app import shell
+from studio.app.components.cards import method_label
 from studio.app.components.export_report import proof
 from studio.app.components.needed_base import base_field
 from studio.app.words import md, size
+from studio.exporting import WITH_BASE
 from trainers.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def export_form(adapter: Adapter) -> None:
         captions=[says[name] for name in layouts],
         key="export-layout",
     )
-    convert = None if adapter.method in PLAIN or layout == "embedding" else conversion_fields(adapter)
+    convert = None if layout == "embedding" else conversion_fields([adapter])
     name = st.text_input("File name", file_stem(adapter.name), max_chars=80, key="export-name")
     with st.expander("More"):
         dtype = st.selectbox("Precision", list(DTYPES), format_func=DTYPES.__getitem__, key="export-dtype")
@@ -92,13 +94,27 @@ def export_form(adapter: Adapter) -> None:
         with shell.guarded():
             out = _place(name or adapter.name, layout)
             options = {"dtype": dtype, "publish": publish, "thumbnail": thumbnail}
-            write(adapter, layout, out, options, _settings(adapter, convert))
+            write(adapter, layout, out, options, settings_of(adapter, convert))
 
 
-def conversion_fields(adapter: Adapter) -> Conversion | None:
-    """Whether and how to make a LoRA of it; the base where its method needs one."""
-    st.caption(f"It is a {md(adapter.method)}, which few programs load. As a LoRA all of them do.")
-    if not st.toggle("Make a LoRA of it", True, key="export-convert"):
+def conversion_fields(adapters: Sequence[Adapter], *, key: str = "export") -> Conversion | None:
+    """Whether and how to make LoRA of those that are none; the base where a method needs one.
+
+    None where there is nothing to convert, or nobody wants it.
+    """
+    others = [adapter for adapter in adapters if adapter.method not in PLAIN]
+    if not others:
+        return None
+    methods = ", ".join(dict.fromkeys(md(method_label(adapter.method)) for adapter in others))
+    if len(adapters) == 1:
+        st.caption(f"It is a {methods}, which few programs load. As a LoRA all of them do.")
+        label = "Make a LoRA of it"
+    else:
+        st.caption(
+            f"{len(others):,} of {len(adapters):,} are {methods}: few programs load that, all load LoRA."
+        )
+        label = "Make LoRA of those"
+    if not st.toggle(label, True, key=f"{key}-convert"):
         return None
     exact = {
         0.001: "0.1 %",
@@ -106,20 +122,29 @@ def conversion_fields(adapter: Adapter) -> Conversion | None:
         0.05: "5 %, smaller file",
         0.0: "set the rank instead",
     }
-    error = st.selectbox("Each part may be off by", list(exact), 1, exact.__getitem__, key="export-error")
+    error = st.selectbox("Each part may be off by", list(exact), 1, exact.__getitem__, key=f"{key}-error")
     rank = 0
     if not error:
-        rank = int(st.number_input("Rank", 1, 4096, min(4096, max(16, adapter.rank)), key="export-rank"))
-    return Conversion(rank, error, base_field([adapter], key="export-base"))
+        largest = min(4096, max(16, *(adapter.rank for adapter in others)))
+        rank = int(st.number_input("Rank", 1, 4096, largest, key=f"{key}-rank"))
+    homeless = [adapter for adapter in others if len(adapters) == 1 or not adapter.base_id]
+    return Conversion(rank, error or 0.0, base_field(homeless, key=f"{key}-base"))
 
 
-def _settings(adapter: Adapter, wanted: Conversion | None) -> "ToLora | None":
-    if wanted is None:
+def settings_of(adapter: Adapter, wanted: Conversion | None) -> "ToLora | None":
+    """How this adapter is converted; None = it is written as it is.
+
+    Raises:
+        NotFound: its base or the base's files are not there.
+        BadInput: the base is of another family.
+    """
+    if wanted is None or adapter.method in PLAIN:
         return None
     from studio.exporting import conversion
 
+    base = wanted.base if adapter.method in WITH_BASE else ""
     return conversion(
-        shell.workspace(), adapter.id, "lora", rank=wanted.rank, max_error=wanted.max_error, base=wanted.base
+        shell.workspace(), adapter.id, "lora", rank=wanted.rank, max_error=wanted.max_error, base=base
     )
 
 

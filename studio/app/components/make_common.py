@@ -1,16 +1,18 @@
-"""What the dialogs that make an adapter share: name, progress with time left, the way to the result."""
+"""What the dialogs that make an adapter or a base share: name, progress with time left, the result."""
 
 from collections.abc import Callable
 from time import monotonic
+from typing import TypeVar
 
 import streamlit as st
 
 from registry.errors import StudioError
 from registry.records import Adapter
 from studio.app import shell
-from studio.app.words import duration
+from studio.app.words import duration, size
 
 Told = Callable[[int, int], None]
+Result = TypeVar("Result")
 
 
 def name_field(proposed: str, *, key: str) -> str:
@@ -34,8 +36,25 @@ def free_name(proposed: str) -> str:
     return next(name for name in numbered(proposed[:100]) if not catalog.list(Adapter, name=name, limit=1))
 
 
-def with_progress(work: Callable[[Told], Adapter]) -> None:
+def make_adapter(work: Callable[[Told], Adapter], *, elsewhere: bool = False) -> None:
     """Do it while a bar shows how far it is, then open what was made.
+
+    Args:
+        work: Is given what the bar is told with, and returns the new adapter.
+        elsewhere: The dialog is on another page than the adapters'.
+    """
+    adapter = with_progress(work)
+    if adapter is None:
+        return
+    shell.note(f"Made {adapter.name}")
+    if elsewhere:
+        shell.go("adapters", adapter=adapter.id)
+    else:
+        shell.stay(adapter=adapter.id)
+
+
+def with_progress(work: Callable[[Told], Result], *, in_bytes: bool = False) -> Result | None:
+    """What `work` returns, while a bar shows how far it is; None when it failed, which is said.
 
     Stop, like any other click, ends this run of the script at the next call of the bar; nothing is kept then.
     """
@@ -48,14 +67,14 @@ def with_progress(work: Callable[[Told], Adapter]) -> None:
     def tell(done: int, total: int) -> None:
         passed = monotonic() - begun
         left = duration(passed / done * (total - done)) if done and passed > 1 else ""
-        text = f"{done:,} of {total:,} parts" + (f", {left} left" if left else "")
+        text = f"{size(done)} of {size(total)}" if in_bytes else f"{done:,} of {total:,} parts"
+        text += f", {left} left" if left else ""
         bar.progress(done / total if total else 0.0, text=text)
 
     try:
-        adapter = work(tell)
+        return work(tell)
     except StudioError as error:
-        place.empty()
         shell.complain(error)
-        return
-    shell.note(f"Made {adapter.name}")
-    shell.stay(adapter=adapter.id)
+        return None
+    finally:
+        place.empty()

@@ -8,12 +8,6 @@ from studio.app.components.upload import PICTURES
 from studio.app.routes import picture_url
 from studio.app.words import md
 
-HOW = (
-    "A mask says what of a picture counts: white does, black does not. Give it with the pictures, in a file "
-    "named after its own: `001-masklabel.png`, `001_mask.png` or `001.mask.png` beside `001.jpg`, or "
-    "`masks/001.png` in a zip. Any size will do as long as the shape is the picture's."
-)
-
 
 @st.dialog("Mask", icon=":material/contrast:")
 def mask_dialog(dataset: Dataset, image: Image) -> None:

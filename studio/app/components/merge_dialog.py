@@ -1,15 +1,16 @@
 """Several adapters as one: which, how strongly, and how conflicts are settled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import streamlit as st
 
+from registry.errors import BadInput
 from registry.records import Adapter
 from studio.app import shell
-from studio.app.components.make_common import Told, free_name, name_field, with_progress
+from studio.app.components.make_common import Told, free_name, make_adapter, name_field
 from studio.app.components.needed_base import base_field
-from studio.app.components.pick_adapter import pick_adapter
-from studio.app.words import md
+from studio.app.components.several_field import Part, begin_with, several
 
 METHODS = {
     "concat": "Exactly, all of each",
@@ -24,6 +25,7 @@ CAPTIONS = (
     "Of each a random part, made stronger; for adapters that get in each other's way",
 )
 DENSITIES = {"ties": 20, "dare": 50}  # percent that is kept, as usual
+MOST = 20  # adapters that are chosen at once
 
 
 @dataclass(frozen=True)
@@ -42,66 +44,54 @@ def merge_dialog(adapter: Adapter) -> None:
     merge_form(adapter)
 
 
+def merge_chosen(ids: Sequence[str]) -> None:
+    """The dialog with adapters that are chosen already.
+
+    Raises:
+        BadInput: they cannot be merged.
+    """
+    first, *others = shell.workspace().catalog.list(Adapter, id=tuple(ids[: MOST + 1]))
+    if len(others) >= MOST:
+        raise BadInput("the choice", f"has more than {MOST} adapters", "choose fewer")
+    odd = next((other for other in others if other.family != first.family), None)
+    if odd is not None or not first.family:
+        thing = f"{first.name} and {odd.name}" if odd else first.name
+        wrong = "are for different base models" if odd else "is not identified"
+        raise BadInput(thing, wrong, "choose adapters of one family")
+    begin_with(first, [other.id for other in others], key="merge")
+    merge_dialog(first)
+
+
 def merge_form(adapter: Adapter) -> None:
     """What the dialog shows."""
-    chosen = _chosen(adapter)
-    weights = {part.id: _weight(part, adapter) for part in chosen}
-    key = f"merge-{adapter.id}-{len(chosen)}"
-    other = pick_adapter("Another adapter", adapter.family, without=set(weights), key=key)
-    if other is not None:
-        add = _ids(adapter).append
-        st.button(f"Add {md(other.name)}", key="merge-add", on_click=add, args=(other.id,))
+    parts = several(adapter.family, adapter, key="merge")
     method = st.radio(
         "How", list(METHODS), format_func=METHODS.__getitem__, captions=CAPTIONS, key="merge-way"
     )
     rank, density = 0, 0.0
     if method != "concat":
-        largest = min(4096, max(1, *(part.rank for part in chosen)))
+        largest = min(4096, max(1, *(part.adapter.rank for part in parts)))
         rank = int(st.number_input("Rank of the result", 1, 4096, largest, key="merge-rank"))
     if method in DENSITIES:
         usual = DENSITIES[method]
         density = st.slider("Share that is kept", 5, 100, usual, format="%d %%", key=f"merge-{method}") / 100
-    base = base_field(chosen, key="merge-base")
-    together = " + ".join(part.name[:40] for part in chosen[:2])
-    proposed = together if len(chosen) > 1 else f"{adapter.name} merged"
-    name = name_field(free_name(proposed[:90]), key=f"merge-name-{len(chosen)}")
-    if len(chosen) < 2:
+    base = base_field([part.adapter for part in parts], key="merge-base")
+    together = " + ".join(part.adapter.name[:40] for part in parts[:2])
+    proposed = together if len(parts) > 1 else f"{adapter.name} merged"
+    name = name_field(free_name(proposed[:90]), key=f"merge-name-{len(parts)}")
+    if len(parts) < 2:
         st.caption("Add at least one other adapter.")
-    if st.button("Merge", type="primary", key="merge-go", disabled=not name or len(chosen) < 2):
+    if st.button("Merge", type="primary", key="merge-go", disabled=not name or len(parts) < 2):
         wish = Wish(method, rank, density, base)
-        with_progress(lambda tell: _merged(weights, name, wish, tell))
+        make_adapter(lambda tell: _merged(parts, name, wish, tell))
 
 
-def _ids(adapter: Adapter) -> list[str]:
-    return st.session_state.setdefault(f"merge-others-{adapter.id}", [])
-
-
-def _chosen(adapter: Adapter) -> list[Adapter]:
-    """The adapter and those that were added, as long as they are there."""
-    catalog = shell.workspace().catalog
-    others = [catalog.find(Adapter, id) for id in _ids(adapter)]
-    return [adapter, *(other for other in others if other and other.trashed_at is None)]
-
-
-def _weight(part: Adapter, first: Adapter) -> float:
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        weight = st.slider(
-            md(part.name), -1.0, 2.0, min(2.0, max(-1.0, part.recommended_weight)), 0.05,
-            key=f"merge-weight-{part.id}", help="How strongly it goes in (weight)",
-        )  # fmt: skip
-        if part.id != first.id:
-            drop = _ids(first).remove
-            key = f"merge-drop-{part.id}"
-            st.button("Leave out", key=key, type="tertiary", on_click=drop, args=(part.id,))
-    return weight
-
-
-def _merged(weights: dict[str, float], name: str, wish: Wish, tell: Told) -> Adapter:
+def _merged(parts: Sequence[Part], name: str, wish: Wish, tell: Told) -> Adapter:
     from registry.formats.operations.merge import MergeSettings
     from registry.formats.operations.ranks import RankRule
     from studio.operations import Use, merge
 
-    uses = [Use(id, weight) for id, weight in weights.items()]
+    uses = [Use(part.adapter.id, part.weight, blocks=part.blocks) for part in parts]
     settings = MergeSettings(wish.method, RankRule(wish.rank), wish.density)
     made = merge(shell.workspace(), uses, name=name, settings=settings, base=wish.base, progress=tell)
     return made.adapter

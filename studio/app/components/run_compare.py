@@ -53,34 +53,59 @@ def _start(run: Run, *, present: bool) -> None:
 
 def compare(run: Run) -> None:
     """Choose another run and see what tells them apart."""
-    catalog = shell.workspace().catalog
-    others = {other.id: other for other in catalog.list(Run, limit=CHOICES) if other.id != run.id}
+    others = _runs(without=run.id)
     if not others:
         return
     with st.expander("Compare with another run", icon=":material/compare_arrows:"):
-        chosen = st.selectbox(
-            "Compare with",
-            ["", *others],
-            format_func=lambda key: (
-                f"{others[key].name}, {ago(others[key].created_at)}" if key else "choose a run"
-            ),
-            key=f"compare-{run.id}",
-        )
-        if chosen:
-            table(run, others[chosen], diff_runs(shell.workspace(), run, others[chosen]))
+        if other := _pick("Compare with", others, key=f"compare-{run.id}"):
+            table(run, other, diff_runs(shell.workspace(), run, other), first="This run")
 
 
-def table(run: Run, other: Run, found: list[Difference]) -> None:
-    """One row for each difference."""
+def two() -> None:
+    """The page on which two runs are chosen."""
+    if st.button("All runs", icon=":material/arrow_back:", type="tertiary"):
+        shell.stay()
+    shell.heading("Compare two runs", "Settings, pictures, base, versions and results: what is not the same.")
+    left, right = st.columns(2)
+    with left:
+        one = _pick("One run", _runs(), key="compare-one")
+    with right:
+        other = _pick("The other", _runs(without=one.id if one else ""), key="compare-other")
+    if one and other:
+        table(one, other, diff_runs(shell.workspace(), one, other))
+
+
+def _runs(*, without: str = "") -> dict[str, Run]:
+    """The newest by id."""
+    runs = shell.workspace().catalog.list(Run, limit=CHOICES)
+    return {run.id: run for run in runs if run.id != without}
+
+
+def _pick(label: str, runs: dict[str, Run], *, key: str) -> Run | None:
+    chosen = st.selectbox(
+        label,
+        list(runs),
+        index=None,
+        format_func=lambda id: f"{runs[id].name}, {ago(runs[id].created_at)}",
+        key=key,
+        placeholder="choose a run",
+    )
+    return runs.get(chosen) if chosen else None
+
+
+def table(run: Run, other: Run, found: list[Difference], *, first: str = "") -> None:
+    """One row for each difference; `first` heads the column of `run` in the place of its name."""
     if not found:
         st.markdown("They do not differ in anything that is written down.")
         return
+    same = not first and other.name == run.name
+    second = f"{other.name}, the other" if same else other.name
     rows = [
         {
             "": PART_WORDS[difference.part],
             "What": md(words_for(difference)),
-            "This run": md(value_text(difference.a)),
-            md(other.name): md(value_text(difference.b)),
+            md(first or run.name): md(value_text(difference.a)),
+            md(second): md(value_text(difference.b)),
         }
         for difference in found[:ROWS]
     ]

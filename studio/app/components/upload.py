@@ -26,18 +26,30 @@ ENDINGS = (
     "jsonl",
     "csv",
 )
+MASKS = (
+    "A mask says what of a picture counts: white does, black does not. A file is known as a mask by its name "
+    "alone: `001-masklabel.png`, `001_mask.png` or `001.mask.png` beside `001.jpg`, or `masks/001.png` in a "
+    "zip. Any size will do as long as the shape is the picture's. A mask of another name is given to its "
+    "picture later, on the page of the data set."
+)
 Work = Callable[[Sequence[tuple[str, bytes]], Callable[[int, int], None]], "IngestReport"]
 
 
 def pictures_field(key: str) -> list[Any]:
     """Where pictures, captions and zips are dropped."""
     return st.file_uploader(
-        "Pictures",
+        "Drop pictures, captions or a zip",
         ENDINGS,
         accept_multiple_files=True,
         key=key,
         help="PNG, JPEG, WebP, BMP, TIFF, AVIF; a zip of a folder; captions as .txt or metadata.jsonl",
     )
+
+
+def about_masks() -> None:
+    """How masks are told from pictures, where both are dropped."""
+    with st.expander("Masks: only a part of a picture should count?", icon=":material/contrast:"):
+        st.markdown(MASKS)
 
 
 def with_progress(files: Sequence[Any], work: Work) -> "IngestReport":

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.errors import BadInput
-from registry.formats.operations.blocks import block_of
+from registry.formats.operations.blocks import block_of, groups_of
 from registry.formats.operations.strength import make_strength, split_blocks
 
 UNET = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"  # IN04
@@ -34,6 +34,8 @@ BLOCKS = [
 @pytest.mark.parametrize(("family", "module", "label"), BLOCKS)
 def test_blocks_are_named_as_published(family, module, label):
     assert block_of(family, module).label == label
+    group = label.rstrip("0123456789.")
+    assert group == "REST" or group[:2] == "TE" or group in groups_of(family)
 
 
 @pytest.mark.parametrize(
