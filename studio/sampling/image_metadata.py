@@ -132,7 +132,8 @@ def write_png(
 
 def picture_request(request: SampleRequest, index: int) -> SampleRequest:
     """The request that makes picture `index` alone."""
-    return request.model_copy(update={"seed": (request.seed + index) % 2**32, "count": 1})
+    field = "subseed" if request.subseed_strength else "seed"
+    return request.model_copy(update={field: (getattr(request, field) + index) % 2**32, "count": 1})
 
 
 def a1111_parameters(

@@ -17,6 +17,8 @@ from registry.ids import new_id
 from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, Sample
 from studio.adapter_files import require_file, settled
 from studio.runs.checks import check_base
+from studio.sampling.checks import check_modes
+from studio.sampling.files import take_files
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import check_scheduler
 from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase
@@ -39,11 +41,16 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
 
     Raises:
         NotFound: no such base or adapter.
-        BadInput: the base is gone, an adapter's file is missing or made for another base, unknown sampler.
+        BadInput: the base is gone, an adapter's file is missing or made for another base, unknown sampler,
+            modes that do not fit, a picture that cannot be read.
     """
     base = ws.catalog.get(Base, request.base)
     check_base(ws, base)
     check_scheduler(request.scheduler, flow=FAMILIES[base.family].flow)
+    refiner = ws.catalog.get(Base, request.refiner) if request.refiner else None
+    if refiner is not None:
+        check_base(ws, refiner)
+    check_modes(request, base, refiner)
     adapters = [settled(ws, ws.catalog.get(Adapter, choice.id)) for choice in request.adapters]
     if len({adapter.id for adapter in adapters}) < len(adapters):
         raise BadInput("adapters", "name the same one twice", "give it one weight")
@@ -53,19 +60,22 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
         choice.model_copy(update={"id": adapter.id})
         for choice, adapter in zip(request.adapters, adapters, strict=True)
     )
-    request = request.model_copy(update={"base": base.id, "adapters": chosen})
     sample_id = new_id()
+    folder = ws.home / FOLDER / sample_id
+    request = request.model_copy(
+        update={"base": base.id, "adapters": chosen, "refiner": refiner.id if refiner else ""}
+    )
+    request = take_files(ws, request, folder)
     task = SampleTask(
         id=sample_id,
         request=request,
-        base=TaskBase(**{name: getattr(base, name) for name in TaskBase.__dataclass_fields__}),
+        base=_task_base(base),
+        refiner=_task_base(refiner) if refiner else None,
         adapters=tuple(
             _task_adapter(adapter, choice.weight, choice.text_weight)
             for adapter, choice in zip(adapters, chosen, strict=True)
         ),
     )
-    folder = ws.home / FOLDER / sample_id
-    task.write(folder)
     uses = tuple(
         AdapterUse(
             adapter_id=choice.id,
@@ -77,6 +87,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     )
     value = request.model_dump(mode="json")
     try:
+        task.write(folder)
         sample = ws.catalog.add(Sample(id=sample_id, base_id=base.id, request=value, adapters=uses))
         ws.catalog.enqueue(Job(kind=JobKind.SAMPLE, subject_id=sample_id))
     except StudioError:
@@ -245,6 +256,10 @@ class _Reporter:
                 self._line = line
                 self._say(line)
         return False
+
+
+def _task_base(base: Base) -> TaskBase:
+    return TaskBase(**{name: getattr(base, name) for name in TaskBase.__dataclass_fields__})
 
 
 def _task_adapter(adapter: Adapter, weight: float, text_weight: float | None) -> TaskAdapter:
