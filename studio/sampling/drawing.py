@@ -1,5 +1,6 @@
 """One batch of a request, from noise or a picture to finished pictures, through all its passes."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from studio.sampling.pixels import mask_tensor, to_picture, to_tensor
 from studio.sampling.preview import LatentPreview
 from studio.sampling.progress import Progress, Watch
 from studio.sampling.refining import after, until
-from studio.sampling.request import SampleRequest
+from studio.sampling.request import SIDE, SampleRequest
 from studio.sampling.schedulers import make_scheduler
 from studio.sampling.starts import first_noise, from_latents, from_noise, generators, latents_of, new_noise
 from studio.sampling.steps import first_step
@@ -175,7 +176,7 @@ class Drawing:
         """
         hires, request, family = self._request.hires, self._request, self._family
         assert hires is not None
-        size = _scaled(self._order.size, hires.scale, family.side_multiple)
+        size = _scaled(self._order.size, hires.scale, math.lcm(family.side_multiple, SIDE))
         sources = generators(request, self._indices)
         if hires.upscaler == "latent":
             cells = (size[0] // family.latent_factor, size[1] // family.latent_factor)

@@ -5,6 +5,7 @@ the CPU every picture is drawn by itself, so it is the same bytes whatever `coun
 drawn `GPU_BATCH` at a time; there the same picture from another count differs by rounding noise only.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from registry.errors import BadInput, StudioError, several
 from studio.sampling.canvas import canvas_of
 from studio.sampling.drawing import Drawing, Order, Ready
 from studio.sampling.progress import Progress
-from studio.sampling.request import SampleRequest
+from studio.sampling.request import SIDE, SampleRequest
 from studio.sampling.shelf import Loaded, Shelf
 from studio.sampling.stack import AdapterUseInStack, LoadReport
 from studio.sampling.task import SampleTask, TaskAdapter
@@ -118,7 +119,7 @@ class Engine:
         family = loaded.family
         torch.set_num_threads(1 if loaded.bytes < SMALL_BASE else self._threads)
         _check_size(family, request)
-        canvas = canvas_of(task, family.side_multiple)
+        canvas = canvas_of(task, math.lcm(family.side_multiple, SIDE))
         reports = loaded.stack.use([self._use(adapter) for adapter in task.adapters])
         if tiled:
             family.part("vae").enable_tiling()

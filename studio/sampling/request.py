@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from studio.sampling.request_modes import HiresChoice, UpscaleChoice
 
+SIDE = 8  # pixels; sides of a picture are multiples of it
 Pixels = Annotated[int, Field(ge=0, le=2048)]
 
 
@@ -41,9 +42,9 @@ class SampleRequest(BaseModel):
     """How closely to follow the prompt (guidance scale); 1 = no guidance."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Seed of the first picture; picture i uses seed + i (wraps at 2^32)."""
-    width: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] = 512
+    width: Annotated[int, Field(ge=16, le=4096, multiple_of=SIDE)] = 512
     """Width in pixels."""
-    height: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] = 512
+    height: Annotated[int, Field(ge=16, le=4096, multiple_of=SIDE)] = 512
     """Height in pixels."""
     scheduler: str = "default"
     """Name from studio.sampling.schedulers.SCHEDULERS; "default" = the base's own."""
