@@ -84,7 +84,7 @@ def make_canvas(request: SampleRequest, image: Path, mask: Path | None) -> Canva
     white = None
     if mask is not None:
         white = _opened(mask, "L").resize(picture.size, Image.Resampling.BILINEAR)
-        white = white.point(lambda value: 255 if value >= HALF else 0)
+        white = white.point([0] * HALF + [255] * HALF)
     if any(request.outpaint):
         picture, white = extended(picture, white, request.outpaint)
     size = (request.width, request.height)

@@ -92,7 +92,8 @@ def arrange(family: "Family", mode: Mode) -> None:
 
 def in_pieces(family: "Family", on: bool) -> None:
     """Attention and the VAE in small pieces, or in one; costs nothing to change."""
-    vae, denoiser = family.part("vae"), family.denoiser
+    vae: Any = family.part("vae")
+    denoiser: Any = family.denoiser
     (vae.enable_slicing if on else vae.disable_slicing)()
     (vae.enable_tiling if on else vae.disable_tiling)()
     if hasattr(denoiser, "set_attention_slice"):  # UNets; transformers have none
