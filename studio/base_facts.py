@@ -51,13 +51,18 @@ def folder_facts(folder: Path, family: str = "", *, files: Sequence[str] | None 
         wrong = f"holds a {pipeline or 'model without a class'}, which is not supported"
         raise BadInput(str(folder), wrong, f"give {SUPPORTED}")
     info = FAMILIES[kind.families[0]]
-    parts = [part for part in (info.denoiser, "vae", *info.text_encoders) if _belongs(index, info, part)]
+    lacks = kind.lacks(folder)
+    parts = [
+        part
+        for part in (info.denoiser, "vae", *info.text_encoders)
+        if part not in lacks and _belongs(index, info, part)
+    ]
     notes = [note for part in parts if (note := _check_weights(folder, part, names))]
     if files is None:
         for name in names:
             if PurePosixPath(name).parent.name in parts and name.endswith(".safetensors"):
                 read_header(folder / name)  # cut off or empty: known now, not when a run starts
-    check_tokenizers(folder, info)
+    check_tokenizers(folder, info, lacks)
     source = Source(folder, "folder", family, tuple(notes))
     kind.check_family(source)
     return kind.of_folder(folder, source)
@@ -88,23 +93,29 @@ def file_facts(path: Path, family: str = "", config: str = "") -> BaseFacts:
     return facts
 
 
-def check_tokenizers(folder: Path, info: FamilyInfo) -> None:
+def check_tokenizers(folder: Path, info: FamilyInfo, lacks: Sequence[str] = ()) -> None:
     """Refuse a folder without fitting tokenizers: one would load with two tokens, silently.
+
+    Args:
+        folder: Of a base, or of configs.
+        info: Its family.
+        lacks: Text encoders that it rightly lacks.
 
     Raises:
         BadInput: with what is missing.
     """
-    for name in tokenizers_of(folder, info):
+    for name in tokenizers_of(folder, info, lacks):
         _check_tokenizer(folder, name)
 
 
-def tokenizers_of(folder: Path, info: FamilyInfo) -> list[str]:
+def tokenizers_of(folder: Path, info: FamilyInfo, lacks: Sequence[str] = ()) -> list[str]:
     """Tokenizers that a folder must bring: one for each of its text encoders."""
     pairs = zip(info.tokenizers, info.text_encoders, strict=True)
     return [
         tokenizer
         for tokenizer, encoder in pairs
-        if encoder not in info.optional or (folder / encoder / "config.json").is_file()
+        if encoder not in lacks
+        and (encoder not in info.optional or (folder / encoder / "config.json").is_file())
     ]
 
 

@@ -17,6 +17,7 @@ from trainers.families import FAMILIES
 
 CONFIGS = Path(__file__).parent / "configs"  # per family: everything but the tokenizers, for single files
 LATENT_CHANNELS, INPAINT_CHANNELS = 4, 9  # of a UNet's input; 9 = latents, masked latents and mask
+FILL_CHANNELS = 384  # of FLUX.1 Fill: 4 x (16 latents, 16 of the masked picture, 8 x 8 of the mask)
 SUPPORTED = ", ".join(info.label for info in FAMILIES.values())
 
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "v": "v", "eps": "eps"}
@@ -31,7 +32,7 @@ class BaseFacts:
     """What was found. `reason` says what decided the family; `notes` are for the person who adds the base."""
 
     family: str
-    variant: str  # "eps" or "v", with "-inpaint" behind it for a UNet of 9 channels; "medium", "dev", ...
+    variant: str  # "eps" or "v", with "-inpaint" or "-refiner" behind it; "medium", "dev", "fill", ...
     kind: str  # "folder" | "file" | "hub"
     reason: str
     notes: tuple[str, ...] = ()
@@ -58,18 +59,23 @@ class Kind(ABC):
     """One architecture.
 
     Args:
-        stem: Of the class in model_index.json: "Flux" for FluxPipeline, and Img2Img and Inpaint in between.
+        stem: Of the class in model_index.json: "Flux" for FluxPipeline, and Img2Img and such in between.
         families: Names in FAMILIES, the usual one first.
         mark: Part of a tensor's name that tells a single file of this kind; the first kind that fits counts.
     """
 
     def __init__(self, stem: str, families: tuple[str, ...], mark: str) -> None:
         self.families, self.mark = families, mark
-        self._pipelines = re.compile(rf"{stem}(Img2Img|Inpaint)?Pipeline")
+        self._pipelines = re.compile(rf"{stem}(Img2Img|Inpaint|Fill)?Pipeline")
 
     def draws(self, pipeline: str) -> bool:
         """Whether a pipeline class has the components of this kind."""
         return self._pipelines.fullmatch(pipeline) is not None
+
+    def lacks(self, folder: Path) -> tuple[str, ...]:
+        """Components that this folder rightly lacks, beside those that any base of the kind may lack."""
+        del folder
+        return ()
 
     def check_family(self, source: Source) -> None:
         """Refuse a family that the person gave and that cannot be.
@@ -136,20 +142,34 @@ class StableDiffusion(Kind):
 
 
 class StableDiffusionXL(Kind):
-    """SDXL: a UNet that is told the picture's size."""
+    """SDXL: a UNet that is told the picture's size. Its refiner reads the second text encoder alone."""
+
+    def lacks(self, folder: Path) -> tuple[str, ...]:
+        """The first text encoder, if the UNet is as wide as the second alone."""
+        unet, second = (folder / part / "config.json" for part in ("unet", "text_encoder_2"))
+        if not (unet.is_file() and second.is_file()):
+            return ()
+        width = config_of(second).get("hidden_size")
+        alone = width is not None and _width(config_of(unet).get("cross_attention_dim")) == width
+        return ("text_encoder",) if alone else ()
 
     def of_folder(self, folder: Path, source: Source) -> BaseFacts:
         """By the pipeline's name; prediction and channels make the variant."""
         unet = config_of(folder / "unet" / "config.json")
         variant = _unet_variant(source, prediction_of(folder), int(unet.get("in_channels", 4)))
         width = _width(unet.get("cross_attention_dim"))
-        return BaseFacts("sdxl", variant, source.kind, f"text width {width}", source.notes)
+        reason = f"text width {width}"
+        if self.lacks(folder):
+            variant, reason = f"{variant}-refiner", "reads the second text encoder alone"
+        return BaseFacts("sdxl", variant, source.kind, reason, source.notes)
 
     def of_file(self, header: Header, config: str, source: Source) -> BaseFacts:
         """By its two text encoders; `v_pred` and `ztsnr` are empty tensors that some fine-tunes bring."""
         channels = _input_channels(header, source)
         if not any(name.startswith("conditioner.embedders.1.") for name in header.tensors):
-            raise BadInput(str(source.place), "is the SDXL refiner, not a base", "give the base model")
+            raise BadInput(
+                str(source.place), "is the SDXL refiner as a single file", "give its diffusers folder"
+            )
         prediction, notes = _file_prediction(header, config, "sdxl")
         if "v_pred" in header.tensors and not config:
             prediction, notes = "v", ()
@@ -186,16 +206,17 @@ class StableDiffusion3(Kind):
 
 
 class Flux(Kind):
-    """FLUX.1: dev takes guidance as an input, schnell has none."""
+    """FLUX.1: dev takes guidance as an input, schnell has none; Fill reads a mask beside the latents."""
 
     def of_folder(self, folder: Path, source: Source) -> BaseFacts:
         """By the transformer's config."""
         config = config_of(folder / "transformer" / "config.json")
         channels = int(config.get("in_channels", 64))
         vae = config_of(folder / "vae" / "config.json")
-        return self._facts(
-            source, channels, 4 * int(vae.get("latent_channels", 16)), config.get("guidance_embeds")
-        )
+        latent, levels = int(vae.get("latent_channels", 16)), len(vae.get("block_out_channels", "four"))
+        fill = int(config.get("out_channels") or channels) < channels
+        wanted = 4 * (2 * latent + 4 ** (levels - 1)) if fill else 4 * latent
+        return self._facts(source, channels, wanted, config.get("guidance_embeds"), fill=fill)
 
     def of_file(self, header: Header, config: str, source: Source) -> BaseFacts:
         """By guidance_in and by the width of its input."""
@@ -204,13 +225,20 @@ class Flux(Kind):
         first = next((info for name, info in names.items() if name.endswith("img_in.weight")), None)
         channels = first.shape[-1] if first is not None and len(first.shape) == 2 else 0
         guidance = any("guidance_in." in name for name in names)
-        return self._facts(source, channels, 64 if channels >= 64 else channels, guidance)
+        last = next(
+            (info for name, info in names.items() if name.endswith("final_layer.linear.weight")), None
+        )
+        fill = last is not None and last.shape[0] == 64 and channels == FILL_CHANNELS
+        wanted = channels if fill or channels < 64 else 64
+        return self._facts(source, channels, wanted, guidance, fill=fill)
 
-    def _facts(self, source: Source, channels: int, wanted: int, guidance: Any) -> BaseFacts:
+    def _facts(self, source: Source, channels: int, wanted: int, guidance: Any, *, fill: bool) -> BaseFacts:
         if not channels or channels != wanted:
             wrong = f"reads {channels} values a patch, a base of FLUX.1 {wanted or 64}"
             raise BadInput(str(source.place), wrong, "give FLUX.1-dev or -schnell, or a fine-tune of them")
         reason = f"{'takes' if guidance else 'takes no'} guidance as an input"
+        if fill:
+            return BaseFacts("flux1", "fill", source.kind, f"{reason}, and a mask", source.notes)
         return BaseFacts("flux1", "dev" if guidance else "schnell", source.kind, reason, source.notes)
 
 

@@ -67,6 +67,9 @@ class Guided:
         negative: Of what to avoid, likewise; unused where guidance takes no second call.
         scale: Guidance scale; up to 1 there is no second call, unless prompts are composed.
         size: (height, width) of the pictures in pixels.
+        rescale: How much of the deviation that guidance adds is taken back, 0 to 1.
+        true_scale: Guidance by a second call where the base itself takes none; 1 = none.
+        beside: (B, C', h, w), channels that the denoiser reads beside the latents, see `Family.beside`.
     """
 
     family: Family
@@ -74,11 +77,19 @@ class Guided:
     negative: Conditioning | Prompted
     scale: float
     size: tuple[int, int]
+    rescale: float = 0.0
+    true_scale: float = 1.0
+    beside: Tensor | None = None
 
     @property
     def calls(self) -> int:
         """Pictures that go through the denoiser for one of the batch: 2 with a negative prompt, else 1."""
-        return 2 if self.family.second_call and self.scale > 1 else 1
+        return 2 if self._weight > 1 else 1
+
+    @property
+    def _weight(self) -> float:
+        """Of the second call; where guidance is an input or distilled, a second call is something else."""
+        return self.scale if self.family.second_call else self.true_scale
 
     def question(self, scheduler: Any, x: Tensor, t: Tensor, number: int = 0) -> Question:
         """What the denoiser is asked at the sampler's timestep `t` of latents `x` (B, C, h, w).
@@ -97,6 +108,8 @@ class Guided:
         x_t = torch.cat([x_t] * (len(shares) + against))
         if self.family.guidance_input:
             cond["guidance"] = torch.full((len(x_t),), self.scale, device=x.device)
+        if self.beside is not None:
+            cond["beside"] = self.beside.repeat(len(x_t) // len(self.beside), 1, 1, 1)
         time = self.family.sampler_time(t.expand(len(x_t)))
         geometry = [Geometry(self.size, (0, 0), self.size)] * len(x_t)
         return Question(x_t, time, cond, geometry, shares, against)
@@ -116,7 +129,21 @@ class Guided:
         if not asked.against:
             return composed(rows, asked.shares)
         without, with_prompt = rows[0], composed(rows[1:], asked.shares, rows[0])
-        return without + self.scale * (with_prompt - without)
+        guided = without + self._weight * (with_prompt - without)
+        return rescaled(guided, with_prompt, self.rescale) if self.rescale else guided
+
+
+def rescaled(guided: Tensor, with_prompt: Tensor, share: float) -> Tensor:
+    """Guidance without the contrast it adds: Lin et al. 2023, arXiv:2305.08891, eq. 15 and 16.
+
+    Args:
+        guided: (B, C, h, w).
+        with_prompt: Prediction without guidance, whose standard deviation each picture is brought to.
+        share: 0 = as it is, 1 = all of the deviation.
+    """
+    axes = tuple(range(1, guided.ndim))
+    ratio = with_prompt.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)
+    return share * (guided * ratio) + (1 - share) * guided
 
 
 def composed(rows: Sequence[Tensor], shares: Sequence[float], without: Tensor | None = None) -> Tensor:

@@ -110,25 +110,49 @@ def sample(
     clip_skip: Annotated[
         int, typer.Option(min=0, max=24, help="Stop CLIP this many layers before its end; 1 = not at all.")
     ] = 0,
+    image: Annotated[Path | None, typer.Option(help="Picture to start from.")] = None,
+    strength: Annotated[
+        float, typer.Option(min=0, max=1, help="How much of the picture may change; 1 = all.")
+    ] = 0.75,
+    mask: Annotated[Path | None, typer.Option(help="Mask of the picture; white is drawn anew.")] = None,
+    mask_blur: Annotated[int, typer.Option(min=0, max=256, help="Soft edge of the mask in pixels.")] = 4,
+    mask_content: Annotated[
+        str, typer.Option(help="What the mask starts from: original, fill, noise or nothing.")
+    ] = "original",
+    only_masked: Annotated[
+        bool, typer.Option("--only-masked", help="Draw only the part around the mask, at full size.")
+    ] = False,
+    mask_padding: Annotated[
+        int, typer.Option(min=0, max=1024, help="Pixels around the mask with --only-masked.")
+    ] = 32,
+    outpaint: Annotated[str, typer.Option(help="Pixels to add: LEFT,TOP,RIGHT,BOTTOM.")] = "",
+    hires: Annotated[
+        str, typer.Option(help="Second pass at a larger size: SCALE[:STRENGTH[:STEPS[:UPSCALER]]].")
+    ] = "",
+    upscale: Annotated[str, typer.Option(help="Enlarge the picture in tiles: SCALE[:OVERLAP].")] = "",
+    refiner: Annotated[str, typer.Option(help="SDXL refiner for the last steps: BASE[:FROM].")] = "",
+    variation: Annotated[str, typer.Option(help="Vary the seed's picture: SUBSEED:STRENGTH.")] = "",
+    guidance_rescale: Annotated[
+        float, typer.Option(min=0, max=1, help="Against burnt colours at high guidance.")
+    ] = 0.0,
+    true_cfg: Annotated[
+        float, typer.Option(min=1, max=20, help="Guidance by the negative prompt for FLUX.1.")
+    ] = 1.0,
+    memory: Annotated[str, typer.Option(help="auto, fast, slicing, model, group or sequential.")] = "auto",
 ) -> None:
     """Make pictures with a base and any number of adapters.
 
     Example: studio sample --adapter ink:0.8 --prompt "a red circle, ink drawing" --count 4 --out pictures
     """
     from registry.records import Base
+    from studio.commands import modes
     from studio.sampling.request import SampleRequest
-    from studio.sampling.submit import (
-        collect,
-        default_guidance,
-        default_size,
-        prepare_folder,
-        submit,
-        wait,
-    )
+    from studio.sampling.submit import collect, default_guidance, prepare_folder, submit, wait
 
     workspace = open_workspace()
     record = workspace.catalog.get(Base, base)
-    width, height = _size(size) if size else default_size(workspace, record)
+    sides = modes.sides(outpaint)
+    width, height = _size(size) if size else modes.size(workspace, record, image, sides, bool(upscale))
     request = _validated(
         SampleRequest,
         base=record.id,
@@ -143,6 +167,21 @@ def sample(
         scheduler=scheduler,
         count=count,
         clip_skip=clip_skip,
+        image=modes.absolute(image),
+        strength=strength,
+        mask=modes.absolute(mask),
+        mask_blur=mask_blur,
+        mask_content=mask_content,
+        only_masked=only_masked,
+        mask_padding=mask_padding,
+        outpaint=sides,
+        hires=modes.hires(hires),
+        upscale=modes.upscale(upscale),
+        **modes.refiner(workspace, refiner),
+        **modes.variation(variation),
+        guidance_rescale=guidance_rescale,
+        true_cfg=true_cfg,
+        memory=memory,
     )
     prepare_folder(out)
     made = submit(workspace, request)

@@ -12,6 +12,13 @@ from trainers.recipe import Recipe, preset
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
+_PLAIN = "train on the plain base; its adapters often fit this one as well"
+DRAWS_ONLY = {
+    "inpaint": ("reads a mask beside the picture, which training does not give it", _PLAIN),
+    "fill": ("reads a mask beside the picture, which training does not give it", _PLAIN),
+    "refiner": ("is a refiner, which finishes the pictures of another base", "train on an SDXL base"),
+}
+
 
 def check_run(
     ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset, regularisation: Dataset | None = None
@@ -30,6 +37,7 @@ def check_run(
             rule each other out, patterns without a layer.
     """
     check_base(ws, base)
+    check_trainable(base)
     check_fit(ws, recipe, base)
     check_images(ws, recipe, dataset)
     if regularisation is not None:
@@ -62,6 +70,18 @@ def check_base(ws: "Workspace", base: Base) -> None:
         raise BadInput(
             f"base {base.name}", f"{missing} is missing", "bring it back, or remove the base and add it again"
         )
+
+
+def check_trainable(base: Base) -> None:
+    """Refuse a base that only draws.
+
+    Raises:
+        BadInput: it is made for inpainting, or a refiner.
+    """
+    kind = base.variant.rpartition("-")[2]
+    if kind in DRAWS_ONLY:
+        wrong, do = DRAWS_ONLY[kind]
+        raise BadInput(f"base {base.name}", wrong, do)
 
 
 def check_fit(ws: "Workspace", recipe: Recipe, base: Base) -> None:

@@ -5,39 +5,30 @@ the CPU every picture is drawn by itself, so it is the same bytes whatever `coun
 drawn `GPU_BATCH` at a time; there the same picture from another count differs by rounding noise only.
 """
 
-import gc
-from collections import OrderedDict
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
 
 import torch
 from PIL import Image as Pixels
-from torch import Tensor
 
 from registry.errors import BadInput, StudioError, several
 from registry.formats.peft_config import PeftConfig
 from registry.hashing import hash_json
-from studio.sampling.painting import paint
-from studio.sampling.pixels import to_picture
-from studio.sampling.preview import LatentPreview
-from studio.sampling.progress import Progress, Watch
+from studio.sampling.canvas import canvas_of
+from studio.sampling.drawing import Drawing, Order, Ready
+from studio.sampling.progress import Progress
 from studio.sampling.prompts.request_texts import RequestTexts, batches
-from studio.sampling.request import SampleRequest
-from studio.sampling.schedulers import make_scheduler
-from studio.sampling.stack import AdapterStack, AdapterUseInStack, LoadReport
-from studio.sampling.starts import from_noise, generators
-from studio.sampling.task import SampleTask, TaskAdapter, TaskBase
-from trainers.families import FAMILIES
-from trainers.families.base import BaseFiles, Family
-from trainers.guidance import Guided
+from studio.sampling.request import SIDE, SampleRequest
+from studio.sampling.shelf import Loaded, Shelf
+from studio.sampling.stack import AdapterUseInStack, LoadReport
+from studio.sampling.task import SampleTask, TaskAdapter
+from trainers.families.base import Family
 from trainers.kernels import settle_kernels
 
 GPU_BATCH = 4
 SMALL_BASE = 100 * 2**20  # bytes; below it a second CPU thread costs more than it brings
-CPU_SHARE = 0.5  # of the memory, for bases kept loaded
-GPU_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -46,17 +37,6 @@ class Drawn:
 
     reports: list[LoadReport]
     warnings: list[str] = field(default_factory=list[str])
-
-
-@dataclass
-class _Loaded:
-    """A base in memory, with its adapters."""
-
-    family: Family
-    stack: AdapterStack
-    scheduler_config: dict[str, Any]
-    bytes: int
-    preview: LatentPreview | None = None
 
 
 class Engine:
@@ -70,9 +50,8 @@ class Engine:
     def __init__(self, *, device: str | None = None, budget: int | None = None) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         settle_kernels()
-        self._budget = budget or _budget(self.device)
         self._threads = torch.get_num_threads()
-        self._bases: OrderedDict[str, _Loaded] = OrderedDict()
+        self._shelf = Shelf(self.device, budget)
 
     @torch.inference_mode()
     def draw(
@@ -108,7 +87,7 @@ class Engine:
         except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        self._make_room(task.base)
+        self._shelf.make_room(task.base)
         try:
             return self._draw(task, 1, keep_once, say, cancelled, drawn, tiled=True)
         except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -122,8 +101,7 @@ class Engine:
 
     def unload(self) -> None:
         """Give all memory back."""
-        self._bases.clear()
-        self._collect()
+        self._shelf.clear()
 
     # -- drawing
 
@@ -140,34 +118,36 @@ class Engine:
     ) -> Drawn:
         request = task.request
         say(Progress("loading", steps=request.steps, pictures=request.count))
-        loaded = self._base(task.base)
+        loaded = self._shelf.get(task.base, memory=request.memory, pixels=largest(request))
         family = loaded.family
         torch.set_num_threads(1 if loaded.bytes < SMALL_BASE else self._threads)
         _check_size(family, request)
+        canvas = canvas_of(task, math.lcm(family.side_multiple, SIDE))
         reports = loaded.stack.use([self._use(adapter) for adapter in task.adapters])
         if tiled:
             family.part("vae").enable_tiling()
+        refiner = None
+        if task.refiner is not None:
+            refiner = self._ready(self._shelf.get(task.refiner, memory=request.memory), task)
+        order = Order(
+            request,
+            self._ready(loaded, task),
+            refiner,
+            canvas,
+            say=say,
+            cancelled=cancelled,
+        )
         own_scheduler = str(loaded.scheduler_config["_class_name"])
-        texts = RequestTexts(family, request, task.embeddings)
         left = [index for index in range(request.count) if index not in done]
         for indices in batches(left, batch, request.texts):
-            scheduler = make_scheduler(
-                request.scheduler, loaded.scheduler_config
-            )  # they keep state: one a batch
-            guided = Guided(family, *texts.of(indices[0]), request.cfg, (request.height, request.width))
-            work = from_noise(guided, scheduler, request.steps, generators(request.seed, indices))
-            watch = Watch(say, loaded.preview, indices[0] + 1, request.count, request.steps)
-            total = len(work.timesteps)  # some samplers evaluate twice a step
-
-            def seen(number: int, latents: Tensor, watch: Watch = watch, total: int = total) -> None:
-                watch.seen(number * request.steps // total, latents)
-
-            latents = paint(work, seen=seen, cancelled=cancelled)
-            for row, index in enumerate(indices):
-                picture = to_picture(family.decode_image(latents[row : row + 1]))
+            for index, picture in zip(indices, Drawing(order, indices).pictures(), strict=True):
                 keep(index, picture, own_scheduler)
-        warnings = [_unmatched(report) for report in reports if report.unmatched]
-        return Drawn(reports, warnings + texts.warnings())
+        return Drawn(reports, _warnings(order, reports))
+
+    def _ready(self, loaded: Loaded, task: SampleTask) -> Ready:
+        """A base with the prompts."""
+        texts = RequestTexts(loaded.family, task.request, task.embeddings)
+        return Ready(loaded.family, loaded.scheduler_config, texts, loaded.preview)
 
     def _use(self, adapter: TaskAdapter) -> AdapterUseInStack:
         return AdapterUseInStack(
@@ -179,40 +159,11 @@ class Engine:
             peft=PeftConfig.from_json(adapter.peft),
         )
 
-    # -- bases
 
-    def _base(self, base: TaskBase) -> _Loaded:
-        key = base.weight_hash or f"{base.location}@{base.revision}"
-        if key in self._bases:
-            self._bases.move_to_end(key)
-            return self._bases[key]
-        kind = cast(Literal["folder", "file", "hub"], base.kind)
-        files = BaseFiles(base.location, kind, base.config, base.revision)
-        family = FAMILIES[base.family].load_class()(
-            files, dtype=_dtype(self.device, base.family), device=self.device
-        )
-        parts: list[Any] = [family.denoiser, *family.text_encoders.values(), family.part("vae")]
-        size = sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
-        while self._bases and size + sum(item.bytes for item in self._bases.values()) > self._budget:
-            self._bases.popitem(last=False)
-            self._collect()
-        loaded = _Loaded(family, AdapterStack(family), family.scheduler_config(), size, LatentPreview(family))
-        self._bases[key] = loaded
-        return loaded
-
-    def _make_room(self, base: TaskBase) -> None:
-        """After running out of memory: only the base in use stays, without adapters."""
-        key = base.weight_hash or f"{base.location}@{base.revision}"
-        for other in [name for name in self._bases if name != key]:
-            del self._bases[other]
-        if key in self._bases:
-            self._bases[key].stack.clear()
-        self._collect()
-
-    def _collect(self) -> None:
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+def largest(request: SampleRequest) -> int:
+    """Pixels of the largest picture that is drawn and decoded at once."""
+    scale = request.hires.scale if request.hires else 1.0
+    return round(request.width * request.height * scale**2)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -220,6 +171,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     return "DefaultCPUAllocator" in str(error) or "out of memory" in str(error).lower()
+
+
+def _warnings(order: Order, reports: list[LoadReport]) -> list[str]:
+    """What a person should know about the pictures, though they were made."""
+    request, family = order.request, order.base.family
+    warnings = [_unmatched(report) for report in reports if report.unmatched]
+    if not family.second_call and request.true_cfg == 1 and request.guidance_rescale:
+        warnings.append("guidance_rescale has no effect: this base takes no second call for guidance.")
+    if family.second_call and request.true_cfg > 1:
+        warnings.append("true_cfg has no effect: cfg is what this base's guidance goes by.")
+    return warnings + order.base.texts.warnings()
 
 
 def _unmatched(report: LoadReport) -> str:
@@ -237,21 +199,3 @@ def _check_size(family: Family, request: SampleRequest) -> None:
     if request.width % step or request.height % step:
         size = f"size {request.width}x{request.height}"
         raise BadInput(size, f"does not fit: sides are multiples of {step} for this base", "change the size")
-
-
-def _dtype(device: torch.device, family: str) -> torch.dtype:
-    """fp32 on the CPU; on a GPU fp16, finer than bf16 and what the bases with a UNet were published in.
-
-    bf16 for those with T5, which overflows in fp16.
-    """
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if FAMILIES[family].flow else torch.float16
-
-
-def _budget(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory * GPU_SHARE)
-    import psutil
-
-    return int(psutil.virtual_memory().total * CPU_SHARE)

@@ -133,8 +133,10 @@ def write_png(
 def picture_request(request: SampleRequest, index: int) -> SampleRequest:
     """The request that makes picture `index` alone."""
     prompt, negative = request.texts(index)
-    alone = {"seed": (request.seed + index) % 2**32, "count": 1, "resolved": ()}
-    return request.model_copy(update={**alone, "prompt": prompt, "negative": negative})
+    field = "subseed" if request.subseed_strength else "seed"
+    own = (getattr(request, field) + index) % 2**32
+    alone = {field: own, "count": 1, "resolved": (), "prompt": prompt, "negative": negative}
+    return request.model_copy(update=alone)
 
 
 def a1111_parameters(

@@ -42,10 +42,25 @@ class Watch:
     picture: int
     pictures: int
     steps: int
+    _done: int = 0  # steps of the passes before
     _previewed_at: float = field(default_factory=monotonic)
 
-    def seen(self, step: int, latents: Tensor) -> None:
-        """`step` of `steps` are done; `latents` (B, C, h, w) is what came of them."""
+    def part(self, steps: int, evaluations: int) -> Callable[[int, Tensor], None]:
+        """What the next pass tells: of its `evaluations` so many are done, with latents (B, C, h, w).
+
+        Args:
+            steps: Of the pass.
+            evaluations: How often its sampler asks the denoiser; some do so twice a step.
+        """
+        before = self._done
+        self._done += steps
+
+        def seen(number: int, latents: Tensor) -> None:
+            self._seen(before + number * steps // max(1, evaluations), latents)
+
+        return seen
+
+    def _seen(self, step: int, latents: Tensor) -> None:
         picture = None
         if self.preview is not None and monotonic() - self._previewed_at > PREVIEW_EVERY:
             picture = to_picture(self.preview.rgb(latents[:1]))

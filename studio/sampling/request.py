@@ -1,10 +1,14 @@
 """What a person asks the sampler for; one model feeds the command line, the page and the metadata."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from studio.sampling.request_modes import HiresChoice, UpscaleChoice
+
 Text = Annotated[str, Field(max_length=10_000)]
+SIDE = 8  # pixels; sides of a picture are multiples of it
+Pixels = Annotated[int, Field(ge=0, le=2048)]
 
 
 class AdapterChoice(BaseModel):
@@ -52,14 +56,51 @@ class SampleRequest(BaseModel):
     """How closely to follow the prompt (guidance scale); 1 = no guidance."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     """Seed of the first picture; picture i uses seed + i (wraps at 2^32)."""
-    width: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] = 512
+    width: Annotated[int, Field(ge=16, le=4096, multiple_of=SIDE)] = 512
     """Width in pixels."""
-    height: Annotated[int, Field(ge=16, le=4096, multiple_of=8)] = 512
+    height: Annotated[int, Field(ge=16, le=4096, multiple_of=SIDE)] = 512
     """Height in pixels."""
     scheduler: str = "default"
     """Name from studio.sampling.schedulers.SCHEDULERS; "default" = the base's own."""
     count: Annotated[int, Field(ge=1, le=64)] = 1
     """How many pictures."""
+    image: str = ""
+    """Picture to start from: a file. It is scaled to cover the size, then cut in the middle."""
+    strength: Annotated[float, Field(ge=0, le=1)] = 0.75
+    """How much of the picture may change: 0 = nothing, 1 = all (denoising strength)."""
+    mask: str = ""
+    """Mask of the picture: a file; white is drawn anew, black stays."""
+    mask_blur: Annotated[int, Field(ge=0, le=256)] = 4
+    """Width in pixels of the soft edge between what stays and what is new."""
+    mask_content: Literal["original", "fill", "noise", "nothing"] = "original"
+    """What the masked part starts from: the picture, the colours around it, noise, or nothing (grey)."""
+    only_masked: bool = False
+    """Draw only the part around the mask, at the full size, and put it back into the picture."""
+    mask_padding: Annotated[int, Field(ge=0, le=1024)] = 32
+    """Pixels around the mask that are drawn along with only_masked."""
+    keep_unmasked: bool = True
+    """Pixels outside the mask stay exactly as they are; off = as the model draws them again."""
+    outpaint: tuple[Pixels, Pixels, Pixels, Pixels] = (0, 0, 0, 0)
+    """Pixels to add to the picture: left, top, right, bottom."""
+    hires: HiresChoice | None = None
+    """A second pass at a larger size (hires fix)."""
+    upscale: UpscaleChoice | None = None
+    """Enlarge the picture in tiles."""
+    refiner: str = ""
+    """Catalog id of an SDXL refiner for the last steps."""
+    refiner_at: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Part of the way after which the refiner takes over."""
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Against burnt colours at high guidance: 0 = off, 0.7 is usual for bases that predict v."""
+    true_cfg: Annotated[float, Field(ge=1, le=20)] = 1.0
+    """Guidance by the negative prompt for FLUX.1, which has none otherwise; above 1 takes twice the time."""
+    subseed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Seed of the variation (variation seed); picture i uses subseed + i, and all the same seed."""
+    subseed_strength: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How far to go from the seed's picture towards the subseed's; 0 = no variation."""
+    memory: Literal["auto", "fast", "slicing", "model", "sequential", "group"] = "auto"
+    """What to do about memory: auto = the quickest that fits; fast = all on the device; slicing = in pieces;
+    model, group, sequential = what is not needed waits in the main memory, from quick to slow."""
     template: Text = ""
     """The prompt as it was written, when chance chose words of it; then `prompt` is final."""
     negative_template: Text = ""

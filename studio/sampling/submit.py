@@ -17,6 +17,8 @@ from registry.ids import new_id
 from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, Sample
 from studio.adapter_files import require_file, settled
 from studio.runs.checks import check_base
+from studio.sampling.checks import check_modes
+from studio.sampling.files import take_files
 from studio.sampling.prompts.ready import ready
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import check_scheduler
@@ -41,12 +43,17 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     Raises:
         NotFound: no such base or adapter.
         BadInput: the base is gone, an adapter's file is missing or made for another base, unknown sampler,
-            the prompt names an adapter, a wildcard or an embedding that is not there.
+            the prompt names an adapter, a wildcard or an embedding that is not there,
+            modes that do not fit, a picture that cannot be read.
     """
     base = ws.catalog.get(Base, request.base)
     check_base(ws, base)
     check_scheduler(request.scheduler, flow=FAMILIES[base.family].flow)
     request, words = ready(ws, request, base.family)
+    refiner = ws.catalog.get(Base, request.refiner) if request.refiner else None
+    if refiner is not None:
+        check_base(ws, refiner)
+    check_modes(request, base, refiner)
     adapters = [settled(ws, ws.catalog.get(Adapter, choice.id)) for choice in request.adapters]
     if len({adapter.id for adapter in adapters}) < len(adapters):
         raise BadInput("adapters", "name the same one twice", "give it one weight")
@@ -56,20 +63,23 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
         choice.model_copy(update={"id": adapter.id})
         for choice, adapter in zip(request.adapters, adapters, strict=True)
     )
-    request = request.model_copy(update={"base": base.id, "adapters": chosen})
     sample_id = new_id()
+    folder = ws.home / FOLDER / sample_id
+    request = request.model_copy(
+        update={"base": base.id, "adapters": chosen, "refiner": refiner.id if refiner else ""}
+    )
+    request = take_files(ws, request, folder)
     task = SampleTask(
         id=sample_id,
         request=request,
-        base=TaskBase(**{name: getattr(base, name) for name in TaskBase.__dataclass_fields__}),
+        base=_task_base(base),
+        refiner=_task_base(refiner) if refiner else None,
         adapters=tuple(
             _task_adapter(adapter, choice.weight, choice.text_weight)
             for adapter, choice in zip(adapters, chosen, strict=True)
         ),
         embeddings=tuple(TaskEmbedding(word=word, path=ws.relative(path)) for word, path in words.items()),
     )
-    folder = ws.home / FOLDER / sample_id
-    task.write(folder)
     uses = tuple(
         AdapterUse(
             adapter_id=choice.id,
@@ -81,6 +91,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     )
     value = request.model_dump(mode="json")
     try:
+        task.write(folder)
         sample = ws.catalog.add(Sample(id=sample_id, base_id=base.id, request=value, adapters=uses))
         ws.catalog.enqueue(Job(kind=JobKind.SAMPLE, subject_id=sample_id))
     except StudioError:
@@ -249,6 +260,10 @@ class _Reporter:
                 self._line = line
                 self._say(line)
         return False
+
+
+def _task_base(base: Base) -> TaskBase:
+    return TaskBase(**{name: getattr(base, name) for name in TaskBase.__dataclass_fields__})
 
 
 def _task_adapter(adapter: Adapter, weight: float, text_weight: float | None) -> TaskAdapter:

@@ -3,8 +3,8 @@
 Written to `samples/<id>/request.json`. Paths are those of the catalog; the worker resolves them.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -61,6 +61,12 @@ class SampleTask:
     base: TaskBase
     adapters: tuple[TaskAdapter, ...] = ()
     embeddings: tuple[TaskEmbedding, ...] = ()
+    refiner: TaskBase | None = None
+    files: Mapping[str, str] = field(default_factory=dict[str, str])  # as the request has them -> real paths
+
+    def file(self, name: str) -> Path:
+        """The real path of a file of the request."""
+        return Path(self.files.get(name, name))
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
@@ -70,6 +76,8 @@ class SampleTask:
             "base": asdict(self.base),
             "adapters": [asdict(adapter) for adapter in self.adapters],
             "embeddings": [asdict(embedding) for embedding in self.embeddings],
+            "refiner": asdict(self.refiner) if self.refiner else None,
+            "files": dict(self.files),
         }
 
     @classmethod
@@ -81,6 +89,8 @@ class SampleTask:
             base=TaskBase(**value["base"]),
             adapters=tuple(TaskAdapter(**adapter) for adapter in value["adapters"]),
             embeddings=tuple(TaskEmbedding(**embedding) for embedding in value.get("embeddings", ())),
+            refiner=TaskBase(**value["refiner"]) if value.get("refiner") else None,
+            files=value.get("files", {}),
         )
 
     def write(self, folder: Path) -> None:
@@ -94,13 +104,26 @@ class SampleTask:
 
     def resolved(self, resolve: Callable[[str], Path]) -> Self:
         """The same with real paths instead of the catalog's."""
-        base = self.base
-        if base.kind != "hub":
-            config = str(resolve(base.config)) if base.config else ""
-            base = replace(base, location=str(resolve(base.location)), config=config)
         adapters = tuple(replace(item, path=str(resolve(item.path))) for item in self.adapters)
         embeddings = tuple(replace(item, path=str(resolve(item.path))) for item in self.embeddings)
-        return replace(self, base=base, adapters=adapters, embeddings=embeddings)
+        files = {name: str(resolve(name)) for name in files_of(self.request)}
+        refiner = _located(self.refiner, resolve) if self.refiner else None
+        base = _located(self.base, resolve)
+        return replace(
+            self, base=base, adapters=adapters, embeddings=embeddings, refiner=refiner, files=files
+        )
+
+
+def files_of(request: SampleRequest) -> list[str]:
+    """Files that a request is drawn from, as it names them."""
+    return [name for name in (request.image, request.mask) if name]
+
+
+def _located(base: TaskBase, resolve: Callable[[str], Path]) -> TaskBase:
+    if base.kind == "hub":
+        return base
+    config = str(resolve(base.config)) if base.config else ""
+    return replace(base, location=str(resolve(base.location)), config=config)
 
 
 def picture_name(index: int) -> str:

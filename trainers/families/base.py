@@ -128,6 +128,7 @@ class Family(ABC):
     ) -> None:
         base.check()
         self.base, self.dtype, self.device, self.use = base, dtype, device, use or Use()
+        self.home = device  # where parts lie when they are loaded; who offloads them, says another
         self._loaded: dict[str, Any] = {}
 
     @property
@@ -149,6 +150,20 @@ class Family(ABC):
     def second_call(self) -> bool:
         """Whether guidance takes a second call with the negative prompt."""
         return not self.guidance_input
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the denoiser reads a mask and the masked picture beside the latents."""
+        return False
+
+    def beside(self, mask: Tensor, masked: Tensor) -> Tensor:
+        """What such a denoiser reads beside the latents, (B, C', h, w).
+
+        Args:
+            mask: (1, 1, H, W) in pixels, 1 = drawn anew.
+            masked: (B, C, h, w), scaled latents of the picture without its masked part.
+        """
+        raise NotImplementedError
 
     def unguided(self, empty: Conditioning) -> Conditioning:
         """What guidance starts from without a negative prompt, given the empty caption's conditioning."""
@@ -259,7 +274,10 @@ class Family(ABC):
         geometry: "list[Geometry]",
         extra: Mapping[str, Any] = NOTHING,
     ) -> Tensor:
-        """One call of the denoiser, with `extra` keyword arguments; returns a tensor shaped like `x_t`."""
+        """One call of the denoiser, with `extra` keyword arguments; returns a tensor shaped like `x_t`.
+
+        `cond` may bring "beside" (B, C', h, w) and "guidance" (B,) for denoisers that read them.
+        """
 
     @classmethod
     @abstractmethod
@@ -290,7 +308,7 @@ class Family(ABC):
         else:
             loaded = self._load_folder(name, cls)
         if isinstance(loaded, nn.Module):
-            loaded = loaded.to(self.device).requires_grad_(False).eval()
+            loaded = loaded.to(self.home).requires_grad_(False).eval()
         return loaded
 
     def _part_dtype(self, name: str) -> torch.dtype:
@@ -347,6 +365,11 @@ class Family(ABC):
         if not path.exists():
             raise BadInput(str(path), "is missing from the base", "add the base again from a complete folder")
         return read_json(path)
+
+
+def joined(x_t: Tensor, cond: Conditioning) -> Tensor:
+    """Latents with the channels that stand beside them, if there are any."""
+    return torch.cat([x_t, cond["beside"].to(x_t)], dim=1) if "beside" in cond else x_t
 
 
 def _is_model(cls: Any) -> bool:

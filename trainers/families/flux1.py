@@ -1,7 +1,8 @@
 """FLUX.1 dev and schnell: pooled CLIP, T5, a transformer with double and single streams, flow matching.
 
 Black Forest Labs 2024; there is no paper, the reference is their code and diffusers' FluxPipeline. dev was
-distilled with guidance as an input; schnell, distilled to few steps, has none.
+distilled with guidance as an input; schnell, distilled to few steps, has none. Fill is dev with a mask and
+the masked picture beside the latents.
 """
 
 from collections.abc import Mapping
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.families import toy
-from trainers.families.base import NOTHING, Conditioning, Part
+from trainers.families.base import NOTHING, Conditioning, Part, joined
 from trainers.families.flow import FlowFamily
 from trainers.families.packing import pack, positions, unpack
 
@@ -55,6 +57,18 @@ class Flux1(FlowFamily):
         return False
 
     @property
+    def inpaints(self) -> bool:
+        """True for Fill."""
+        config = self.config("transformer")
+        out = config.get("out_channels") or config["in_channels"]
+        return int(config["in_channels"]) > int(out)
+
+    def beside(self, mask: Tensor, masked: Tensor) -> Tensor:
+        """(B, 16 + 64, h, w): the masked picture, then the mask, its pixels as channels of each cell."""
+        cells = F.pixel_unshuffle(mask, self.latent_factor)
+        return torch.cat([masked, cells.expand(len(masked), -1, -1, -1)], dim=1)
+
+    @property
     def default_text_length(self) -> int:
         """512 for dev, 256 for schnell."""
         return 512 if self.guidance_input else 256
@@ -88,7 +102,7 @@ class Flux1(FlowFamily):
             guidance = torch.full((len(x_t),), self.use.guidance, device=x_t.device)
         hidden = cond["hidden"].to(self.dtype)
         packed = self.denoiser(
-            hidden_states=pack(x_t.to(self.dtype)),
+            hidden_states=pack(joined(x_t, cond).to(self.dtype)),
             timestep=t,
             guidance=guidance if self.guidance_input else None,
             pooled_projections=cond["pooled"].to(self.dtype),

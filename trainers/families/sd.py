@@ -4,14 +4,16 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from registry.formats.single_file import PREFIXES
 from trainers.families import toy
-from trainers.families.base import NOTHING, Conditioning, Part
+from trainers.families.base import NOTHING, Conditioning, Part, joined
 from trainers.families.common import TextToImage, last
 from trainers.objectives import DDPM, Prediction, ddpm
 
@@ -41,6 +43,22 @@ class StableDiffusion15(TextToImage):
 
     single_file: ClassVar[Mapping[str, str]] = PREFIXES["sd15"]
 
+    @property
+    def guidance_input(self) -> bool:
+        """True for a UNet distilled with guidance (LCM: Luo et al. 2023, arXiv:2310.04378)."""
+        return self._guidance_width > 0
+
+    @property
+    def inpaints(self) -> bool:
+        """True for a UNet of nine channels."""
+        channels = int(self.config("vae")["latent_channels"])
+        return int(self.config("unet").get("in_channels", channels)) == 2 * channels + 1
+
+    def beside(self, mask: Tensor, masked: Tensor) -> Tensor:
+        """(B, 1 + 4, h, w): the mask, each cell by its first pixel, then the masked picture."""
+        cells = F.interpolate(mask, size=masked.shape[-2:])
+        return torch.cat([cells.expand(len(masked), -1, -1, -1), masked], dim=1)
+
     def make_objective(self, section: "ObjectiveSection") -> DDPM:
         """The base's own scheduler config says epsilon (1.5, 2.1-base) or v_prediction (2.1 at 768 px)."""
         return ddpm(self.scheduler_config(), section)
@@ -64,7 +82,25 @@ class StableDiffusion15(TextToImage):
         """One UNet call; t in integer train timesteps, `geometry` means nothing to this family."""
         del geometry
         hidden = cond["hidden"].to(self.dtype)
-        return self.denoiser(x_t.to(self.dtype), t, hidden, return_dict=False, **extra)[0]
+        options = self.guidance_of(cond, len(x_t)) | dict(extra)
+        return self.denoiser(joined(x_t, cond).to(self.dtype), t, hidden, return_dict=False, **options)[0]
+
+    def guidance_of(self, cond: Conditioning, count: int) -> dict[str, Any]:
+        """{"timestep_cond": (B, D)} for a UNet that reads guidance: sines and cosines of 1000 (w - 1)."""
+        if not self._guidance_width:
+            return {}
+        from diffusers.models.embeddings import get_timestep_embedding
+
+        scale = cond.get("guidance")
+        if scale is None:
+            scale = torch.full((count,), self.use.guidance, device=self.device)
+        embedded = get_timestep_embedding(1000 * (scale - 1), self._guidance_width, downscale_freq_shift=1)
+        return {"timestep_cond": embedded.to(self.dtype)}
+
+    @cached_property
+    def _guidance_width(self) -> int:
+        """Of the guidance scale's embedding; 0 = it is no input."""
+        return int(self.config("unet").get("time_cond_proj_dim") or 0)
 
     @classmethod
     def pipeline_class(cls) -> Any:

@@ -7,6 +7,9 @@ The VAE runs in fp32 as in every family: in fp16 the published one overflows to 
 The empty caption is encoded like any other, and that is what caption dropout trains: it is what guidance
 starts from in most programs that people draw with. diffusers' pipeline, and we when we draw, put zeros in its
 place when there is no negative prompt, see `unguided`.
+
+The refiner is of this family, too: it has the second text encoder alone, and is told how fine the picture is
+to be (an aesthetic score) instead of its target size.
 """
 
 from collections.abc import Mapping
@@ -17,12 +20,15 @@ from torch import Tensor
 
 from registry.formats.single_file import PREFIXES
 from trainers.families import toy
-from trainers.families.base import NOTHING, Conditioning, Part
+from trainers.families.base import NOTHING, BaseFiles, Conditioning, Part, Use, joined
 from trainers.families.common import penultimate
 from trainers.families.sd import StableDiffusion15
 
 if TYPE_CHECKING:
     from trainers.plan import Geometry
+
+
+AESTHETIC_SCORE = 6.0  # what the refiner's pipeline asks for
 
 
 class StableDiffusionXL(StableDiffusion15):
@@ -40,6 +46,14 @@ class StableDiffusionXL(StableDiffusion15):
 
     single_file: ClassVar[Mapping[str, str]] = PREFIXES["sdxl"]
 
+    def __init__(
+        self, base: BaseFiles, *, dtype: torch.dtype, device: torch.device, use: Use | None = None
+    ) -> None:
+        super().__init__(base, dtype=dtype, device=device, use=use)
+        self.refines = not (self._folder() / "text_encoder" / "config.json").exists()
+        if self.refines:
+            self.text_encoder_names = ("text_encoder_2",)
+
     def encode_ids(self, text_encoder: str, ids: Tensor, clip_skip: int = 0) -> Conditioning:
         """{"hidden": (B, 77, D)}: the layer before the last; of the second encoder also "pooled" (B, P)."""
         hidden, pooled = penultimate(self.part(text_encoder), ids, clip_skip)
@@ -48,9 +62,9 @@ class StableDiffusionXL(StableDiffusion15):
         )
 
     def combine(self, outputs: Conditioning) -> Conditioning:
-        """{"hidden": (B, 77, 2048), "pooled": (B, 1280)}."""
-        both = [outputs["text_encoder.hidden"], outputs["text_encoder_2.hidden"]]
-        return {"hidden": torch.cat(both, dim=-1), "pooled": outputs["text_encoder_2.pooled"]}
+        """{"hidden": (B, 77, 2048), "pooled": (B, 1280)}; of the refiner, hidden is (B, 77, 1280)."""
+        all_of_them = [outputs[f"{name}.hidden"] for name in self.text_encoder_names]
+        return {"hidden": torch.cat(all_of_them, dim=-1), "pooled": outputs["text_encoder_2.pooled"]}
 
     def unguided(self, empty: Conditioning) -> Conditioning:
         """Zeros if the base says so, as published ones do, which were trained with zeros for no caption."""
@@ -66,15 +80,22 @@ class StableDiffusionXL(StableDiffusion15):
         geometry: "list[Geometry]",
         extra: Mapping[str, Any] = NOTHING,
     ) -> Tensor:
-        """One UNet call; t in integer train timesteps."""
-        added = {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": time_ids(geometry).to(x_t.device)}
+        """One UNet call; t in integer train timesteps.
+
+        `cond` may bring "aesthetic" (B,), the refiner's score from 0 to 10.
+        """
+        ids = time_ids(geometry).to(x_t.device)
+        if self.refines:
+            score = cond.get("aesthetic", ids.new_full((len(ids),), AESTHETIC_SCORE))
+            ids = torch.cat([ids[:, :4], score[:, None].to(ids)], dim=1)
+        added = {"text_embeds": cond["pooled"].to(self.dtype), "time_ids": ids}
         return self.denoiser(
-            x_t.to(self.dtype),
+            joined(x_t, cond).to(self.dtype),
             t,
             cond["hidden"].to(self.dtype),
             added_cond_kwargs=added,
             return_dict=False,
-            **extra,
+            **self.guidance_of(cond, len(x_t)) | dict(extra),
         )[0]
 
     @classmethod

@@ -53,7 +53,7 @@ class RequestTexts:
         family, request = self._family, self._request
         said = list(self._odd)
         pairs = {request.texts(index) for index in range(request.count)}
-        if any(negative for _, negative in pairs) and not family.second_call:
+        if any(negative for _, negative in pairs) and not (family.second_call or request.true_cfg > 1):
             said.append("The negative prompt has no effect: this base takes no second call for guidance.")
         if request.clip_skip > 1 and not family.clip_layers:
             said.append("Clip skip has no effect: of CLIP this base reads the pooled vector alone.")

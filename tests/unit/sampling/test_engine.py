@@ -96,7 +96,7 @@ def test_weight_zero_and_switching_back_are_exact(ws: Workspace, engine: Engine,
 
 def merge(engine: Engine, wanted: SampleTask, deltas: dict[str, np.ndarray]) -> None:
     """Add weight changes to a base that `engine` has loaded."""
-    (loaded,) = engine._bases.values()
+    (loaded,) = engine._shelf.bases.values()
     for module, delta in deltas.items():
         component, _, path = module.partition(".")
         part = loaded.family.part(component)
@@ -131,7 +131,7 @@ def test_old_adapters_leave_and_plain_layers_come_back(ws: Workspace, ink: Any):
     plain = draw(engine, task(ws))[0]
     for seed in range(6):
         draw(engine, task(ws, (add_adapter(ws, f"many-{seed}", seed=10 + seed), 1.0), steps=1))
-    (loaded,) = engine._bases.values()
+    (loaded,) = engine._shelf.bases.values()
     unet = loaded.family.denoiser
     assert isinstance(unet.get_submodule("conv_in"), AdaptedLayer)
     assert len(unet.get_submodule("conv_in").additions) == 4  # type: ignore[arg-type]
@@ -201,7 +201,7 @@ def test_previews_look_like_the_picture(ws: Workspace, monkeypatch: pytest.Monke
     previews = [np.asarray(item) for item in seen if item is not None]
     assert len(previews) == 12
     assert np.abs(previews[-1].astype(int) - picture).max() == 0
-    (loaded,) = engine._bases.values()
+    (loaded,) = engine._shelf.bases.values()
     monkeypatch.setattr("studio.sampling.preview.SMALL", 0)
     fitted = LatentPreview(loaded.family)
     latents, _ = loaded.family.encode_image(
@@ -216,7 +216,7 @@ def test_out_of_memory_once_goes_on_and_twice_is_said(
     ws: Workspace, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ):
     expected = draw(engine, task(ws, count=2))
-    (loaded,) = engine._bases.values()
+    (loaded,) = engine._shelf.bases.values()
     real, fails = loaded.family.decode_image, [False, True]
 
     def scarce(latents: Any) -> Any:
@@ -244,7 +244,7 @@ def test_a_size_that_is_no_whole_cell_is_refused(
     ws: Workspace, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ):
     draw(engine, task(ws))
-    (loaded,) = engine._bases.values()
+    (loaded,) = engine._shelf.bases.values()
     monkeypatch.setattr(type(loaded.family), "latent_factor", property(lambda _: 16))
     with pytest.raises(BadInput, match="multiples of 16"):
         draw(engine, task(ws, width=40))
@@ -261,4 +261,4 @@ def test_bases_beyond_the_budget_leave(ws: Workspace, tmp_path: Path):
     second = replace(first, base=replace(first.base, location=str(copy), weight_hash="another"))
     one = draw(engine, first)[0]
     assert np.array_equal(draw(engine, second)[0], one)
-    assert list(engine._bases) == ["another"]
+    assert list(engine._shelf.bases) == ["another"]

@@ -1,0 +1,86 @@
+"""Options of `studio sample` that stand for several values."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.errors import BadInput
+from registry.files import expand_home
+from registry.records import Base
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+
+def absolute(path: Path | None) -> str:
+    """A file as the request names it; "" for none."""
+    return "" if path is None else str(expand_home(str(path)).absolute())
+
+
+def sides(text: str) -> tuple[int, ...]:
+    """LEFT,TOP,RIGHT,BOTTOM -> four numbers; none: zeros."""
+    if not text:
+        return (0, 0, 0, 0)
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.strip().isdecimal() and len(part.strip()) <= 5 for part in parts):
+        raise BadInput(f"--outpaint {text[:40]!r}", "is not four numbers", "write for example 0,0,128,0")
+    return tuple(int(part) for part in parts)
+
+
+def size(
+    ws: "Workspace", base: Base, image: Path | None, added: tuple[int, ...], upscale: bool
+) -> tuple[int, int]:
+    """(width, height) when none is given: the base's own, or the shape of the picture at that area."""
+    from studio.sampling.files import picture_size
+    from studio.sampling.submit import default_size
+    from trainers.families import FAMILIES
+
+    width, height = default_size(ws, base)
+    if image is None or upscale:
+        return width, height
+    step = 16 if FAMILIES[base.family].flow else 8
+    return picture_size(Path(absolute(image)), width * height, step, added)
+
+
+def hires(text: str) -> dict[str, Any] | None:
+    """SCALE[:STRENGTH[:STEPS[:UPSCALER]]] -> fields of HiresChoice."""
+    return _fields(text, ("scale", "strength", "steps", "upscaler"), "--hires", "2:0.5")
+
+
+def upscale(text: str) -> dict[str, Any] | None:
+    """SCALE[:OVERLAP] -> fields of UpscaleChoice."""
+    return _fields(text, ("scale", "overlap"), "--upscale", "2:64")
+
+
+def refiner(ws: "Workspace", text: str) -> dict[str, Any]:
+    """BASE[:FROM] -> fields of the request; a name may itself contain a colon."""
+    if not text:
+        return {}
+    name, _, at = text.rpartition(":")
+    if name and _is_number(at) and ws.catalog.find(Base, text) is None:
+        return {"refiner": ws.catalog.get(Base, name).id, "refiner_at": at}
+    return {"refiner": ws.catalog.get(Base, text).id}
+
+
+def variation(text: str) -> dict[str, Any]:
+    """SUBSEED:STRENGTH -> fields of the request."""
+    fields = _fields(text, ("subseed", "subseed_strength"), "--variation", "7:0.2")
+    if fields and len(fields) < 2:
+        raise BadInput(f"--variation {text[:40]!r}", "lacks its strength", "write for example 7:0.2")
+    return fields or {}
+
+
+def _fields(text: str, names: tuple[str, ...], option: str, example: str) -> dict[str, Any] | None:
+    if not text:
+        return None
+    values = text.split(":")
+    if len(values) > len(names) or not _is_number(values[0]):
+        raise BadInput(f"{option} {text[:40]!r}", "cannot be read", f"write for example {example}")
+    return dict(zip(names, values, strict=False))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

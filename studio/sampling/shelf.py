@@ -1,0 +1,151 @@
+"""Bases kept in memory, with their adapters; the longest unused leave when the room is needed."""
+
+import gc
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+
+from studio.sampling.memory import (
+    RESIDENT,
+    Mode,
+    arrange,
+    bytes_of,
+    choose,
+    free_bytes,
+    in_pieces,
+    needed_bytes,
+)
+from studio.sampling.preview import LatentPreview
+from studio.sampling.stack import AdapterStack
+from studio.sampling.task import TaskBase
+from trainers.families import FAMILIES
+from trainers.families.base import BaseFiles, Family
+
+CPU_SHARE = 0.5  # of the memory, for bases kept loaded
+GPU_SHARE = 0.8
+
+
+@dataclass
+class Loaded:
+    """A base in memory, with its adapters."""
+
+    family: Family
+    stack: AdapterStack
+    scheduler_config: dict[str, Any]
+    bytes: int
+    mode: Mode
+    preview: LatentPreview | None = None
+
+
+class Shelf:
+    """Loaded bases by what they are.
+
+    Args:
+        device: Where they compute.
+        budget: Bytes of bases to keep; default: a share of the device's memory.
+    """
+
+    def __init__(self, device: torch.device, budget: int | None = None) -> None:
+        self._device = device
+        self._budget = budget or _budget(device)
+        self.bases: OrderedDict[str, Loaded] = OrderedDict()
+
+    def get(self, base: TaskBase, *, memory: str = "auto", pixels: int = 0) -> Loaded:
+        """A base, loaded if need be.
+
+        Args:
+            base: Which.
+            memory: The request's `memory`.
+            pixels: Of the largest picture that is decoded at once; what is computed needs room, too.
+
+        Raises:
+            BadInput: it is gone or damaged.
+        """
+        key = _key(base)
+        if key in self.bases:
+            self.bases.move_to_end(key)
+            loaded = self.bases[key]
+            if self._rearranged(loaded, memory, pixels):
+                return loaded
+            del self.bases[key], loaded  # where its parts wait is settled when it is loaded
+            self.collect()
+        kind = cast(Literal["folder", "file", "hub"], base.kind)
+        files = BaseFiles(base.location, kind, base.config, base.revision)
+        family = FAMILIES[base.family].load_class()(
+            files, dtype=_dtype(self._device, base.family), device=self._device
+        )
+        family.home = torch.device("cpu")  # until it is known where everything goes
+        size = sum(bytes_of(family).values())
+        while self.bases and size + sum(item.bytes for item in self.bases.values()) > self._budget:
+            self.bases.popitem(last=False)
+            self.collect()
+        there = size if self._device.type == "cpu" else 0
+        mode = self._mode(family, memory, pixels, there)
+        arrange(family, mode)
+        config = family.scheduler_config()
+        loaded = Loaded(family, AdapterStack(family), config, size, mode, LatentPreview(family))
+        self.bases[key] = loaded
+        return loaded
+
+    def make_room(self, base: TaskBase) -> None:
+        """After running out of memory: only the base in use stays, without adapters."""
+        key = _key(base)
+        for other in [name for name in self.bases if name != key]:
+            del self.bases[other]
+        if key in self.bases:
+            self.bases[key].stack.clear()
+        self.collect()
+
+    def clear(self) -> None:
+        """Give all memory back."""
+        self.bases.clear()
+        self.collect()
+
+    def collect(self) -> None:
+        """Give what is no longer referred to back to the device."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _rearranged(self, loaded: Loaded, memory: str, pixels: int) -> bool:
+        """Whether a loaded base can go on: parts that wait elsewhere do so until another way is asked for."""
+        if loaded.mode not in RESIDENT:
+            return memory in ("auto", loaded.mode)
+        mode = self._mode(loaded.family, memory, pixels, loaded.bytes)
+        if memory == "auto" and mode not in RESIDENT:
+            mode = "slicing"  # it is there already: what it takes to draw decides
+        if mode not in RESIDENT:
+            return False
+        if mode != loaded.mode:
+            in_pieces(loaded.family, mode == "slicing")
+            loaded.mode = mode
+        return True
+
+    def _mode(self, family: Family, memory: str, pixels: int, there: int) -> Mode:
+        """How the base is to lie in memory; `there`: bytes of it that are loaded already."""
+        free = free_bytes(self._device) + there
+        return choose(memory, bytes_of(family), needed_bytes(pixels), free, on_cpu=self._device.type == "cpu")
+
+
+def _key(base: TaskBase) -> str:
+    return base.weight_hash or f"{base.location}@{base.revision}"
+
+
+def _dtype(device: torch.device, family: str) -> torch.dtype:
+    """fp32 on the CPU; on a GPU fp16, finer than bf16 and what the bases with a UNet were published in.
+
+    bf16 for those with T5, which overflows in fp16.
+    """
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if FAMILIES[family].flow else torch.float16
+
+
+def _budget(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory * GPU_SHARE)
+    import psutil
+
+    return int(psutil.virtual_memory().total * CPU_SHARE)
