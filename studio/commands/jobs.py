@@ -14,6 +14,7 @@ from studio.commands.shared import (
     show_done,
     show_rows,
 )
+from studio.sampling.schedulers import samplers_help
 
 if TYPE_CHECKING:
     from studio.sampling.request import AdapterChoice
@@ -99,7 +100,9 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the first picture.")] = 0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; default: the base's own.")] = "",
-    scheduler: Annotated[str, typer.Option(help="Sampler; default: the base's own.")] = "default",
+    scheduler: Annotated[
+        str, typer.Option(help=f"Sampler; default: the base's own. {samplers_help()}.")
+    ] = "default",
     count: Annotated[int, typer.Option(min=1, max=64, help="How many pictures.")] = 1,
     image: Annotated[Path | None, typer.Option(help="Picture to start from.")] = None,
     strength: Annotated[

@@ -224,7 +224,7 @@ class Drawing:
         at, request = self._request.refiner_at, self._request
         first = until(work, at)
         guided = replace(self._guided(work.guided.size, refiner), beside=None)
-        scheduler = make_scheduler(request.scheduler, refiner.scheduler_config)
+        scheduler = self._scheduler_of(refiner)
         rest = after(work, at, guided, scheduler, request.steps, work.latents)
         done = len(first.timesteps)
         seen = self._watch.part(steps, done + len(rest.timesteps))
@@ -245,7 +245,14 @@ class Drawing:
 
     def _scheduler(self) -> Any:
         """A fresh one: they keep state."""
-        return make_scheduler(self._request.scheduler, self._order.base.scheduler_config)
+        return self._scheduler_of(self._order.base)
+
+    def _scheduler_of(self, ready: Ready) -> Any:
+        request = self._request
+        seeds = [(request.seed + index) % 2**32 for index in self._indices]
+        return make_scheduler(
+            request.scheduler, ready.scheduler_config, family=ready.family.name, seeds=seeds
+        )
 
     def _developed(self, latents: Tensor) -> list[Image.Image]:
         """(B, C, h, w) -> pictures; one by one, which takes the least memory."""

@@ -47,7 +47,7 @@ class SampleRequest(BaseModel):
     height: Annotated[int, Field(ge=16, le=4096, multiple_of=SIDE)] = 512
     """Height in pixels."""
     scheduler: str = "default"
-    """Name from studio.sampling.schedulers.SCHEDULERS; "default" = the base's own."""
+    """Sampler with its schedule, as "DPM++ 2M Karras"; "default" = the base's own."""
     count: Annotated[int, Field(ge=1, le=64)] = 1
     """How many pictures."""
     image: str = ""

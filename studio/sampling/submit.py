@@ -46,7 +46,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     """
     base = ws.catalog.get(Base, request.base)
     check_base(ws, base)
-    check_scheduler(request.scheduler, flow=FAMILIES[base.family].flow)
+    check_scheduler(request.scheduler, base.family)
     refiner = ws.catalog.get(Base, request.refiner) if request.refiner else None
     if refiner is not None:
         check_base(ws, refiner)

@@ -166,7 +166,10 @@ def test_tokens_that_are_not_read_are_said(ws: Workspace, engine: Engine):
     assert "tokens of the prompt" in drawn.warnings[0]
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+ONE_OF_EACH = {row.sampler: name for name, row in reversed(SCHEDULERS.items())}.values()
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_sampler_draws_the_same_picture_twice(ws: Workspace, engine: Engine, name: str):
     wanted = task(ws, scheduler=name, steps=3)
     first, second = draw(engine, wanted)[0], draw(engine, wanted)[0]
