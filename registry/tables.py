@@ -42,6 +42,7 @@ class BaseRow(Row):
     config: Mapped[str]
     weight_hash: Mapped[str] = mapped_column(index=True)
     builtin: Mapped[bool] = mapped_column(Boolean)
+    part: Mapped[str]
 
 
 class DatasetRow(Row):

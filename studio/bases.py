@@ -21,18 +21,22 @@ from studio.base_facts import (
     folder_facts,
     shipped_configs,
 )
+from studio.control_facts import PART_LABELS, control_facts
+from studio.sampling.control.kinds import ANY, UNION, control_kind
 from trainers.families import FAMILIES, FamilyInfo
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 __all__ = [
-    "BaseFacts", "add_base", "base_path", "check_available", "detect_base", "list_bases", "remove_base",
+    "BaseFacts", "add_base", "base_path", "check_available", "detect_base", "list_bases", "list_parts",
+    "remove_base",
 ]  # fmt: skip
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB_FILES = (
     "model_index.json",
+    "config.json",
     "*/*.json",
     "*/*.txt",
     "*/*.model",
@@ -48,7 +52,7 @@ def detect_base(location: str, config: str = "", *, family: str = "") -> BaseFac
     """What is at `location`, without loading weights.
 
     Args:
-        location: A diffusers folder or a .safetensors checkpoint.
+        location: A diffusers folder or a .safetensors checkpoint; of a base, ControlNet or T2I-Adapter.
         config: For a checkpoint: folder with its configs, or at least its tokenizer.
         family: Overrides what is found where that leaves room (toy models).
 
@@ -57,11 +61,20 @@ def detect_base(location: str, config: str = "", *, family: str = "") -> BaseFac
         BadInput: it cannot be used as a base; says why.
     """
     path = _existing(location)
+    if (part := control_facts(path, family)) is not None:
+        return part
     return folder_facts(path, family) if path.is_dir() else file_facts(path, family, config)
 
 
 def add_base(
-    ws: "Workspace", name: str, location: str, *, family: str = "", config: str = "", revision: str = ""
+    ws: "Workspace",
+    name: str,
+    location: str,
+    *,
+    family: str = "",
+    config: str = "",
+    revision: str = "",
+    control: str = "",
 ) -> Base:
     """Remember a base; its weights are hashed once and never copied.
 
@@ -73,6 +86,7 @@ def add_base(
         config: For a checkpoint: folder with configs, tokenizers and the weights it lacks, or with the
             tokenizers alone.
         revision: Commit, tag or branch of a hub id; pinned to its commit.
+        control: Of a ControlNet or T2I-Adapter: the kind of map it reads, where its name does not say.
 
     Raises:
         BadInput: the name is taken, or `location` cannot be used as a base.
@@ -82,9 +96,11 @@ def add_base(
         raise BadInput(f"base {name!r}", "exists already", "choose another name")
     if not location.strip():
         raise BadInput("location", "is empty", "give a folder, a .safetensors file or a hub id")
+    if control and control not in (UNION, ANY):
+        control_kind(control)
     place = expand_home(location)
     if _HUB_ID.fullmatch(location) and not place.exists():
-        return ws.catalog.add(_hub_base(name, location, family, revision))
+        return ws.catalog.add(_hub_base(name, location, family, revision, control))
     facts = detect_base(location, config, family=family)
     base = Base(
         name=name,
@@ -92,8 +108,12 @@ def add_base(
         variant=facts.variant,
         location=ws.relative(place),
         kind=facts.kind,
+        part=facts.part,
     )
-    if facts.kind == "file":
+    if facts.part:
+        whole = ws.memo.sha256(place) if facts.kind == "file" else hash_folder(place, ws.memo)
+        base = replace(base, variant=control or facts.variant, weight_hash=whole)
+    elif facts.kind == "file":
         folder = _config_folder(ws, place, facts, config)
         base = replace(
             base, config=ws.relative(folder), weight_hash=_file_hash(ws, place, folder, facts.family)
@@ -105,7 +125,14 @@ def add_base(
 
 def list_bases(ws: "Workspace") -> list[Base]:
     """All bases, the shipped one first, then by age."""
-    return sorted(ws.catalog.list(Base, order="created_at"), key=lambda base: not base.builtin)
+    found = ws.catalog.list(Base, part="", order="created_at")
+    return sorted(found, key=lambda base: not base.builtin)
+
+
+def list_parts(ws: "Workspace", family: str = "") -> list[Base]:
+    """ControlNets and T2I-Adapters, by age; `family`: only those for its bases."""
+    wanted = {"family": family} if family else {}
+    return ws.catalog.list(Base, part=tuple(PART_LABELS), order="created_at", **wanted)
 
 
 def base_path(ws: "Workspace", base: Base) -> Path:
@@ -239,7 +266,7 @@ def _file_hash(ws: "Workspace", file: Path, folder: Path, family: str) -> str:
     return hash_json({"file": own, **borrowed}) if borrowed else own
 
 
-def _hub_base(name: str, location: str, family: str, revision: str) -> Base:
+def _hub_base(name: str, location: str, family: str, revision: str, control: str) -> Base:
     """A base on the hub, pinned to a commit; its weights are downloaded when they are first used."""
     from huggingface_hub import HfApi
 
@@ -248,15 +275,18 @@ def _hub_base(name: str, location: str, family: str, revision: str) -> Base:
     except Exception as error:  # the library, its HTTP client and the socket each have their own
         raise _unreachable(location, error) from error
     names = [sibling.rfilename for sibling in info.siblings or []]
-    if "model_index.json" not in names:
+    if not {"model_index.json", "config.json"} & set(names):
         do = "download the checkpoint and give its path"
         raise BadInput(location, "is no diffusers model (no model_index.json)", do)
     folder = _snapshot(location, str(info.sha), local=False)
-    facts = folder_facts(folder, family, files=names)
+    facts = control_facts(folder, family, name=location, files=names) or folder_facts(
+        folder, family, files=names
+    )
     return Base(
         name=name,
         family=facts.family,
-        variant=facts.variant,
+        variant=(control if facts.part else "") or facts.variant,
+        part=facts.part,
         location=location,
         kind="hub",
         revision=str(info.sha),

@@ -44,6 +44,20 @@ class TaskAdapter:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskControl:
+    """A network that reads a control picture; how it acts, `request.controls` says in the same order."""
+
+    id: str
+    name: str
+    location: str
+    kind: str  # "folder" | "file" | "hub"
+    map_kind: str  # of KINDS
+    mode: int | None = None  # of a union network
+    revision: str = ""
+    weight_hash: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleTask:
     """One request, resolved."""
 
@@ -52,6 +66,7 @@ class SampleTask:
     base: TaskBase
     adapters: tuple[TaskAdapter, ...] = ()
     refiner: TaskBase | None = None
+    controls: tuple[TaskControl, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict[str, str])  # as the request has them -> real paths
 
     def file(self, name: str) -> Path:
@@ -67,6 +82,7 @@ class SampleTask:
             "adapters": [asdict(adapter) for adapter in self.adapters],
             "refiner": asdict(self.refiner) if self.refiner else None,
             "files": dict(self.files),
+            "controls": [asdict(control) for control in self.controls],
         }
 
     @classmethod
@@ -79,6 +95,7 @@ class SampleTask:
             adapters=tuple(TaskAdapter(**adapter) for adapter in value["adapters"]),
             refiner=TaskBase(**value["refiner"]) if value.get("refiner") else None,
             files=value.get("files", {}),
+            controls=tuple(TaskControl(**control) for control in value.get("controls", ())),
         )
 
     def write(self, folder: Path) -> None:
@@ -96,12 +113,18 @@ class SampleTask:
         files = {name: str(resolve(name)) for name in files_of(self.request)}
         refiner = _located(self.refiner, resolve) if self.refiner else None
         base = _located(self.base, resolve)
-        return replace(self, base=base, adapters=adapters, refiner=refiner, files=files)
+        controls = tuple(
+            item if item.kind == "hub" else replace(item, location=str(resolve(item.location)))
+            for item in self.controls
+        )
+        located = replace(self, base=base, refiner=refiner)
+        return replace(located, adapters=adapters, controls=controls, files=files)
 
 
 def files_of(request: SampleRequest) -> list[str]:
     """Files that a request is drawn from, as it names them."""
-    return [name for name in (request.image, request.mask) if name]
+    steering = (control.image for control in request.controls)
+    return [name for name in (request.image, request.mask, *steering) if name]
 
 
 def _located(base: TaskBase, resolve: Callable[[str], Path]) -> TaskBase:

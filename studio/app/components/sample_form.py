@@ -69,7 +69,7 @@ def _set_base_for(adapter: Adapter) -> None:
     """The base it was trained on, else any of its family."""
     catalog = shell.workspace().catalog
     base = catalog.find(Base, adapter.base_id) if adapter.base_id else None
-    base = base or next(iter(catalog.list(Base, family=adapter.family, limit=1)), None)
+    base = base or next(iter(catalog.list(Base, family=adapter.family, part="", limit=1)), None)
     if base is not None:
         st.session_state["s-base"] = base.id
 
