@@ -131,7 +131,7 @@ def list_bases(ws: "Workspace") -> list[Base]:
 
 def list_parts(ws: "Workspace", family: str = "") -> list[Base]:
     """ControlNets and T2I-Adapters, by age; `family`: only those for its bases."""
-    wanted = {"family": family} if family else {}
+    wanted: dict[str, Any] = {"family": family} if family else {}
     return ws.catalog.list(Base, part=tuple(PART_LABELS), order="created_at", **wanted)
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from studio.sampling.request_control import ControlChoice
 from studio.sampling.request_modes import HiresChoice, UpscaleChoice
 
 SIDE = 8  # pixels; sides of a picture are multiples of it
@@ -68,6 +69,8 @@ class SampleRequest(BaseModel):
     """Pixels outside the mask stay exactly as they are; off = as the model draws them again."""
     outpaint: tuple[Pixels, Pixels, Pixels, Pixels] = (0, 0, 0, 0)
     """Pixels to add to the picture: left, top, right, bottom."""
+    controls: tuple[ControlChoice, ...] = ()
+    """Pictures that steer the drawing (ControlNet), acting together."""
     hires: HiresChoice | None = None
     """A second pass at a larger size (hires fix)."""
     upscale: UpscaleChoice | None = None

@@ -134,6 +134,11 @@ def _located(base: TaskBase, resolve: Callable[[str], Path]) -> TaskBase:
     return replace(base, location=str(resolve(base.location)), config=config)
 
 
+def map_name(index: int) -> str:
+    """File name of what the network of control `index` reads."""
+    return f"control-{index}.png"
+
+
 def picture_name(index: int) -> str:
     """File name of picture `index` of a sample."""
     return f"{index:03d}.png"

@@ -36,7 +36,8 @@ def canny(picture: Image.Image, *, low: float = LOW, high: float = HIGH, sigma: 
     dx, dy = _steepest(pixels)
     ridges = _ridges(dx, dy, low)
     strength = np.abs(dx) + np.abs(dy)
-    pieces, _ = ndimage.label(ridges, structure=_ALL_AROUND)
+    labelled: Any = ndimage.label(ridges, structure=_ALL_AROUND)
+    pieces = labelled[0]
     kept = np.unique(pieces[ridges & (strength > high)])
     return _map(np.isin(pieces, kept[kept > 0]) * 255.0)
 

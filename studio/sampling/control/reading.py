@@ -184,3 +184,9 @@ def _check_type(place: Place, wanted: tuple[str, ...], do: str) -> None:
     found = str(read_json(place.file("config.json")).get("model_type", ""))
     if found not in wanted:
         raise BadInput(place.name, f"is a model of type {found or 'unknown'}", do)
+
+
+def forget() -> None:
+    """Give the memory of the models back."""
+    for loaded in (_depth_model, _pose_model, _detection_model):
+        loaded.cache_clear()

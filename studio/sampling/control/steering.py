@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from studio.sampling.control.nets import Net
+from studio.sampling.painting import Pass
 from trainers.families.base import Family
 from trainers.families.flux1 import pack, positions
 from trainers.families.sdxl import time_ids
@@ -52,15 +53,16 @@ class Control:
     """The `Change` of a pass that networks steer.
 
     Args:
-        guided: The denoiser with its prompts.
-        scheduler: Of the pass.
-        total: Timesteps of the pass.
         steers: The networks.
     """
 
-    def __init__(self, guided: Guided, scheduler: Any, total: int, steers: Sequence[Steer]) -> None:
-        self._guided, self._scheduler, self._total = guided, scheduler, total
-        self._asked = [(steer, _reader(steer, guided)) for steer in steers]
+    def __init__(self, steers: Sequence[Steer]) -> None:
+        self._steers = steers
+
+    def begin(self, work: Pass) -> None:
+        """Prepare the maps for this pass's denoiser; start and end are parts of its steps."""
+        self._guided, self._scheduler, self._total = work.guided, work.scheduler, len(work.timesteps)
+        self._asked = [(steer, _reader(steer, work.guided)) for steer in self._steers]
 
     @torch.no_grad()
     def before(self, number: int, t: Tensor, x: Tensor) -> Mapping[str, Any]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from studio.sampling.control.nets import Net
 from studio.sampling.control.steering import Control, Steer
-from studio.sampling.painting import paint
+from studio.sampling.painting import Pass, paint
 from studio.sampling.schedulers import make_scheduler
-from studio.sampling.starts import from_noise, generators, new_noise
+from studio.sampling.starts import from_noise, new_noise
 from tests.support import controls
 from tests.support.bases import save_base
 from trainers.families import FAMILIES
@@ -124,15 +124,25 @@ def steers(case: Case, models: Sequence[Any]) -> list[Steer]:
     ]
 
 
+def sources() -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(SEED)]
+
+
+def begun(guided: Guided) -> Pass:
+    """Text to image."""
+    scheduler = make_scheduler("default", guided.family.scheduler_config())
+    noise = new_noise(guided.family, SIZE, sources())
+    return from_noise(guided, scheduler, STEPS, noise, sources(), [])
+
+
 @torch.no_grad()
 def drawn(family: Family, case: Case, chosen: list[Steer]) -> Tensor:
     """Our latents."""
     negative = family.encode_text([NEGATIVE])
     guided = Guided(family, family.encode_text([PROMPT]), negative, case.cfg, SIZE)
-    scheduler = make_scheduler("default", family.scheduler_config())
-    work = from_noise(guided, scheduler, STEPS, generators(SEED, [0]))
+    work = begun(guided)
     if chosen:
-        work.changes = [Control(guided, work.scheduler, len(work.timesteps), chosen)]
+        work.changes = [Control(chosen)]
     return paint(work)
 
 
@@ -149,7 +159,7 @@ def expected(family: Family, case: Case, models: Sequence[Any]) -> Tensor:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipe = cls(**parts)
     pipe.set_progress_bar_config(disable=True)
-    noise = new_noise(family, SIZE, generators(SEED, [0]))
+    noise = new_noise(family, SIZE, sources())
     pictures = maps(len(models))
     one = len(models) == 1
     options: dict[str, Any] = {
@@ -217,7 +227,7 @@ def test_t2i_adapters(family: str, config: dict[str, Any], families: Callable[[s
     pipe.set_progress_bar_config(disable=True)
     said = pipe(
         PROMPT, negative_prompt=NEGATIVE, height=SIZE[0], width=SIZE[1], num_inference_steps=STEPS,
-        latents=new_noise(loaded, SIZE, generators(SEED, [0])), guidance_scale=case.cfg,
+        latents=new_noise(loaded, SIZE, sources()), guidance_scale=case.cfg,
         image=picture.convert("L") if config.get("in_channels") == 1 else picture,
         adapter_conditioning_scale=0.8, output_type="latent", return_dict=False,
     )[0]  # fmt: skip
@@ -233,20 +243,24 @@ def test_weight_nothing_is_the_base_exactly(families: Callable[[str], Family]):
     assert torch.equal(drawn(family, case, off), drawn(family, case, []))
 
 
+@torch.no_grad()
 def test_networks_of_different_depth_add_up(families: Callable[[str], Family]):
     """One with a sample for each block, one whose sample stands for all of them."""
     family = families("flux1")
     case = CASES["flux1"]
     deep, flat = controls.flux_controlnet(0, num_single_layers=2), controls.flux_controlnet(1)
     both = steers(Case("flux1", FLUX, (Use(flux()), Use(flux()))), [deep, flat])
-    said = [
-        Control(_guided(family, case), _begun(family, case), STEPS, chosen).before(0, *_first(family, case))
-        for chosen in (both, both[:1], both[1:])
-    ]
-    for key in ("controlnet_block_samples", "controlnet_single_block_samples"):
+    guided = Guided(family, family.encode_text([PROMPT]), family.encode_text([NEGATIVE]), case.cfg, SIZE)
+    work = begun(guided)
+    said: list[Any] = []
+    for chosen in (both, both[:1], both[1:]):
+        control = Control(chosen)
+        control.begin(work)
+        said.append(control.before(0, work.timesteps[0], work.latents))
+    for key, blocks in (("controlnet_block_samples", 1), ("controlnet_single_block_samples", 2)):
+        assert len(said[0][key]) == blocks
         for together, one, other in zip(*(part[key] for part in said), strict=True):
             torch.testing.assert_close(together, one + other)
-        assert len(said[0][key]) == (1 if key == "controlnet_block_samples" else 2)
 
 
 def test_a_hole_is_minus_one(families: Callable[[str], Family]):
@@ -261,22 +275,3 @@ def test_a_hole_is_minus_one(families: Callable[[str], Family]):
     pixels = map_pixels(steer, family)
     assert torch.equal(pixels[0, :, 10, 10], torch.full((3,), -1.0))
     assert torch.equal(pixels[0, :, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
-
-
-def _guided(family: Family, case: Case) -> Guided:
-    return Guided(family, family.encode_text([PROMPT]), family.encode_text([NEGATIVE]), case.cfg, SIZE)
-
-
-def _begun(family: Family, case: Case) -> Any:
-    scheduler = make_scheduler("default", family.scheduler_config())
-    return from_noise(_guided(family, case), scheduler, STEPS, generators(SEED, [0])).scheduler
-
-
-def _first(family: Family, case: Case) -> tuple[Tensor, Tensor]:
-    work = from_noise(
-        _guided(family, case),
-        make_scheduler("default", family.scheduler_config()),
-        STEPS,
-        generators(SEED, [0]),
-    )
-    return work.timesteps[0], work.latents
