@@ -74,7 +74,7 @@ def now() -> datetime:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base model: a diffusers folder, a single file or a hub id."""
+    """A base model: a diffusers folder, a single file or a hub id; or a network that steers one (`part`)."""
 
     id: str = ""
     created_at: datetime = field(default_factory=now)
@@ -88,6 +88,7 @@ class Base:
     weight_hash: str = ""  # registry.hashing.hash_folder / sha256_file
     builtin: bool = False  # shipped with the package: always listed, cannot be removed
     made: JSON = field(default_factory=dict[str, Any])  # of a baked one: operation, settings, parents
+    part: str = ""  # "" = a whole base; "controlnet" | "t2i-adapter": `variant` is the kind of map it reads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,7 @@ class BaseRow(Row):
     weight_hash: Mapped[str] = mapped_column(index=True)
     builtin: Mapped[bool] = mapped_column(Boolean)
     made: Mapped[dict[str, Any]]
+    part: Mapped[str]
 
 
 class DatasetRow(Row):

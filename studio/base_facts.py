@@ -15,8 +15,8 @@ from studio.base_kinds import CONFIGS, KINDS, SUPPORTED, BaseFacts, Source, conf
 from trainers.families import FAMILIES, FamilyInfo
 
 __all__ = [
-    "CONFIGS", "BaseFacts", "check_tokenizers", "config_of", "file_facts", "folder_facts", "shipped_configs",
-    "tokenizers_of",
+    "CONFIGS", "BaseFacts", "check_tokenizers", "config_of", "file_facts", "folder_facts", "refuse_code",
+    "shipped_configs", "tokenizers_of",
 ]  # fmt: skip
 
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
@@ -44,7 +44,7 @@ def folder_facts(folder: Path, family: str = "", *, files: Sequence[str] | None 
     """
     index = _index(folder)
     names = files or [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))]
-    _refuse_code(folder, names)
+    refuse_code(folder, names)
     pipeline = str(index.get("_class_name", ""))
     kind = next((kind for kind in KINDS if kind.draws(pipeline)), None)
     if kind is None:
@@ -152,7 +152,12 @@ def _index(folder: Path) -> dict[str, Any]:
     raise BadInput(str(folder), "has no model_index.json", do)
 
 
-def _refuse_code(folder: Path, names: Sequence[str]) -> None:
+def refuse_code(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a folder that brings code.
+
+    Raises:
+        BadInput: the first Python file.
+    """
     if code := next((name for name in names if name.endswith(".py")), ""):
         wrong = f"holds code ({code}), which a base may not bring"
         raise BadInput(str(folder), wrong, "remove the file if you do not need it")

@@ -36,6 +36,7 @@ class BaseFacts:
     kind: str  # "folder" | "file" | "hub"
     reason: str
     notes: tuple[str, ...] = ()
+    part: str = ""  # "" = a whole base; else what it is instead, see studio.control_facts
 
 
 @dataclass(frozen=True)

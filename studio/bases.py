@@ -23,18 +23,22 @@ from studio.base_facts import (
     shipped_configs,
 )
 from studio.base_links import link_adapters
+from studio.control_facts import PART_LABELS, control_facts
+from studio.sampling.control.kinds import ANY, UNION, control_kind
 from trainers.families import FAMILIES, FamilyInfo
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 __all__ = [
-    "BaseFacts", "add_base", "base_path", "check_available", "detect_base", "list_bases", "remove_base",
+    "BaseFacts", "add_base", "base_path", "check_available", "detect_base", "list_bases", "list_parts",
+    "remove_base",
 ]  # fmt: skip
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB_FILES = (
     "model_index.json",
+    "config.json",
     "*/*.json",
     "*/*.txt",
     "*/*.model",
@@ -50,7 +54,7 @@ def detect_base(location: str, config: str = "", *, family: str = "") -> BaseFac
     """What is at `location`, without loading weights.
 
     Args:
-        location: A diffusers folder or a .safetensors checkpoint.
+        location: A diffusers folder or a .safetensors checkpoint; of a base, ControlNet or T2I-Adapter.
         config: For a checkpoint: folder with its configs, or at least its tokenizer.
         family: Overrides what is found where that leaves room (toy models).
 
@@ -59,6 +63,8 @@ def detect_base(location: str, config: str = "", *, family: str = "") -> BaseFac
         BadInput: it cannot be used as a base; says why.
     """
     path = _existing(location)
+    if (part := control_facts(path, family)) is not None:
+        return part
     return folder_facts(path, family) if path.is_dir() else file_facts(path, family, config)
 
 
@@ -71,6 +77,7 @@ def add_base(
     config: str = "",
     revision: str = "",
     made: Mapping[str, Any] | None = None,
+    control: str = "",
 ) -> Base:
     """Remember a base; its weights are hashed once and never copied.
 
@@ -83,6 +90,7 @@ def add_base(
             tokenizers alone.
         revision: Commit, tag or branch of a hub id; pinned to its commit.
         made: What it was made of, see `operations.bake`.
+        control: Of a ControlNet or T2I-Adapter: the kind of map it reads, where its name does not say.
 
     Raises:
         BadInput: the name is taken, or `location` cannot be used as a base.
@@ -92,9 +100,11 @@ def add_base(
         raise BadInput(f"base {name!r}", "exists already", "choose another name")
     if not location.strip():
         raise BadInput("location", "is empty", "give a folder, a .safetensors file or a hub id")
+    if control and control not in (UNION, ANY):
+        control_kind(control)
     place = expand_home(location)
     if _HUB_ID.fullmatch(location) and not place.exists():
-        return _added(ws, _hub_base(name, location, family, revision))
+        return _added(ws, _hub_base(name, location, family, revision, control))
     facts = detect_base(location, config, family=family)
     base = Base(
         name=name,
@@ -103,8 +113,12 @@ def add_base(
         location=ws.relative(place),
         kind=facts.kind,
         made=dict(made or {}),
+        part=facts.part,
     )
-    if facts.kind == "file":
+    if facts.part:
+        whole = ws.memo.sha256(place) if facts.kind == "file" else hash_folder(place, ws.memo)
+        base = replace(base, variant=control or facts.variant, weight_hash=whole)
+    elif facts.kind == "file":
         folder = _config_folder(ws, place, facts, config)
         base = replace(
             base, config=ws.relative(folder), weight_hash=_file_hash(ws, place, folder, facts.family)
@@ -123,7 +137,14 @@ def _added(ws: "Workspace", base: Base) -> Base:
 
 def list_bases(ws: "Workspace") -> list[Base]:
     """All bases, the shipped one first, then by age."""
-    return sorted(ws.catalog.list(Base, order="created_at"), key=lambda base: not base.builtin)
+    found = ws.catalog.list(Base, part="", order="created_at")
+    return sorted(found, key=lambda base: not base.builtin)
+
+
+def list_parts(ws: "Workspace", family: str = "") -> list[Base]:
+    """ControlNets and T2I-Adapters, by age; `family`: only those for its bases."""
+    wanted: dict[str, Any] = {"family": family} if family else {}
+    return ws.catalog.list(Base, part=tuple(PART_LABELS), order="created_at", **wanted)
 
 
 def base_path(ws: "Workspace", base: Base) -> Path:
@@ -257,7 +278,7 @@ def _file_hash(ws: "Workspace", file: Path, folder: Path, family: str) -> str:
     return hash_json({"file": own, **borrowed}) if borrowed else own
 
 
-def _hub_base(name: str, location: str, family: str, revision: str) -> Base:
+def _hub_base(name: str, location: str, family: str, revision: str, control: str) -> Base:
     """A base on the hub, pinned to a commit; its weights are downloaded when they are first used."""
     from huggingface_hub import HfApi
 
@@ -266,15 +287,18 @@ def _hub_base(name: str, location: str, family: str, revision: str) -> Base:
     except Exception as error:  # the library, its HTTP client and the socket each have their own
         raise _unreachable(location, error) from error
     names = [sibling.rfilename for sibling in info.siblings or []]
-    if "model_index.json" not in names:
+    if not {"model_index.json", "config.json"} & set(names):
         do = "download the checkpoint and give its path"
         raise BadInput(location, "is no diffusers model (no model_index.json)", do)
     folder = _snapshot(location, str(info.sha), local=False)
-    facts = folder_facts(folder, family, files=names)
+    facts = control_facts(folder, family, name=location, files=names) or folder_facts(
+        folder, family, files=names
+    )
     return Base(
         name=name,
         family=facts.family,
-        variant=facts.variant,
+        variant=(control if facts.part else "") or facts.variant,
+        part=facts.part,
         location=location,
         kind="hub",
         revision=str(info.sha),

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from studio.commands.shared import ago, open_workspace, plain, show_done, show_record, show_rows
+from studio.sampling.control.kinds import kinds_help
 from trainers.families import FAMILIES
 
 app = typer.Typer(name="bases", help="Base models: add, list, show, remove.", no_args_is_help=True)
@@ -17,32 +18,51 @@ def add(
     family: Annotated[str, typer.Option(help=f"Overrides what was detected: {', '.join(FAMILIES)}.")] = "",
     config: Annotated[str, typer.Option(help="Folder with configs and tokenizer for a single file.")] = "",
     revision: Annotated[str, typer.Option(help="Commit of a hub id.")] = "",
+    control: Annotated[
+        str,
+        typer.Option(
+            help=f"Of a ControlNet or T2I-Adapter, where its name does not say: {kinds_help()}, union, any."
+        ),
+    ] = "",
 ) -> None:
-    """Add a base; its weights stay where they are.
+    """Add a base, or a ControlNet that steers one; the weights stay where they are.
 
     Example: studio bases add sd15 ~/models/stable-diffusion-v1-5
     """
     from studio.bases import add_base
+    from studio.control_facts import PART_LABELS
 
-    base = add_base(open_workspace(), name, location, family=family, config=config, revision=revision)
-    show_done(f"Added base {base.name} ({base.family} {base.variant}).", plain(base))
+    base = add_base(
+        open_workspace(),
+        name,
+        location,
+        family=family,
+        config=config,
+        revision=revision,
+        control=control,
+    )
+    what = PART_LABELS.get(base.part, "base")
+    show_done(f"Added {what} {base.name} ({base.family} {base.variant}).", plain(base))
 
 
 @app.command("list")
 def list_() -> None:
-    """List the bases.
+    """List the bases, and the ControlNets that steer them.
 
     Example: studio bases list
     """
-    from studio.bases import list_bases
+    from studio.bases import list_bases, list_parts
 
+    workspace = open_workspace()
+    found = [*list_bases(workspace), *list_parts(workspace)]
     show_rows(
-        [plain(base) | {"_added": ago(base.created_at)} for base in list_bases(open_workspace())],
+        [plain(base) | {"_added": ago(base.created_at)} for base in found],
         [
             ("id", lambda r: r["id"]),
             ("name", lambda r: r["name"]),
             ("family", lambda r: r["family"]),
             ("variant", lambda r: r["variant"]),
+            ("what", lambda r: r["part"] or "base"),
             ("where", lambda r: "shipped" if r["builtin"] else r["location"]),
             ("added", lambda r: r["_added"]),
         ],

@@ -14,6 +14,8 @@ from studio.commands.shared import (
     show_done,
     show_rows,
 )
+from studio.sampling.control.kinds import kinds_help
+from studio.sampling.schedulers import samplers_help
 
 if TYPE_CHECKING:
     from studio.sampling.request import AdapterChoice
@@ -105,7 +107,9 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the first picture.")] = 0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT; default: the base's own.")] = "",
-    scheduler: Annotated[str, typer.Option(help="Sampler; default: the base's own.")] = "default",
+    scheduler: Annotated[
+        str, typer.Option(help=f"Sampler; default: the base's own. {samplers_help()}.")
+    ] = "default",
     count: Annotated[int, typer.Option(min=1, max=64, help="How many pictures.")] = 1,
     clip_skip: Annotated[
         int, typer.Option(min=0, max=24, help="Stop CLIP this many layers before its end; 1 = not at all.")
@@ -126,6 +130,22 @@ def sample(
         int, typer.Option(min=0, max=1024, help="Pixels around the mask with --only-masked.")
     ] = 32,
     outpaint: Annotated[str, typer.Option(help="Pixels to add: LEFT,TOP,RIGHT,BOTTOM.")] = "",
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Picture that steers: KIND:FILE[:WEIGHT[:START:END]]; kinds: {kinds_help()}."),
+    ] = None,
+    control_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ControlNet for each --control; default: the only one in the catalog for its kind."
+        ),
+    ] = None,
+    control_maps: Annotated[
+        bool, typer.Option("--control-maps", help="The pictures of --control are finished maps.")
+    ] = False,
+    preprocessor: Annotated[
+        str, typer.Option(help="Folder or hub id of the model that reads depth or pose.")
+    ] = "",
     hires: Annotated[
         str, typer.Option(help="Second pass at a larger size: SCALE[:STRENGTH[:STEPS[:UPSCALER]]].")
     ] = "",
@@ -145,7 +165,7 @@ def sample(
     Example: studio sample --adapter ink:0.8 --prompt "a red circle, ink drawing" --count 4 --out pictures
     """
     from registry.records import Base
-    from studio.commands import modes
+    from studio.commands import controls, modes
     from studio.sampling.request import SampleRequest
     from studio.sampling.submit import collect, default_guidance, prepare_folder, submit, wait
 
@@ -175,6 +195,9 @@ def sample(
         only_masked=only_masked,
         mask_padding=mask_padding,
         outpaint=sides,
+        controls=controls.choices(
+            workspace, control or [], control_model or [], maps=control_maps, preprocessor=preprocessor
+        ),
         hires=modes.hires(hires),
         upscale=modes.upscale(upscale),
         **modes.refiner(workspace, refiner),
@@ -223,7 +246,9 @@ def _validated(kind: "type[Model]", **values: Any) -> "Model":
         given = f"{field} {first.get('input')!r}"
         given = given if len(given) <= 80 else given[:77] + "..."
         raise BadInput(
-            given, first["msg"].removeprefix("Input ").lower(), "see `studio sample --help`"
+            given,
+            first["msg"].removeprefix("Input ").removeprefix("Value error, ").lower(),
+            "see `studio sample --help`",
         ) from None
 
 

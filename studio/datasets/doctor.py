@@ -47,7 +47,7 @@ def usual_recipe(ws: "Workspace", base: str = "", goal: str = "style") -> "Recip
         NotFound: no such base.
         BadInput: no such goal.
     """
-    there = ws.catalog.list(Base, limit=2)
+    there = ws.catalog.list(Base, part="", limit=2)
     if not base and len(there) != 1:
         return None
     chosen = ws.catalog.get(Base, base) if base else there[0]

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from registry.errors import BadInput, several
 from registry.records import Base, Dataset, Image
+from studio.control_facts import PART_LABELS
 from studio.runs.layers import check_patterns
 from trainers.families import FAMILIES
 from trainers.fitting import Traits, check_recipe, idle_remarks
@@ -57,11 +58,14 @@ def with_trigger(recipe: Recipe, dataset: Dataset) -> Recipe:
 
 
 def check_base(ws: "Workspace", base: Base) -> None:
-    """Refuse a base that is not where the catalog says.
+    """Refuse what is no base, or is not where the catalog says.
 
     Raises:
-        BadInput: the folder or file is missing.
+        BadInput: a ControlNet; the folder or file is missing.
     """
+    if base.part:
+        wrong = f"is a {PART_LABELS[base.part]}, which steers a base and is none"
+        raise BadInput(f"base {base.name}", wrong, "choose a base: `studio bases list`")
     if base.kind == "hub":
         return
     place = ws.resolve(base.location)

@@ -2,6 +2,7 @@
 
 from registry.errors import BadInput
 from registry.records import Base
+from studio.sampling.control.kinds import HOLE
 from studio.sampling.request import SampleRequest
 from studio.sampling.steps import check_strength
 from trainers.families import FAMILIES
@@ -24,6 +25,10 @@ def check_modes(request: SampleRequest, base: Base, refiner: Base | None = None)
         do = "draw with an SDXL base, and give this one as its refiner"
         raise BadInput(f"base {base.name}", "is a refiner, which finishes the pictures of another base", do)
     _check_picture(request)
+    if any(control.kind == HOLE for control in request.controls) and not (
+        request.mask or any(request.outpaint)
+    ):
+        raise BadInput(f"control {HOLE}", "needs a mask", "give image and mask, or another kind")
     if request.upscale:
         _check_upscale(request)
     flow = FAMILIES[base.family].flow

@@ -226,7 +226,7 @@ class Drawing:
         first = until(work, at)
         begun = len(first.timesteps) // getattr(work.scheduler, "order", 1)
         guided = replace(self._guided(work.guided.size, steps, refiner, begun), beside=None)
-        scheduler = make_scheduler(request.scheduler, refiner.scheduler_config)
+        scheduler = self._scheduler_of(refiner)
         rest = after(work, at, guided, scheduler, request.steps, work.latents)
         done = len(first.timesteps)
         seen = self._watch.part(steps, done + len(rest.timesteps))
@@ -251,7 +251,14 @@ class Drawing:
 
     def _scheduler(self) -> Any:
         """A fresh one: they keep state."""
-        return make_scheduler(self._request.scheduler, self._order.base.scheduler_config)
+        return self._scheduler_of(self._order.base)
+
+    def _scheduler_of(self, ready: Ready) -> Any:
+        request = self._request
+        seeds = [(request.seed + index) % 2**32 for index in self._indices]
+        return make_scheduler(
+            request.scheduler, ready.scheduler_config, family=ready.family.name, seeds=seeds
+        )
 
     def _developed(self, latents: Tensor) -> list[Image.Image]:
         """(B, C, h, w) -> pictures; one by one, which takes the least memory."""

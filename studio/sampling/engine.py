@@ -17,6 +17,8 @@ from registry.errors import BadInput, StudioError, several
 from registry.formats.peft_config import PeftConfig
 from registry.hashing import hash_json
 from studio.sampling.canvas import canvas_of
+from studio.sampling.control.acting import Controls, forget_models
+from studio.sampling.control.nets import Nets
 from studio.sampling.drawing import Drawing, Order, Ready
 from studio.sampling.progress import Progress
 from studio.sampling.prompts.request_texts import RequestTexts, batches
@@ -52,6 +54,7 @@ class Engine:
         settle_kernels()
         self._threads = torch.get_num_threads()
         self._shelf = Shelf(self.device, budget)
+        self._nets = Nets()
 
     @torch.inference_mode()
     def draw(
@@ -61,6 +64,7 @@ class Engine:
         keep: Callable[[int, Pixels.Image, str], None],
         say: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
+        keep_map: Callable[[int, Pixels.Image], None] = lambda _index, _map: None,
     ) -> Drawn:
         """Draw all pictures of a task.
 
@@ -69,6 +73,7 @@ class Engine:
             keep: Takes each finished picture: index, pixels, class of the base's own scheduler.
             say: Takes progress, after every step.
             cancelled: Asked before every step.
+            keep_map: Takes the map of each control: index, pixels.
 
         Raises:
             Cancelled: `cancelled()` was true.
@@ -83,13 +88,14 @@ class Engine:
 
         batch = GPU_BATCH if self.device.type == "cuda" else 1
         try:
-            return self._draw(task, batch, keep_once, say, cancelled, drawn)
+            return self._draw(task, batch, keep_once, keep_map, say, cancelled, drawn)
         except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+        self._nets.clear()
         self._shelf.make_room(task.base)
         try:
-            return self._draw(task, 1, keep_once, say, cancelled, drawn, tiled=True)
+            return self._draw(task, 1, keep_once, keep_map, say, cancelled, drawn, tiled=True)
         except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -101,6 +107,8 @@ class Engine:
 
     def unload(self) -> None:
         """Give all memory back."""
+        self._nets.clear()
+        forget_models()
         self._shelf.clear()
 
     # -- drawing
@@ -110,6 +118,7 @@ class Engine:
         task: SampleTask,
         batch: int,
         keep: Callable[[int, Pixels.Image, str], None],
+        keep_map: Callable[[int, Pixels.Image], None],
         say: Callable[[Progress], None],
         cancelled: Callable[[], bool],
         done: set[int],
@@ -134,6 +143,7 @@ class Engine:
             self._ready(loaded, task),
             refiner,
             canvas,
+            Controls(task, family, self._nets, canvas, keep_map).changes,
             say=say,
             cancelled=cancelled,
         )

@@ -18,6 +18,7 @@ from studio.sampling.request import SampleRequest
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
+CONTROL_SOURCE = "control-source"  # files control-source-0.png, ...
 ORIENTATION, TURNED = 0x0112, 5  # EXIF: from 5 on the picture lies on its side
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp"}
 
@@ -30,9 +31,11 @@ def take_files(ws: "Workspace", request: SampleRequest, folder: Path) -> SampleR
     Raises:
         BadInput: one is missing, damaged, too large, or of another shape; in one line.
     """
+    if not (request.image or request.controls):
+        return request
     taken: dict[str, tuple[str, bytes]] = {}
-    if request.image:
-        with Decoders(1) as decoders:
+    with Decoders(1) as decoders:
+        if request.image:
             picture = _decoded(ws, decoders, request.image)
             taken["image"] = (f"image{_suffix(picture.data)}", picture.data)
             if request.mask:
@@ -40,15 +43,21 @@ def take_files(ws: "Workspace", request: SampleRequest, folder: Path) -> SampleR
                 data = read_file(path, path.name)
                 size = (picture.width, picture.height)
                 taken["mask"] = ("mask.png", decoders.decode_mask(data, path.name, size))
+        for index, control in enumerate(request.controls):
+            data = _decoded(ws, decoders, control.image).data
+            taken[f"control {index}"] = (f"{CONTROL_SOURCE}-{index}{_suffix(data)}", data)
     try:
         for name, data in taken.values():
             atomic_write(folder / name, data)
     except StudioError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return request.model_copy(
-        update={field: ws.relative(folder / name) for field, (name, _) in taken.items()}
+    kept = {field: ws.relative(folder / name) for field, (name, _) in taken.items()}
+    controls = tuple(
+        control.model_copy(update={"image": kept.pop(f"control {index}")})
+        for index, control in enumerate(request.controls)
     )
+    return request.model_copy(update=kept | {"controls": controls})
 
 
 def _decoded(ws: "Workspace", decoders: Decoders, name: str) -> Decoded:

@@ -8,7 +8,7 @@ other.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,6 +39,15 @@ class Change(Protocol):
 
     def after(self, number: int, t_next: Tensor | None, x: Tensor) -> Tensor:
         """After step `number`: the latents (B, C, h, w) to go on with; `t_next` is None after the last."""
+        ...
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A change that is told of its pass before the first step: what it asks depends on the sampler."""
+
+    def begin(self, work: "Pass") -> None:
+        """The pass, complete."""
         ...
 
 
@@ -84,6 +93,9 @@ def paint(
         StudioError: the latents are not finite.
     """
     latents, options = work.latents, _step_options(work)
+    for change in work.changes:
+        if isinstance(change, Begins):
+            change.begin(work)
     for number, t in enumerate(work.timesteps):
         if cancelled():
             raise Cancelled

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from studio.sampling.request_control import ControlChoice
 from studio.sampling.request_modes import HiresChoice, UpscaleChoice
 
 Text = Annotated[str, Field(max_length=10_000)]
@@ -61,7 +62,7 @@ class SampleRequest(BaseModel):
     height: Annotated[int, Field(ge=16, le=4096, multiple_of=SIDE)] = 512
     """Height in pixels."""
     scheduler: str = "default"
-    """Name from studio.sampling.schedulers.SCHEDULERS; "default" = the base's own."""
+    """Sampler with its schedule, as "DPM++ 2M Karras"; "default" = the base's own."""
     count: Annotated[int, Field(ge=1, le=64)] = 1
     """How many pictures."""
     image: str = ""
@@ -82,6 +83,8 @@ class SampleRequest(BaseModel):
     """Pixels outside the mask stay exactly as they are; off = as the model draws them again."""
     outpaint: tuple[Pixels, Pixels, Pixels, Pixels] = (0, 0, 0, 0)
     """Pixels to add to the picture: left, top, right, bottom."""
+    controls: tuple[ControlChoice, ...] = ()
+    """Pictures that steer the drawing (ControlNet), acting together."""
     hires: HiresChoice | None = None
     """A second pass at a larger size (hires fix)."""
     upscale: UpscaleChoice | None = None

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from registry.errors import StudioError
 from registry.files import atomic_path, write_json
 from studio.sampling.image_metadata import write_png
-from studio.sampling.task import PREVIEW, PROGRESS, SampleTask, picture_name
+from studio.sampling.task import PREVIEW, PROGRESS, SampleTask, map_name, picture_name
 
 if TYPE_CHECKING:
     from PIL import Image as Pixels
@@ -91,7 +91,13 @@ class Server:
         started = monotonic()
         writer = _Writer(task, folder)
         try:
-            drawn = engine.draw(task, keep=writer.keep, say=writer.say, cancelled=self._cancelled.is_set)
+            drawn = engine.draw(
+                task,
+                keep=writer.keep,
+                say=writer.say,
+                cancelled=self._cancelled.is_set,
+                keep_map=writer.keep_map,
+            )
         except Cancelled:
             return {"event": "cancelled"}
         except StudioError as error:
@@ -131,6 +137,11 @@ class _Writer:
             "preview": (self._folder / PREVIEW).exists(),
         }
         write_json(self._folder / PROGRESS, news, durable=False)
+
+    def keep_map(self, index: int, picture: "Pixels.Image") -> None:
+        """Write what a control's network reads, beside the pictures."""
+        with atomic_path(self._folder / map_name(index)) as temporary:
+            picture.save(temporary, format="png")
 
     def keep(self, index: int, picture: "Pixels.Image", base_scheduler: str) -> None:
         """Write one finished picture with its metadata."""

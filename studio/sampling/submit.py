@@ -18,11 +18,12 @@ from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, 
 from studio.adapter_files import require_file, settled
 from studio.runs.checks import check_base
 from studio.sampling.checks import check_modes
+from studio.sampling.control.choosing import choose_net, mode_of
 from studio.sampling.files import take_files
 from studio.sampling.prompts.ready import ready
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import check_scheduler
-from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase, TaskEmbedding
+from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase, TaskControl, TaskEmbedding
 from trainers.families import FAMILIES
 from trainers.recipe import preset
 
@@ -48,12 +49,17 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     """
     base = ws.catalog.get(Base, request.base)
     check_base(ws, base)
-    check_scheduler(request.scheduler, flow=FAMILIES[base.family].flow)
+    check_scheduler(request.scheduler, base.family)
     request, words = ready(ws, request, base.family)
     refiner = ws.catalog.get(Base, request.refiner) if request.refiner else None
     if refiner is not None:
         check_base(ws, refiner)
     check_modes(request, base, refiner)
+    nets = [choose_net(ws, base, choice) for choice in request.controls]
+    controls = tuple(
+        choice.model_copy(update={"model": net.id})
+        for choice, net in zip(request.controls, nets, strict=True)
+    )
     adapters = [settled(ws, ws.catalog.get(Adapter, choice.id)) for choice in request.adapters]
     if len({adapter.id for adapter in adapters}) < len(adapters):
         raise BadInput("adapters", "name the same one twice", "give it one weight")
@@ -66,7 +72,12 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     sample_id = new_id()
     folder = ws.home / FOLDER / sample_id
     request = request.model_copy(
-        update={"base": base.id, "adapters": chosen, "refiner": refiner.id if refiner else ""}
+        update={
+            "base": base.id,
+            "adapters": chosen,
+            "refiner": refiner.id if refiner else "",
+            "controls": controls,
+        }
     )
     request = take_files(ws, request, folder)
     task = SampleTask(
@@ -79,6 +90,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
             for adapter, choice in zip(adapters, chosen, strict=True)
         ),
         embeddings=tuple(TaskEmbedding(word=word, path=ws.relative(path)) for word, path in words.items()),
+        controls=tuple(_task_control(net, choice.kind) for net, choice in zip(nets, controls, strict=True)),
     )
     uses = tuple(
         AdapterUse(
@@ -264,6 +276,19 @@ class _Reporter:
 
 def _task_base(base: Base) -> TaskBase:
     return TaskBase(**{name: getattr(base, name) for name in TaskBase.__dataclass_fields__})
+
+
+def _task_control(net: Base, kind: str) -> TaskControl:
+    return TaskControl(
+        id=net.id,
+        name=net.name,
+        location=net.location,
+        kind=net.kind,
+        map_kind=kind,
+        mode=mode_of(net, kind),
+        revision=net.revision,
+        weight_hash=net.weight_hash,
+    )
 
 
 def _task_adapter(adapter: Adapter, weight: float, text_weight: float | None) -> TaskAdapter:

@@ -53,6 +53,20 @@ class TaskEmbedding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskControl:
+    """A network that reads a control picture; how it acts, `request.controls` says in the same order."""
+
+    id: str
+    name: str
+    location: str
+    kind: str  # "folder" | "file" | "hub"
+    map_kind: str  # of KINDS
+    mode: int | None = None  # of a union network
+    revision: str = ""
+    weight_hash: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleTask:
     """One request, resolved."""
 
@@ -62,6 +76,7 @@ class SampleTask:
     adapters: tuple[TaskAdapter, ...] = ()
     embeddings: tuple[TaskEmbedding, ...] = ()
     refiner: TaskBase | None = None
+    controls: tuple[TaskControl, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict[str, str])  # as the request has them -> real paths
 
     def file(self, name: str) -> Path:
@@ -78,6 +93,7 @@ class SampleTask:
             "embeddings": [asdict(embedding) for embedding in self.embeddings],
             "refiner": asdict(self.refiner) if self.refiner else None,
             "files": dict(self.files),
+            "controls": [asdict(control) for control in self.controls],
         }
 
     @classmethod
@@ -91,6 +107,7 @@ class SampleTask:
             embeddings=tuple(TaskEmbedding(**embedding) for embedding in value.get("embeddings", ())),
             refiner=TaskBase(**value["refiner"]) if value.get("refiner") else None,
             files=value.get("files", {}),
+            controls=tuple(TaskControl(**control) for control in value.get("controls", ())),
         )
 
     def write(self, folder: Path) -> None:
@@ -109,14 +126,18 @@ class SampleTask:
         files = {name: str(resolve(name)) for name in files_of(self.request)}
         refiner = _located(self.refiner, resolve) if self.refiner else None
         base = _located(self.base, resolve)
-        return replace(
-            self, base=base, adapters=adapters, embeddings=embeddings, refiner=refiner, files=files
+        controls = tuple(
+            item if item.kind == "hub" else replace(item, location=str(resolve(item.location)))
+            for item in self.controls
         )
+        located = replace(self, base=base, refiner=refiner)
+        return replace(located, adapters=adapters, embeddings=embeddings, controls=controls, files=files)
 
 
 def files_of(request: SampleRequest) -> list[str]:
     """Files that a request is drawn from, as it names them."""
-    return [name for name in (request.image, request.mask) if name]
+    steering = (control.image for control in request.controls)
+    return [name for name in (request.image, request.mask, *steering) if name]
 
 
 def _located(base: TaskBase, resolve: Callable[[str], Path]) -> TaskBase:
@@ -124,6 +145,11 @@ def _located(base: TaskBase, resolve: Callable[[str], Path]) -> TaskBase:
         return base
     config = str(resolve(base.config)) if base.config else ""
     return replace(base, location=str(resolve(base.location)), config=config)
+
+
+def map_name(index: int) -> str:
+    """File name of what the network of control `index` reads."""
+    return f"control-{index}.png"
 
 
 def picture_name(index: int) -> str:

@@ -8,6 +8,7 @@ from studio.app.components.bake_dialog import bake_dialog
 from studio.app.components.cards import family_label
 from studio.app.components.extract_dialog import extract_dialog
 from studio.app.words import ago, md, plural
+from studio.control_facts import PART_LABELS
 from trainers.families import FAMILIES
 
 BAKE, EXTRACT = "Put adapters into it", "Take an adapter out of a model trained from it"
@@ -19,7 +20,7 @@ KINDS = {"folder": "folder", "file": "single file", "hub": "from the hub"}
 
 def page() -> None:
     """List and add."""
-    from studio.bases import list_bases
+    from studio.bases import list_bases, list_parts
 
     shell.heading("Bases", "The models that everything builds on. They stay where they are on your disk.")
     named = shell.asked(Base, "base")
@@ -31,6 +32,10 @@ def page() -> None:
             add_dialog()
     for base in bases:
         row(base)
+    if parts := list_parts(shell.workspace()):
+        st.subheader("What steers them", anchor=False)
+        for part in parts:
+            row(part)
     if all(base.builtin for base in bases):
         st.caption(
             f"The pocket base is tiny and made for trying things out. For real pictures add {KNOWN}: a "
@@ -51,7 +56,12 @@ def row(base: Base) -> None:
             elif st.button("Remove", key=f"remove-{base.id}", icon=":material/close:", type="tertiary"):
                 remove_dialog(base)
         variant = f", {base.variant}" if base.variant else ""
-        st.markdown(md(f"{family_label(base.family)}{variant}"))
+        what = f"{PART_LABELS[base.part]} for " if base.part else ""
+        st.markdown(md(f"{what}{family_label(base.family)}{variant}"))
+        if base.part:
+            st.caption(f"{KINDS[base.kind]} · added {ago(base.created_at)}")
+            st.text(base.location)
+            return
         runs = plural(workspace.catalog.count(Run, base_id=base.id), "run")
         adapters = plural(workspace.catalog.count(Adapter, base_id=base.id), "adapter")
         st.caption(f"{runs}, {adapters} · {KINDS[base.kind]} · added {ago(base.created_at)}")
@@ -80,7 +90,8 @@ def add_dialog() -> None:
         location = st.text_input(
             "Where it is",
             placeholder="/models/stable-diffusion-v1-5",
-            help="A diffusers folder, a .safetensors checkpoint, or a name on the hub such as owner/model",
+            help="A diffusers folder, a .safetensors checkpoint, or a name on the hub such as owner/model; "
+            "of a base, or of a ControlNet",
         )
         name = st.text_input("Name", placeholder="What you call it", max_chars=100)
         with st.expander("More"):
@@ -101,7 +112,8 @@ def add_dialog() -> None:
                     config=config or "",
                     revision=revision or "",
                 )
-                shell.note(f"{base.name} is a {family_label(base.family)} base")
+                what = PART_LABELS.get(base.part, "base")
+                shell.note(f"{base.name} is a {family_label(base.family)} {what}")
                 st.rerun()
 
 

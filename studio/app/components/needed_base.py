@@ -14,7 +14,8 @@ def base_field(adapters: Sequence[Adapter], *, key: str) -> str:
     needing = [adapter for adapter in adapters if adapter.method in WITH_BASE]
     if not needing:
         return ""
-    bases = {base.id: base for base in shell.workspace().catalog.list(Base, family=needing[0].family)}
+    found = shell.workspace().catalog.list(Base, family=needing[0].family, part="")
+    bases = {base.id: base for base in found}
     if not bases:
         st.warning("It needs a base of its family, and there is none: add one on the page Bases.")
         return ""

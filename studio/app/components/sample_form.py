@@ -15,7 +15,6 @@ from studio.app.words import md
 from studio.sampling.request import AdapterChoice, SampleRequest
 from studio.sampling.schedulers import SCHEDULERS, scheduler_names
 from studio.sampling.submit import default_guidance
-from trainers.families import FAMILIES
 
 SEEDS = 2**32
 PENDING = "sample-pending"  # settings to put back before the widgets are made
@@ -70,7 +69,7 @@ def _set_base_for(adapter: Adapter) -> None:
     """The base it was trained on, else any of its family."""
     catalog = shell.workspace().catalog
     base = catalog.find(Base, adapter.base_id) if adapter.base_id else None
-    base = base or next(iter(catalog.list(Base, family=adapter.family, limit=1)), None)
+    base = base or next(iter(catalog.list(Base, family=adapter.family, part="", limit=1)), None)
     if base is not None:
         st.session_state["s-base"] = base.id
 
@@ -210,7 +209,7 @@ def _more(base: Base) -> tuple[int, float, str]:
             key="s-cfg",
             persist_state=KEPT,
         )
-        names = scheduler_names(flow=FAMILIES[base.family].flow)
+        names = scheduler_names(base.family)
         if st.session_state.get("s-scheduler") not in names:  # of another base
             st.session_state.pop("s-scheduler", None)
         scheduler = st.selectbox(

@@ -168,7 +168,10 @@ def test_prompts_of_any_length_are_read(ws: Workspace, engine: Engine):
     assert not np.array_equal(draw(engine, long)[0], draw(engine, shorter)[0])
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+ONE_OF_EACH = {row.sampler: name for name, row in reversed(SCHEDULERS.items())}.values()
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_sampler_draws_the_same_picture_twice(ws: Workspace, engine: Engine, name: str):
     wanted = task(ws, scheduler=name, steps=3)
     first, second = draw(engine, wanted)[0], draw(engine, wanted)[0]
