@@ -26,7 +26,7 @@ from studio.sampling.progress import Progress, Watch
 from studio.sampling.prompts.request_texts import RequestTexts, batches
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import make_scheduler
-from studio.sampling.stack import AdapterStack, AdapterUseInStack, LoadReport
+from studio.sampling.stack import AdapterStack, AdapterUseInStack, FollowSchedules, LoadReport
 from studio.sampling.starts import from_noise, generators
 from studio.sampling.task import SampleTask, TaskAdapter, TaskBase
 from trainers.families import FAMILIES
@@ -158,6 +158,7 @@ class Engine:
             work = from_noise(guided, scheduler, request.steps, generators(request.seed, indices))
             watch = Watch(say, loaded.preview, indices[0] + 1, request.count, request.steps)
             total = len(work.timesteps)  # some samplers evaluate twice a step
+            work.changes = [*work.changes, FollowSchedules(loaded.stack, total)]
 
             def seen(number: int, latents: Tensor, watch: Watch = watch, total: int = total) -> None:
                 watch.seen(number * request.steps // total, latents)
@@ -166,7 +167,7 @@ class Engine:
             for row, index in enumerate(indices):
                 picture = to_picture(family.decode_image(latents[row : row + 1]))
                 keep(index, picture, own_scheduler)
-        warnings = [_unmatched(report) for report in reports if report.unmatched]
+        warnings = [_incomplete(report) for report in reports if not report.complete]
         return Drawn(reports, warnings + texts.warnings())
 
     def _use(self, adapter: TaskAdapter) -> AdapterUseInStack:
@@ -177,6 +178,8 @@ class Engine:
             weight=adapter.weight,
             text_weight=adapter.text_weight,
             peft=PeftConfig.from_json(adapter.peft),
+            blocks=adapter.blocks,
+            schedule=adapter.schedule,
         )
 
     # -- bases
@@ -222,13 +225,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "DefaultCPUAllocator" in str(error) or "out of memory" in str(error).lower()
 
 
-def _unmatched(report: LoadReport) -> str:
-    count = len(report.unmatched)
-    modules = several(count + report.matched, "module")
-    return (
-        f"Adapter {report.name}: {count} of {modules} without a place in this base, "
-        f"the first is {report.unmatched[0]}."
-    )
+def _incomplete(report: LoadReport) -> str:
+    said: list[str] = []
+    if report.unmatched:
+        modules = several(len(report.unmatched) + report.matched, "module")
+        first = f"the first is {report.unmatched[0]}"
+        said.append(f"{len(report.unmatched)} of {modules} without a place in this base, {first}")
+    if report.dropped:
+        keys = several(len(report.dropped), "key")
+        said.append(f"{keys} not understood, the first is {report.dropped[0]}")
+    return f"Adapter {report.name}: {'; '.join(said)}."
 
 
 def _check_size(family: Family, request: SampleRequest) -> None:

@@ -17,9 +17,11 @@ from registry.ids import new_id
 from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, Sample
 from studio.adapter_files import require_file, settled
 from studio.runs.checks import check_base
+from studio.sampling.coverage import require_complete
 from studio.sampling.prompts.ready import ready
-from studio.sampling.request import SampleRequest
+from studio.sampling.request import AdapterChoice, SampleRequest
 from studio.sampling.schedulers import check_scheduler
+from studio.sampling.strengths import check_blocks
 from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase, TaskEmbedding
 from trainers.families import FAMILIES
 from trainers.recipe import preset
@@ -50,8 +52,11 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     adapters = [settled(ws, ws.catalog.get(Adapter, choice.id)) for choice in request.adapters]
     if len({adapter.id for adapter in adapters}) < len(adapters):
         raise BadInput("adapters", "name the same one twice", "give it one weight")
-    for adapter in adapters:
+    for adapter, choice in zip(adapters, request.adapters, strict=True):
+        check_blocks(adapter.name, choice.blocks)
         check_adapter(ws, adapter, base)
+    if not request.partial:
+        require_complete(ws, adapters, base)
     chosen = tuple(
         choice.model_copy(update={"id": adapter.id})
         for choice, adapter in zip(request.adapters, adapters, strict=True)
@@ -63,8 +68,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
         request=request,
         base=TaskBase(**{name: getattr(base, name) for name in TaskBase.__dataclass_fields__}),
         adapters=tuple(
-            _task_adapter(adapter, choice.weight, choice.text_weight)
-            for adapter, choice in zip(adapters, chosen, strict=True)
+            _task_adapter(adapter, choice) for adapter, choice in zip(adapters, chosen, strict=True)
         ),
         embeddings=tuple(TaskEmbedding(word=word, path=ws.relative(path)) for word, path in words.items()),
     )
@@ -251,15 +255,17 @@ class _Reporter:
         return False
 
 
-def _task_adapter(adapter: Adapter, weight: float, text_weight: float | None) -> TaskAdapter:
+def _task_adapter(adapter: Adapter, choice: AdapterChoice) -> TaskAdapter:
     return TaskAdapter(
         id=adapter.id,
         name=adapter.name,
         path=adapter.path,
         tensor_sha256=adapter.tensor_sha256,
         file_sha256=adapter.file_sha256,
-        weight=weight,
-        text_weight=weight if text_weight is None else text_weight,
+        weight=choice.weight,
+        text_weight=choice.weight if choice.text_weight is None else choice.text_weight,
+        blocks=choice.blocks,
+        schedule=choice.schedule,
         peft=adapter.metadata.get("peft"),
     )
 
