@@ -245,6 +245,28 @@ def test_the_short_way_reads_what_the_long_way_reads(family, dtype, layout, requ
             assert torch.equal(part.up.float(), other.up)
 
 
+@pytest.mark.parametrize("family", ["sd15", "sd35"])
+def test_folders_of_peft_are_read_the_short_way_too(family, request, tmp_path):
+    """Their strength is in the configuration beside them, the text encoder in the folder's name."""
+    model = load(family, request.getfixturevalue(f"tiny_{family}"))
+    form = make_form(shapes(model), family=family, alpha=3.0)
+    export_adapter(
+        write_run_file(form, tmp_path / "run.safetensors"), tmp_path / "out", "peft", family=family
+    )
+    read = {}
+    for file in (tmp_path / "out").rglob("adapter_model.safetensors"):
+        short, long = load_parts(file, family), load_exactly(file, family)
+        assert (short.checked, short.loras.keys()) == (False, long.loras.keys())
+        read |= short.loras
+        for module, part in short.loras.items():
+            assert part.scale == long.loras[module].scale
+            assert torch.equal(part.down.float(), long.loras[module].down)
+    assert read.keys() == form.modules.keys()
+    for module, part in read.items():
+        made = part.scale * part.up @ part.down
+        torch.testing.assert_close(made.flatten(), torch.from_numpy(form.delta(module)).flatten())
+
+
 def test_values_that_are_no_numbers_are_refused_by_name(tiny_sd15, tmp_path):
     model = load("sd15", tiny_sd15)
     tensors = load_file(adapter(model, tmp_path / "ink.safetensors", 1))
