@@ -93,12 +93,21 @@ def _bias(parts: Mapping[str, Array], factors: LoraFactors | Factors | None) -> 
     return None if found is None else found.reshape(-1)
 
 
+def lora_strengths(metadata: Mapping[str, str]) -> Strengths:
+    """alpha of plain LoRA modules, as the metadata have it.
+
+    Raises:
+        BadInput: the metadata is broken, or says that the adapter fits a changed base only.
+    """
+    require_whole_base(metadata)
+    return Strengths.from_metadata(metadata)
+
+
 class _Strengths:
     """alpha of every module, as the metadata have it."""
 
     def __init__(self, metadata: Mapping[str, str]) -> None:
-        require_whole_base(metadata)
-        self._lora = Strengths.from_metadata(metadata)
+        self._lora = lora_strengths(metadata)
         self.configs = peft_configs(metadata)
 
     def of(self, module: str, parts: Mapping[str, Array]) -> Strength:

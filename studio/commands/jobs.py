@@ -100,6 +100,18 @@ def sample(
     adapter: Annotated[
         list[str] | None, typer.Option(help="NAME[:WEIGHT[:TEXT_WEIGHT]]; repeatable.")
     ] = None,
+    adapter_blocks: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME:BLOCK=FACTOR,...: strength by block (MID=0.5,OUT00-05=0); repeatable."),
+    ] = None,
+    adapter_schedule: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME:FRACTION=FACTOR,...: strength by step (0=0,0.5=1); repeatable."),
+    ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Draw although a part of an adapter has no place in the base."),
+    ] = False,
     negative: Annotated[str, typer.Option(help="What to avoid, in the same syntax.")] = "",
     steps: Annotated[int, typer.Option(min=1, max=500, help="Inference steps.")] = 25,
     cfg: Annotated[
@@ -176,7 +188,8 @@ def sample(
     request = _validated(
         SampleRequest,
         base=record.id,
-        adapters=tuple(_choice(workspace, text) for text in adapter or []),
+        adapters=_choices(workspace, adapter or [], adapter_blocks or [], adapter_schedule or []),
+        partial=partial,
         prompt=prompt,
         negative=negative,
         steps=steps,
@@ -223,13 +236,33 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _choice(workspace: "Workspace", text: str) -> "AdapterChoice":
-    """NAME[:WEIGHT[:TEXT_WEIGHT]] -> AdapterChoice; a name may itself contain colons."""
+def _choices(
+    workspace: "Workspace", adapters: list[str], blocks: list[str], schedules: list[str]
+) -> "tuple[AdapterChoice, ...]":
+    """The adapters of a request; blocks and schedules name those that they are about."""
+    from registry.errors import BadInput
+    from registry.records import Adapter
     from studio.sampling.request import AdapterChoice
+    from studio.sampling.strengths import parse_blocks, parse_schedule
 
-    record, numbers = adapter_and_weights(workspace, text)
-    weights = dict(zip(("weight", "text_weight"), numbers, strict=False))
-    return _validated(AdapterChoice, id=record.id, **weights)
+    values: list[dict[str, Any]] = []
+    for text in adapters:
+        # NAME[:WEIGHT[:TEXT_WEIGHT]]; a name may itself contain colons
+        record, numbers = adapter_and_weights(workspace, text)
+        values.append({"id": record.id, **dict(zip(("weight", "text_weight"), numbers, strict=False))})
+    details: list[tuple[str, str, str, Any]] = [
+        *(("--adapter-blocks", text, "blocks", parse_blocks(text)) for text in blocks),
+        *(("--adapter-schedule", text, "schedule", parse_schedule(text)) for text in schedules),
+    ]
+    for option, text, field, (name, value) in details:
+        record = workspace.catalog.get(Adapter, name)
+        own = next((item for item in values if item["id"] == record.id), None)
+        if own is None:
+            raise BadInput(f"{option} {text!r}", "names no adapter of this call", f"add --adapter {name}")
+        if field in own:
+            raise BadInput(f"{option} {text!r}", "is there twice for one adapter", "put both into one")
+        own[field] = value
+    return tuple(_validated(AdapterChoice, **value) for value in values)
 
 
 def _validated(kind: "type[Model]", **values: Any) -> "Model":

@@ -20,6 +20,7 @@ from studio.sampling.prompts.request_texts import RequestTexts
 from studio.sampling.refining import after, until
 from studio.sampling.request import SIDE, SampleRequest
 from studio.sampling.schedulers import make_scheduler
+from studio.sampling.stack import AdapterStack, FollowSchedules
 from studio.sampling.starts import first_noise, from_latents, from_noise, generators, latents_of, new_noise
 from studio.sampling.steps import first_step
 from studio.sampling.tiles import Quilt, tiles
@@ -38,6 +39,7 @@ class Ready:
     family: Family
     scheduler_config: Mapping[str, Any]
     texts: RequestTexts
+    stack: AdapterStack
     preview: LatentPreview | None = None
 
 
@@ -219,6 +221,7 @@ class Drawing:
 
     def _run(self, work: Pass, steps: int, *, refiner: Ready | None = None) -> Tensor:
         """A pass of so many steps; with a refiner, its end by that."""
+        work.changes = [*work.changes, FollowSchedules(self._order.base.stack, len(work.timesteps))]
         options: dict[str, Any] = {"cancelled": self._order.cancelled}
         if refiner is None:
             return paint(work, seen=self._watch.part(steps, len(work.timesteps)), **options)

@@ -157,7 +157,7 @@ class Engine:
     def _ready(self, loaded: Loaded, task: SampleTask) -> Ready:
         """A base with the prompts."""
         texts = RequestTexts(loaded.family, task.request, task.embeddings)
-        return Ready(loaded.family, loaded.scheduler_config, texts, loaded.preview)
+        return Ready(loaded.family, loaded.scheduler_config, texts, loaded.stack, loaded.preview)
 
     def _use(self, adapter: TaskAdapter) -> AdapterUseInStack:
         return AdapterUseInStack(
@@ -167,6 +167,8 @@ class Engine:
             weight=adapter.weight,
             text_weight=adapter.text_weight,
             peft=PeftConfig.from_json(adapter.peft),
+            blocks=adapter.blocks,
+            schedule=adapter.schedule,
         )
 
 
@@ -186,7 +188,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _warnings(order: Order, reports: list[LoadReport]) -> list[str]:
     """What a person should know about the pictures, though they were made."""
     request, family = order.request, order.base.family
-    warnings = [_unmatched(report) for report in reports if report.unmatched]
+    warnings = [_incomplete(report) for report in reports if not report.complete]
     if not family.second_call and request.true_cfg == 1 and request.guidance_rescale:
         warnings.append("guidance_rescale has no effect: this base takes no second call for guidance.")
     if family.second_call and request.true_cfg > 1:
@@ -194,13 +196,16 @@ def _warnings(order: Order, reports: list[LoadReport]) -> list[str]:
     return warnings + order.base.texts.warnings()
 
 
-def _unmatched(report: LoadReport) -> str:
-    count = len(report.unmatched)
-    modules = several(count + report.matched, "module")
-    return (
-        f"Adapter {report.name}: {count} of {modules} without a place in this base, "
-        f"the first is {report.unmatched[0]}."
-    )
+def _incomplete(report: LoadReport) -> str:
+    said: list[str] = []
+    if report.unmatched:
+        modules = several(len(report.unmatched) + report.matched, "module")
+        first = f"the first is {report.unmatched[0]}"
+        said.append(f"{len(report.unmatched)} of {modules} without a place in this base, {first}")
+    if report.dropped:
+        keys = several(len(report.dropped), "key")
+        said.append(f"{keys} not understood, the first is {report.dropped[0]}")
+    return f"Adapter {report.name}: {'; '.join(said)}."
 
 
 def _check_size(family: Family, request: SampleRequest) -> None:

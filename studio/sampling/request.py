@@ -2,14 +2,17 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from studio.sampling.request_control import ControlChoice
 from studio.sampling.request_modes import HiresChoice, UpscaleChoice
+from studio.sampling.strengths import MOST_BLOCKS, MOST_POINTS, is_ordered
 
 Text = Annotated[str, Field(max_length=10_000)]
 SIDE = 8  # pixels; sides of a picture are multiples of it
 Pixels = Annotated[int, Field(ge=0, le=2048)]
+Factor = Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class AdapterChoice(BaseModel):
@@ -23,6 +26,17 @@ class AdapterChoice(BaseModel):
     """Strength on the denoiser; 0 = off, 1 = as trained."""
     text_weight: Annotated[float | None, Field(ge=-4, le=4)] = None
     """Strength on the text encoder; none = same as weight."""
+    blocks: Annotated[dict[str, Factor], Field(max_length=MOST_BLOCKS)] = {}
+    """Factors of blocks by name (IN04, MID, OUT00-05, DOUBLE, TE1, *attn2*); of several the last counts."""
+    schedule: Annotated[tuple[tuple[Fraction, Factor], ...], Field(max_length=MOST_POINTS)] = ()
+    """(fraction of the steps, factor) in order, straight lines between; on the denoiser. Empty = always 1."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _in_order(cls, value: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if not is_ordered(value):
+            raise ValueError("fractions must not go back")
+        return value
 
 
 class EmbeddingChoice(BaseModel):
@@ -45,6 +59,8 @@ class SampleRequest(BaseModel):
     """Catalog id of the base."""
     adapters: tuple[AdapterChoice, ...] = ()
     """Adapters that act together."""
+    partial: bool = False
+    """Draw also with adapters of which some modules have no place in the base."""
     prompt: Text = ""
     """What to draw, in the syntax of docs/sampling.md: (more:1.2) [less] [from:to:0.5] [a|b] AND BREAK."""
     negative: Text = ""

@@ -19,10 +19,12 @@ from studio.adapter_files import require_file, settled
 from studio.runs.checks import check_base
 from studio.sampling.checks import check_modes
 from studio.sampling.control.choosing import choose_net, mode_of
+from studio.sampling.coverage import require_complete
 from studio.sampling.files import take_files
 from studio.sampling.prompts.ready import ready
-from studio.sampling.request import SampleRequest
+from studio.sampling.request import AdapterChoice, SampleRequest
 from studio.sampling.schedulers import check_scheduler
+from studio.sampling.strengths import check_blocks
 from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase, TaskControl, TaskEmbedding
 from trainers.families import FAMILIES
 from trainers.recipe import preset
@@ -63,8 +65,11 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     adapters = [settled(ws, ws.catalog.get(Adapter, choice.id)) for choice in request.adapters]
     if len({adapter.id for adapter in adapters}) < len(adapters):
         raise BadInput("adapters", "name the same one twice", "give it one weight")
-    for adapter in adapters:
+    for adapter, choice in zip(adapters, request.adapters, strict=True):
+        check_blocks(adapter.name, choice.blocks)
         check_adapter(ws, adapter, base)
+    if not request.partial:
+        require_complete(ws, adapters, base)
     chosen = tuple(
         choice.model_copy(update={"id": adapter.id})
         for choice, adapter in zip(request.adapters, adapters, strict=True)
@@ -86,8 +91,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
         base=_task_base(base),
         refiner=_task_base(refiner) if refiner else None,
         adapters=tuple(
-            _task_adapter(adapter, choice.weight, choice.text_weight)
-            for adapter, choice in zip(adapters, chosen, strict=True)
+            _task_adapter(adapter, choice) for adapter, choice in zip(adapters, chosen, strict=True)
         ),
         embeddings=tuple(TaskEmbedding(word=word, path=ws.relative(path)) for word, path in words.items()),
         controls=tuple(_task_control(net, choice.kind) for net, choice in zip(nets, controls, strict=True)),
@@ -291,15 +295,17 @@ def _task_control(net: Base, kind: str) -> TaskControl:
     )
 
 
-def _task_adapter(adapter: Adapter, weight: float, text_weight: float | None) -> TaskAdapter:
+def _task_adapter(adapter: Adapter, choice: AdapterChoice) -> TaskAdapter:
     return TaskAdapter(
         id=adapter.id,
         name=adapter.name,
         path=adapter.path,
         tensor_sha256=adapter.tensor_sha256,
         file_sha256=adapter.file_sha256,
-        weight=weight,
-        text_weight=weight if text_weight is None else text_weight,
+        weight=choice.weight,
+        text_weight=choice.weight if choice.text_weight is None else choice.text_weight,
+        blocks=choice.blocks,
+        schedule=choice.schedule,
         peft=adapter.metadata.get("peft"),
     )
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from registry.files import read_json, write_json
 from studio.sampling.request import SampleRequest
+from studio.sampling.strengths import Schedule
 
 REQUEST = "request.json"
 PROGRESS = "progress.json"
@@ -42,6 +43,15 @@ class TaskAdapter:
     weight: float
     text_weight: float  # resolved: never none
     peft: dict[str, Any] | None = None  # see `registry.formats.peft_config.PeftConfig.to_json`
+    blocks: dict[str, float] = field(default_factory=dict[str, float])
+    schedule: Schedule = ()
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """From the JSON types of its fields."""
+        points: list[list[float]] = value.get("schedule", [])
+        values: dict[str, Any] = {**value, "schedule": tuple((at, factor) for at, factor in points)}
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +113,7 @@ class SampleTask:
             id=value["id"],
             request=SampleRequest.model_validate(value["request"]),
             base=TaskBase(**value["base"]),
-            adapters=tuple(TaskAdapter(**adapter) for adapter in value["adapters"]),
+            adapters=tuple(TaskAdapter.from_json(adapter) for adapter in value["adapters"]),
             embeddings=tuple(TaskEmbedding(**embedding) for embedding in value.get("embeddings", ())),
             refiner=TaskBase(**value["refiner"]) if value.get("refiner") else None,
             files=value.get("files", {}),

@@ -7,6 +7,7 @@ middle and output blocks, as in kohya's and A1111's block weights), DOUBLE00, SI
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from registry.formats.families import family_format
 from registry.formats.internal import component_of
@@ -50,6 +51,7 @@ def groups_of(family: str) -> tuple[str, ...]:
     return (*next(groups for names, groups in _GROUPS_OF if names is original), TEXT)
 
 
+@lru_cache(maxsize=16_384)  # some ten bases' modules: sampling asks again with every change of a weight
 def block_of(family: str, module: str) -> Block:
     """Block of a module by its full name."""
     names = family_format(family)

@@ -10,7 +10,7 @@ a pattern of module names with `*`; capitals do not matter. The last that fits a
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -66,10 +66,15 @@ class Strength:
 
     def of(self, family: str, module: str) -> float:
         """Weight of one module."""
+        group = block_of(family, module).group
+        weight = self.weight if self.text is None or not group.startswith(TEXT) else self.text
+        return weight * self.factor(family, module)
+
+    def factor(self, family: str, module: str) -> float:
+        """Factor of the block of one module."""
         block = block_of(family, module)
-        weight = self.weight if self.text is None or not block.group.startswith(TEXT) else self.text
         fitting = [entry.factor for entry in self.blocks if entry.fits(module, block.group, block.number)]
-        return weight * (fitting[-1] if fitting else 1.0)
+        return fitting[-1] if fitting else 1.0
 
 
 def make_strength(weight: float = 1.0, text: float | None = None, blocks: str = "") -> Strength:
@@ -81,7 +86,16 @@ def make_strength(weight: float = 1.0, text: float | None = None, blocks: str = 
     for number in (weight, *([] if text is None else [text])):
         if not np.isfinite(number) or abs(number) > 100:
             raise BadInput(f"weight {number:g}", "is not between -100 and 100", "usual are 0 to 1.5")
-    return Strength(weight, text, tuple(_entries(blocks)))
+    return Strength(weight, text, tuple(_entry(*item) for item in block_factors(blocks).items()))
+
+
+def strength_of_blocks(blocks: Mapping[str, float]) -> Strength:
+    """Strength 1 with the given factors of blocks, in their order.
+
+    Raises:
+        BadInput: a name is not in the grammar, or a factor is not finite.
+    """
+    return make_strength(blocks=",".join(f"{name}={factor!r}" for name, factor in blocks.items()))
 
 
 def split_blocks(text: str) -> tuple[str, str]:
@@ -92,7 +106,12 @@ def split_blocks(text: str) -> tuple[str, str]:
     return head, inner[:-1]
 
 
-def _entries(text: str) -> Iterator[BlockFactor]:
+def block_factors(text: str) -> dict[str, float]:
+    """What stands in the brackets as name -> factor, in order; A1111's lists under the names of their places.
+
+    Raises:
+        BadInput: it is not in the grammar, or a factor is not finite.
+    """
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     if len(parts) > MOST:
         raise BadInput("block weights", f"have {len(parts)} entries, the limit is {MOST}", _DO)
@@ -102,6 +121,7 @@ def _entries(text: str) -> Iterator[BlockFactor]:
             wrong = f"are a list of {len(parts)}, known are lists of {lengths}"
             raise BadInput("block weights", wrong, "name the blocks: IN04=0.5")
         parts = [f"{name}={value}" for name, value in zip(_LISTS[len(parts)].split(), parts, strict=True)]
+    found: dict[str, float] = {}
     for part in parts:
         name, _, value = part.partition("=")
         try:
@@ -110,7 +130,10 @@ def _entries(text: str) -> Iterator[BlockFactor]:
             factor = float("nan")
         if not np.isfinite(factor) or abs(factor) > 100:
             raise BadInput(f"block weight {shown(part)}", "is not NAME=FACTOR", _DO)
-        yield _entry(name.strip(), factor)
+        _entry(name.strip(), factor)
+        found.pop(name.strip(), None)  # the last one counts, so it comes last
+        found[name.strip()] = factor
+    return found
 
 
 def _entry(name: str, factor: float) -> BlockFactor:

@@ -125,19 +125,40 @@ def test_adapters_equal_merged_weights(
 
 
 def test_old_adapters_leave_and_plain_layers_come_back(ws: Workspace, ink: Any):
-    from studio.sampling.parts import AdaptedLayer
+    from studio.sampling.layers import AdaptedLayer
 
     engine = Engine(device="cpu")
     plain = draw(engine, task(ws))[0]
-    for seed in range(6):
-        draw(engine, task(ws, (add_adapter(ws, f"many-{seed}", seed=10 + seed), 1.0), steps=1))
     (loaded,) = engine._shelf.bases.values()
+    draw(engine, task(ws, (ink, 1.0), steps=1))
+    loaded.stack._budget = 4 * loaded.stack.nbytes
+    many = [add_adapter(ws, f"many-{seed}", seed=10 + seed) for seed in range(6)]
+    for item in many:
+        draw(engine, task(ws, (item, 1.0), steps=1))
+    assert list(loaded.stack._kept) == [item.tensor_sha256 for item in many[-4:]]
     unet = loaded.family.denoiser
     assert isinstance(unet.get_submodule("conv_in"), AdaptedLayer)
-    assert len(unet.get_submodule("conv_in").additions) == 4  # type: ignore[arg-type]
     loaded.stack.clear()
     assert not any(isinstance(module, AdaptedLayer) for module in unet.modules())
     assert np.array_equal(draw(engine, task(ws))[0], plain)
+
+
+def test_a_schedule_and_blocks_change_the_picture(ws: Workspace, engine: Engine, ink: Any):
+    """On from the half is neither on nor off; all blocks off is off."""
+    from dataclasses import replace
+
+    base, always = draw(engine, task(ws, (ink, 0.0)))[0], draw(engine, task(ws, (ink, 1.0)))[0]
+    wanted = task(ws, (ink, 1.0))
+    (chosen,) = wanted.adapters
+    half = replace(chosen, schedule=((0.5, 0.0), (0.5, 1.0)))
+    late = draw(engine, replace(wanted, adapters=(half,)))[0]
+    assert not np.array_equal(late, base)
+    assert not np.array_equal(late, always)
+    assert np.array_equal(draw(engine, replace(wanted, adapters=(half,)))[0], late)
+    never = replace(chosen, schedule=((0.0, 0.0),))
+    assert np.array_equal(draw(engine, replace(wanted, adapters=(never,)))[0], base)
+    nowhere = replace(chosen, blocks={"IN": 0.0, "MID": 0.0, "OUT": 0.0, "REST": 0.0})
+    assert np.array_equal(draw(engine, replace(wanted, adapters=(nowhere,)))[0], base)
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_dimensions(ws: Workspace, engine: Engine):

@@ -103,6 +103,22 @@ def test_an_adapter_for_another_text_width_is_refused_with_both(ws: Workspace):
         check_adapter(ws, other, ws.catalog.get(Base, "pocket"))
 
 
+def test_what_has_no_place_is_asked_about(ws: Workspace):
+    extra = [f"unet.down_blocks.3.resnets.{n}.conv1" for n in range(4)]
+    form = make_form({MODULES[2]: (96, 96), **dict.fromkeys(extra, (96, 96, 3, 3))})
+    add_file(ws, "partly", write_run_file(form, ws.home / "adapters" / "p.safetensors"))
+    choice = (AdapterChoice(id="partly", blocks={"MID": 0.5}, schedule=((0.0, 0.0), (1.0, 1.0))),)
+    named = r"4 of 5 modules have no place in base pocket .unet.down_blocks.3.resnets.0.conv1, .*, \.\.\.."
+    with pytest.raises(BadInput, match=f"adapter partly: {named}. draw with the rest of it: --partial"):
+        submit(ws, request(ws, adapters=choice))
+    with pytest.raises(BadInput, match="adapter partly, block 'MIDDLE'"):
+        submit(ws, request(ws, adapters=(AdapterChoice(id="partly", blocks={"MIDDLE": 1.0}),)))
+    assert ws.catalog.count(Sample) == 0
+    sample = submit(ws, request(ws, adapters=choice, partial=True))
+    (written,) = SampleTask.read(ws.home / FOLDER / sample.id).adapters
+    assert (written.blocks, written.schedule) == ({"MID": 0.5}, ((0.0, 0.0), (1.0, 1.0)))
+
+
 def test_a_request_becomes_pictures_with_their_history(warm: tuple[Workspace, SamplerClient], tmp_path: Path):
     ws, _ = warm
     ink = add_adapter(ws, "ink", seed=8)
