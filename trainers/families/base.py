@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from registry.errors import BadInput
 from registry.files import read_json
 from registry.hashing import FileHasher, hash_folder, sha256_file
+from trainers.deferred import defer
 from trainers.families.single_file import SingleFile
 from trainers.objectives import Objective
 
 if TYPE_CHECKING:
     from trainers.plan import Geometry
     from trainers.recipe import AdapterSection, ObjectiveSection
+
+defer("scipy.stats")  # diffusers imports it with every UNet, for Beta noise levels: more CPU time than torch
 
 Conditioning = dict[str, Tensor]  # every value has batch as axis 0, so it can be cached and collated
 NOTHING: Mapping[str, Any] = MappingProxyType({})

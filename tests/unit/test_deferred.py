@@ -1,0 +1,38 @@
+"""Libraries that are loaded when they are used."""
+
+import subprocess
+import sys
+
+
+def run(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_scipys_statistics_wait_until_a_sampler_asks_for_beta():
+    """diffusers imports it with every UNet: more CPU time than torch itself."""
+    run(
+        "import sys, trainers.families.base\n"
+        "from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler\n"
+        "loaded = lambda: 'scipy.stats._continuous_distns' in sys.modules\n"
+        "EulerDiscreteScheduler().set_timesteps(3)\n"
+        "assert not loaded()\n"
+        "EulerDiscreteScheduler(use_beta_sigmas=True).set_timesteps(3)\n"
+        "assert loaded()\n"
+        "import scipy.stats\n"
+        "assert type(scipy.stats).__name__ == 'module'\n"
+    )
+
+
+def test_a_deferred_package_gives_way_to_its_submodules():
+    run(
+        "import sys\n"
+        "from trainers.deferred import defer\n"
+        "defer('xml.dom')\n"
+        "import xml.dom\n"
+        "assert not hasattr(sys.modules['xml.dom'], '__wrapped__')\n"
+        "from xml.dom import minidom\n"
+        "assert minidom.parseString('<a/>').documentElement.tagName == 'a'\n"
+        "assert sys.modules['xml.dom'].Node is xml.dom.Node\n"
+        "defer('xml.dom'); defer('no_such_library.part')\n"
+        "assert 'no_such_library.part' not in sys.modules\n"
+    )
