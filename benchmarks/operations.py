@@ -58,7 +58,7 @@ def adapter(shapes: Shapes, rank: int, seed: int) -> AdapterForm:
     for path, (rows, *inside) in shapes.items():
         if not path.startswith(OUTSIDE):
             down = random.standard_normal((rank, *inside), np.float32)
-            up = random.standard_normal((rows, rank, *[1] * (len(inside) - 1)), np.float32) / 100
+            up = random.standard_normal((rows, rank, *[1] * (len(inside) - 1)), np.float32) / np.float32(100)
             modules[f"unet.{path}"] = LoraFactors(down, up, rank / 2)
     return AdapterForm("sdxl", modules)
 

@@ -111,8 +111,9 @@ class Oven:
                 strength = part.strength.of(part.form.family, module) if factors is not None else 0.0
                 if factors is not None and strength:
                     change = change_of(factors, weight)
-                    change = change if strength == 1 else np.float32(strength) * change
-                    total = change if total is None else total + change
+                    if strength != 1:
+                        change = np.multiply(change, strength, dtype=np.float32)
+                    total = change if total is None else np.add(total, change, dtype=np.float32)
             if total is not None:
                 values[place.rows] += swapped(total) if place.layer.halves else total
         for place, added in self._added.get((file, name), ()):
