@@ -15,7 +15,7 @@ from registry.formats.metadata import training_metadata, with_hashes
 from registry.formats.tensors import DTYPES, cast, save
 from registry.hashing import hash_adapter
 from registry.ids import new_id
-from registry.records import Adapter
+from registry.records import Adapter, Base
 from studio.adapters import FOLDER, summary
 from studio.exports import facts_for_export
 from studio.provenance import inherited
@@ -114,6 +114,23 @@ def register_made(
         save(temporary, stored, with_hashes(stored, texts))
         load_adapter(temporary, form.family)  # what we wrote is read before it gets its name
     return _register(ws, record, path)
+
+
+def baked_from(
+    base: Base, parents: Sequence[Parent], settings: Mapping[str, Any], modules: int
+) -> dict[str, Any]:
+    """Lineage of a base that adapters were baked into, as its row keeps it; hashes outlive the rows.
+
+    Args:
+        base: The one that was baked on.
+        parents: The adapters.
+        settings: Of the bake.
+        modules: How many changed.
+    """
+    first = {"id": base.id, "name": base.name, "weight_hash": base.weight_hash}
+    adapters = [parent.to_dict() for parent in parents]
+    made = {"operation": "bake", "settings": settings, "modules": modules, "parents": [first, *adapters]}
+    return json.loads(json.dumps(made))
 
 
 def require_free_name(ws: "Workspace", name: str) -> None:

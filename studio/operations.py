@@ -3,7 +3,6 @@
 The arithmetic is in `registry.formats.operations`; here adapters are found, proven, and what is made is kept.
 """
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -32,7 +31,7 @@ from registry.hashing import hash_adapter
 from registry.records import Adapter, Base, FileState
 from studio.adapters import require_file
 from studio.bases import add_base, check_available, detect_base
-from studio.made import Parent, register_made, require_free_name, united
+from studio.made import Parent, baked_from, register_made, require_free_name, united
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -272,22 +271,10 @@ def bake(
     config = ""
     if report.kind == "file":
         config = str(ws.resolve(record.config) if record.config else weights.path)
-    made = _baked_from(record, loaded, report)
+    parents = [Parent(item.adapter, item.strength.weight) for item in loaded]
+    strengths = [asdict(item.strength) for item in loaded]
+    made = baked_from(record, parents, {"dtype": report.dtype, "strengths": strengths}, report.modules)
     return Baked(report, add_base(ws, add, str(place), family=record.family, config=config, made=made))
-
-
-def _baked_from(base: Base, loaded: "Sequence[_Loaded]", report: baking.BakeReport) -> dict[str, Any]:
-    """Lineage of a baked base; names and hashes outlive the rows."""
-    first = {"id": base.id, "name": base.name, "weight_hash": base.weight_hash}
-    adapters = [Parent(item.adapter, item.strength.weight).to_dict() for item in loaded]
-    settings = {"dtype": report.dtype, "strengths": [asdict(item.strength) for item in loaded]}
-    made = {
-        "operation": "bake",
-        "settings": settings,
-        "modules": report.modules,
-        "parents": [first, *adapters],
-    }
-    return json.loads(json.dumps(made))
 
 
 def edit(ws: "Workspace", key: str, changes: Edit, *, in_place: bool = False) -> Adapter:

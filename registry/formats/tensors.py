@@ -99,7 +99,7 @@ def cast(tensors: Mapping[str, Array], dtype: str) -> dict[str, NDArray[np.gener
     for name, values in tensors.items():
         with np.errstate(over="ignore"):
             stored = np.asarray(values, DTYPES["fp32"] if values.ndim == 0 else DTYPES[dtype], order="C")
-        if not np.isfinite(stored.astype(np.float32)).all():
+        if not np.isfinite(stored).all():
             largest = float(np.abs(values).max())
             raise BadInput(
                 f"dtype {dtype}",

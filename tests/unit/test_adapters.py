@@ -202,10 +202,13 @@ def test_verify_tells_missing_changed_and_edited(ws, adapter):
     assert verify(ws, adapter.id).state == "edited"
     flipped = bytearray(whole)
     flipped[-5] ^= 1
-    for damaged in (bytes(flipped), whole[:-9], whole[:5], b""):
+    again = "download or copy it again"
+    for damaged, do in (
+        (bytes(flipped), "put the original back"), (whole[:-9], again), (whole[:5], again), (b"", again),
+    ):  # fmt: skip
         path.write_bytes(damaged)
         assert verify(ws, adapter.id).state == "changed", len(damaged)
-        with pytest.raises(Damaged, match=r"of adapter ink has changed.* put the original back"):
+        with pytest.raises(Damaged, match=rf"of adapter ink has changed.* {do}"):
             export(ws, adapter.id, "auto", ws.home / "out")
     path.unlink()
     assert verify(ws, adapter.id).state == "missing"

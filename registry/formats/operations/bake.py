@@ -105,14 +105,17 @@ class Oven:
         for module, place in self._changed.get((file, name), ()):
             weight = values[place.rows]
             weight = swapped(weight) if place.layer.halves else weight
-            total = np.zeros_like(weight)
+            total: Array | None = None  # each adapter's change is that of the same weight
             for part, matrices in zip(self.parts, self._matrices, strict=True):
                 factors = matrices.get(module)
                 strength = part.strength.of(part.form.family, module) if factors is not None else 0.0
                 if factors is not None and strength:
-                    total += np.float32(strength) * change_of(factors, weight)
-            new = weight + total
-            values[place.rows] = swapped(new) if place.layer.halves else new
+                    change = change_of(factors, weight)
+                    if strength != 1:
+                        change = np.multiply(change, strength, dtype=np.float32)
+                    total = change if total is None else np.add(total, change, dtype=np.float32)
+            if total is not None:
+                values[place.rows] += swapped(total) if place.layer.halves else total
         for place, added in self._added.get((file, name), ()):
             values[place.rows] += swapped(added) if place.halves else added
         return values
