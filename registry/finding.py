@@ -6,20 +6,36 @@ are read. Elsewhere the database decides how it goes about the same conditions.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Select, collate, func, inspect, literal_column, select
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    case,
+    collate,
+    delete,
+    func,
+    insert,
+    inspect,
+    literal,
+    literal_column,
+    select,
+    true,
+)
 from sqlalchemy.orm import Session, aliased
 
 from registry import fulltext
+from registry.journal import HITS
 from registry.paging import SHORT, Order, Page, order
 from registry.search import CONDITIONS, UNIDENTIFIED, AdapterQuery, Entity, line
 from registry.tables import FACTS, AdapterRow, fold_line
 
-GLANCE = 2000  # rows that are looked at for words of one or two letters, which nearly every text holds
+GLANCE = 1000  # rows that are looked at for words of one or two letters, which nearly every text holds
+FEW = 300  # hits; so many are sorted sooner than found on a walk past all others
 TAGS_SHOWN = 40
-FEW = 8000  # hits; up to here the tags of each are looked up, beyond all tags are counted
 _FACTS = aliased(AdapterRow, name="facts")  # made once: SQLAlchemy takes 2 ms for it
 _KINDS = ("family", "method", "origin")
 
@@ -36,6 +52,15 @@ class Facets:
     origin: dict[str, int]
     tag: dict[str, int]  # folded; the most frequent ones
     rough: bool = False
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The hits of one combination of family, method and origin."""
+
+    values: dict[str, str]  # of `_KINDS`
+    number: int
+    lines: str | None  # their tags, when these were asked for (SQLite)
 
 
 @dataclass(frozen=True)
@@ -75,6 +100,11 @@ class Scope:
             sets.append(select(fulltext.FTS.c.rowid).where(fulltext.having(wanted)))
         return cls(query, True, tuple(sets), filters, tuple(loose))
 
+    @property
+    def everything(self) -> bool:
+        """Whether all adapters are hits that are not in the trash."""
+        return not (self.sets or self.filters or self.loose or self.query.trashed)
+
     def conditions(self, entity: Entity) -> list[ColumnElement[bool]]:
         """What a row of `entity` has to meet, loose words aside."""
         in_trash = entity.trashed_at.is_not(None) if self.query.trashed else entity.trashed_at.is_(None)
@@ -103,14 +133,15 @@ class Scope:
         in_trash = rowid.in_(binned) if self.query.trashed else rowid.not_in(binned)
         return first.where(in_trash, *(rowid.in_(members) for members in others))
 
-    def walk(self, wanted: Order, after: str, *columns: Any) -> Select[*tuple[Any, ...]]:
-        """A query of hits in order, loose words aside, after a cursor."""
+    def walk(self, wanted: Order, after: str, *columns: Any, few: bool = False) -> Select[*tuple[Any, ...]]:
+        """A query of hits in order, loose words aside, after a cursor; of `few` hits, each is looked up."""
         conditions = self.conditions(AdapterRow)
         if self.sqlite and self.filters:
             conditions = [conditions[0], _rowid(AdapterRow).in_(replace(self, loose=()).hits("rowid"))]
         query = select(*columns, *wanted.columns).where(*conditions).order_by(*wanted.by())
-        if wanted.index:
-            query = query.with_hint(AdapterRow, f"INDEXED BY {wanted.index}", "sqlite")
+        if few or wanted.index:
+            hint = "NOT INDEXED" if few else f"INDEXED BY {wanted.index}"
+            query = query.with_hint(AdapterRow, hint, "sqlite")
         return query.where(wanted.after(after)) if after else query
 
 
@@ -120,17 +151,18 @@ def find(session: Session, query: AdapterQuery, sort: str, limit: int, after: st
     Raises:
         BadInput: no such sort order, or a cursor of another search.
     """
-    wanted = order(sort, query, lambda: count(session, query), after)
     scope = Scope.of(session, query)
     if scope.loose and scope.sqlite and fulltext.present(session):
+        wanted = order(sort, query, lambda: count(session, query), after)
         page = _glance(session, scope, wanted, limit, after)
         if page is not None:
             return page
-        scope = Scope.of(session, query, exact=True)
-    total = _total(session, scope)
+    scope, total = _counted(session, Scope.of(session, query, exact=True))
+    wanted = order(sort, query, lambda: total, after)
     if total == 0:
         return Page([], 0)
-    rows = scope.walk(wanted, after, AdapterRow).where(*scope.compared(AdapterRow)).limit(limit + 1)
+    few = total <= FEW and not scope.everything
+    rows = scope.walk(wanted, after, AdapterRow, few=few).where(*scope.compared(AdapterRow)).limit(limit + 1)
     found = [(row[0], tuple(row[1:])) for row in session.execute(rows)]
     next = wanted.cursor(found[limit - 1][1]) if len(found) > limit else ""
     return Page([row.to_record() for row, _ in found[:limit]], total, next)
@@ -151,23 +183,33 @@ def facets(session: Session, query: AdapterQuery) -> Facets:
     """How the hits divide."""
     short = [word for word in query.words if len(word) <= SHORT]
     query = replace(query, query=" ".join(word for word in query.words if word not in short))
-    groups = _groups(session, query)
     chosen = {kind: _stored(getattr(query, kind)) for kind in _KINDS if getattr(query, kind)}
+    whole = Scope.of(session, replace(query, **dict.fromkeys(_KINDS, "")), exact=True)
+    groups = _groups(session, whole, chosen)
     found: dict[str, dict[str, int]] = {}
     for kind in _KINDS:
         others = {name: value for name, value in chosen.items() if name != kind}
         sums = Counter[str]()
-        for values, number in groups:
-            if all(values[name] == value for name, value in others.items()):
-                sums[values[kind]] += number
+        for group in groups:
+            if all(group.values[name] == value for name, value in others.items()):
+                sums[group.values[kind]] += group.number
         found[kind] = dict(sorted(sums.items(), key=_most_first))
-    total = sum(number for values, number in groups if values | chosen == values)
-    return Facets(**found, tag=_tags(session, query, total), rough=bool(short))
+    return Facets(**found, tag=_tags(session, query, groups), rough=bool(short))
 
 
 def _total(session: Session, scope: Scope) -> int:
     hits = scope.rowids() if scope.sqlite else scope.hits("id")
     return session.scalar(select(func.count()).select_from(hits.subquery())) or 0
+
+
+def _counted(session: Session, scope: Scope) -> tuple[Scope, int]:
+    """A scope of the same hits, and their number: on SQLite they are put down, and so looked for once."""
+    if not scope.sqlite or scope.everything:
+        return scope, _total(session, scope)
+    session.execute(delete(HITS))
+    added = session.execute(insert(HITS).from_select(["number"], scope.rowids()))
+    kept = replace(scope, sets=(select(HITS.c.number),), filters={}, loose=())
+    return kept, cast(Any, added).rowcount
 
 
 def _glance(session: Session, scope: Scope, wanted: Order, limit: int, after: str) -> Page | None:
@@ -191,12 +233,16 @@ def _look(session: Session, scope: Scope, wanted: Order, after: str) -> tuple[li
     return [row for row in looked if all(word in row[1] for word in scope.loose)], len(looked) < GLANCE
 
 
-def _groups(session: Session, query: AdapterQuery) -> list[tuple[dict[str, str], int]]:
-    """Each combination of `_KINDS` with its number of hits, as if none of them was asked for."""
-    hits = Scope.of(session, replace(query, **dict.fromkeys(_KINDS, "")), exact=True).hits(*_KINDS)
+def _groups(session: Session, scope: Scope, chosen: Mapping[str, str]) -> list[_Group]:
+    """Each combination of `_KINDS` among the hits of `scope`, which asks for none of them."""
+    hits = scope.hits(*_KINDS)
     columns = [hits.selected_columns[kind] for kind in _KINDS]
-    rows = session.execute(hits.add_columns(func.count()).group_by(*columns)).all()
-    return [(dict(zip(_KINDS, row, strict=False)), row[len(_KINDS)]) for row in rows]
+    lines: ColumnElement[Any] = literal("")
+    if scope.sqlite and (chosen or not scope.everything):
+        wanted = and_(true(), *(hits.selected_columns[kind] == value for kind, value in chosen.items()))
+        lines = func.group_concat(case((wanted, _FACTS.tag_lines)), literal_column("''"))
+    rows = session.execute(hits.add_columns(func.count(), lines).group_by(*columns)).all()
+    return [_Group(dict(zip(_KINDS, row, strict=False)), *row[len(_KINDS) :]) for row in rows]
 
 
 def _stored(value: str) -> str:
@@ -208,25 +254,23 @@ def _most_first(item: tuple[str, int]) -> tuple[int, str]:
     return -item[1], item[0]
 
 
-def _tags(session: Session, query: AdapterQuery, total: int) -> dict[str, int]:
+def _tags(session: Session, query: AdapterQuery, groups: list[_Group]) -> dict[str, int]:
     scope = Scope.of(session, query, exact=True)
-    counted = _sqlite_tags(scope, total) if scope.sqlite else _other_tags(scope)
+    if scope.sqlite and not scope.everything:
+        counts = Counter[str]()
+        for group in groups:
+            counts.update((group.lines or "").split("\n"))
+        del counts[""]
+        return dict(sorted(counts.items(), key=_most_first)[:TAGS_SHOWN])
+    counted = _all_tags() if scope.sqlite else _other_tags(scope)
     tag = counted.selected_columns[0]
     top = counted.group_by(tag).order_by(func.count().desc(), tag).limit(TAGS_SHOWN)
     return {row[0]: row[1] for row in session.execute(top)}
 
 
-def _sqlite_tags(scope: Scope, total: int) -> Select[str, int]:
-    tags, counted = fulltext.TAGS, select(fulltext.TAGS.c.tag, func.count())
-    if not (scope.sets or scope.filters or scope.loose or scope.query.trashed):
-        binned = select(_rowid(AdapterRow)).where(AdapterRow.trashed_at.is_not(None))
-        return counted.where(tags.c.adapter.not_in(binned))
-    hits = scope.rowids()
-    if total > FEW:
-        return counted.where(tags.c.adapter.in_(hits))
-    few = hits.subquery("hits")
-    joined = counted.join_from(few, tags, tags.c.adapter == few.c[0])
-    return joined.with_hint(tags, f"INDEXED BY {fulltext.BY_ADAPTER}", "sqlite")
+def _all_tags() -> Select[str, int]:
+    binned = select(_rowid(AdapterRow)).where(AdapterRow.trashed_at.is_not(None))
+    return select(fulltext.TAGS.c.tag, func.count()).where(fulltext.TAGS.c.adapter.not_in(binned))
 
 
 def _other_tags(scope: Scope) -> Select[str, int]:

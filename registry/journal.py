@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, Integer, column, create_engine, event, make_url, table
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
 from registry.errors import BadInput
 
 BUSY_SECONDS = 5.0  # how long a connection waits for another process's write
+_CACHE = 32 * 1024  # KiB of the file that a connection keeps: the indexes of 100,000 adapters, mostly
+HITS = table("hits", column("number", Integer))  # of each SQLite connection its own, see `registry.finding`
 _TURNS = 6  # busy timeouts that a write waits at its start, where nothing is lost by waiting
 _FIXED = ((3, 44, 6), (3, 50, 7), (3, 51, 3))  # first SQLite of each line without the WAL race
 _engines: "WeakSet[Engine]" = WeakSet()
@@ -86,6 +88,9 @@ def _sqlite(url: URL, read_only: bool, **options: Any) -> Engine:
         connection.isolation_level = None  # we say BEGIN ourselves, below
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA cache_size=-{_CACHE}")
+        connection.execute("PRAGMA temp_store=MEMORY")
+        connection.execute("CREATE TEMP TABLE hits (number INTEGER PRIMARY KEY)")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]

@@ -12,6 +12,7 @@ import numpy as np
 
 from registry.formats.families import FORMATS, family_format
 from registry.formats.grammar import Grouped
+from registry.formats.names import remembered
 
 Shape = tuple[int, ...]
 Parts = Mapping[str, Shape]
@@ -80,7 +81,7 @@ def identify(groups: Grouped[Shape], metadata: Mapping[str, str]) -> Identity:
     unknown: list[str] = []
     components: set[str] = set()
     for name, parts in groups.modules.items():
-        place = names.place_of(name) if parts.keys() - {"alpha"} else None
+        place = names.place_of(name) if len(parts) > ("alpha" in parts) else None
         if place is None:
             unknown.append(name)
         else:
@@ -121,15 +122,15 @@ def inputs_of(parts: Parts) -> int:
 
 
 def _identify(modules: Mapping[str, Parts], metadata: Mapping[str, str]) -> Identity:
-    flow = {name for name in modules if FLOW.search(name)}
-    context = _usual(inputs_of(p) for n, p in modules.items() if n not in flow and _CONTEXT.search(n))
+    kinds = {name: _kind(name) for name in modules}
+    context = _usual(inputs_of(modules[name]) for name, kind in kinds.items() if kind == "context")
     if context in CONTEXT_DIMS:
         return Identity(CONTEXT_DIMS[context], "high", f"cross-attention reads {context} values", context)
-    block = _usual(_block_width(modules[name]) for name in flow if _BLOCK.search(name))
+    block = _usual(_block_width(modules[name]) for name, kind in kinds.items() if kind == "block")
     if block in BLOCK_DIMS:
         family, size = BLOCK_DIMS[block]
         said = f"its blocks are {block} wide" + (f" ({size})" if size else "")
-        if too_many := _beyond(family, flow):
+        if too_many := _beyond(family, (name for name, kind in kinds.items() if kind in {"block", "flow"})):
             return Identity("", "none", f"unidentified: {said}, but {too_many}")
         return Identity(family, "high", said, variant=size)
     marked = _marked(modules, _MARKS)
@@ -147,6 +148,18 @@ def _identify(modules: Mapping[str, Parts], metadata: Mapping[str, str]) -> Iden
     missing = f"reads {context} values, which no known family does" if context else "is not among its modules"
     reason = f"unidentified: cross-attention {missing}, and its metadata names no base"
     return Identity("", "none", reason, context)
+
+
+@remembered
+def _kind(name: str) -> str:
+    """What a module's name says of its input.
+
+    "context": of a UNet, as wide as the text conditioning; "block": of a diffusion transformer, as wide as
+    its blocks; "flow": another of a diffusion transformer; "": nothing.
+    """
+    if FLOW.search(name):
+        return "block" if _BLOCK.search(name) else "flow"
+    return "context" if _CONTEXT.search(name) else ""
 
 
 def _block_width(parts: Parts) -> int:

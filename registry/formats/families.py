@@ -1,6 +1,6 @@
 """What each family's adapter files look like. A new family is a row here (and a grammar in `names`)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from registry.formats.names import (
     SDXL_UNET,
     T5_TEXT,
     Grammar,
+    remembered,
 )
 from registry.formats.original import BFL, MMDIT, SGM, OriginalNames, Place
 
@@ -126,6 +127,13 @@ class FamilyFormat:
         With underscores behind a prefix, or a dotted path: of diffusers' class with or without its component,
         or of the published checkpoint.
         """
+        return self._places(name)
+
+    @cached_property
+    def _places(self) -> Callable[[str], tuple[str, Place] | None]:
+        return remembered(self._place_of)
+
+    def _place_of(self, name: str) -> tuple[str, Place] | None:
         return (
             self._dotted(modern_path(name)) if "." in name else self._underscored(name) or self._dotted(name)
         )

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from registry.formats.names import remembered
+
 T = TypeVar("T")
 
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
@@ -35,6 +37,7 @@ _FOREIGN = {
 }  # fmt: skip
 
 
+@remembered
 def split_key(key: str) -> tuple[str, str]:
     """(name of the module, part); part "" for a key that belongs to no method that we read.
 
@@ -82,13 +85,16 @@ class Grouped(Generic[T]):
 def grouped(values: Mapping[str, T]) -> Grouped[T]:
     """`values` by module and part."""
     groups: Grouped[T] = Grouped()
+    modules, keys = groups.modules, groups.keys
     for key, value in values.items():
         name, part = split_key(key)
-        if part:
-            groups.modules.setdefault(name, {})[part] = value
-            groups.keys.setdefault(name, []).append(key)
-        else:
+        if not part:
             groups.ignored.append(key)
+        elif name in modules:
+            modules[name][part] = value
+            keys[name].append(key)
+        else:
+            modules[name], keys[name] = {part: value}, [key]
     return groups
 
 

@@ -77,9 +77,13 @@ def facts_of(path: Path, header: Header, peft: PeftConfig | None = None) -> Adap
     for name in new_words:
         del shapes[name]
     groups = grammar.grouped(shapes)
-    methods = Counter(method for parts in groups.modules.values() if (method := grammar.method_of(parts)))
+    alike = Counter(map(tuple, groups.modules.values()))  # modules by the names of their parts
+    methods = Counter[str]()
+    for parts, count in alike.items():
+        if method := grammar.method_of(parts):
+            methods[method] += count
     foreign = grammar.foreign_method(groups.ignored) or _boft(groups)
-    method: str = foreign or next((name for name in METHODS if methods[name]), "")
+    method = foreign or next((name for name in METHODS if methods[name]), "")
     if not method and header.tensors and not shapes:
         method = "embedding"
     if not method:
@@ -170,7 +174,7 @@ def _strength(
     metadata: Mapping[str, str],
 ) -> tuple[int, float]:
     """(rank, alpha), the most frequent ones; `metadata` with what PEFT's configuration adds to it."""
-    stored = Counter(read_scalars(path, header, ".alpha").values())
+    stored = Counter(read_scalars(path, header, ".alpha"))
     if stored:
         return rank, stored.most_common(1)[0][0]
     if method in ("loha", "lokr"):

@@ -6,11 +6,13 @@ back is unique, for any number of blocks and layers.
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, lru_cache
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+REMEMBERED = 32_768  # names, with their answer some 10 MB; the largest adapters have 3,000
+LONGEST = 250  # characters of a remembered name; no model class has longer ones
 
 
 class TemplateIndex(Generic[T]):
@@ -61,6 +63,12 @@ class Grammar:
     @cached_property
     def _underscored(self) -> TemplateIndex[str]:
         return _index((template.replace(".", "_"), template) for template in self.templates)
+
+
+def remembered(function: Callable[[str], T]) -> Callable[[str], T]:
+    """`function` of a name, with its answers kept: the files of a tool all have the same thousand names."""
+    known = lru_cache(REMEMBERED)(function)
+    return lambda name: known(name) if len(name) <= LONGEST else function(name)
 
 
 def index_pattern(template: str) -> str:

@@ -4,6 +4,7 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 
 import ml_dtypes
@@ -35,6 +36,7 @@ _NUMPY: dict[str, np.dtype] = {
 }
 DTYPES: dict[str, np.dtype] = {"fp32": _NUMPY["F32"], "fp16": _NUMPY["F16"], "bf16": _NUMPY["BF16"]}
 _STRUCT = {"F32": "<f", "F16": "<e", "F64": "<d"}  # a thousand alphas, without an array for each
+SAMPLE = 64  # scalars that are read of many
 _NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
@@ -60,30 +62,38 @@ def read_tensor(path: Path, name: str, info: TensorInfo) -> Array:
         return _read(path, name, info, stream.read(info.end - info.start), 0)
 
 
-def read_scalars(path: Path, header: Header, suffix: str) -> dict[str, float]:
-    """Values of the one-element tensors whose name ends with `suffix`, without reading any other weight."""
-    found = {
-        name: info
-        for name, info in header.tensors.items()
-        if name.endswith(suffix) and all(n == 1 for n in info.shape)
-    }
-    if not found:
-        return {}
-    values: dict[str, float] = {}
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for name, info in found.items():
-            code = _STRUCT.get(info.dtype)
-            value = struct.unpack_from(code, data, info.start)[0] if code else math.nan
-            # The slow way also refuses what is not finite.
-            values[name] = value if math.isfinite(value) else float(_read(path, name, info, data).item())
+def read_scalars(path: Path, header: Header, suffix: str) -> list[float]:
+    """Values of the one-element tensors whose name ends with `suffix`, without reading any other weight.
+
+    Of many, `SAMPLE` that are spread over the file, when these are equal: each costs an access to the disk.
+    """
+    found = [
+        name for name, info in header.tensors.items() if name.endswith(suffix) and math.prod(info.shape) == 1
+    ]
+    some = found[:: -(-len(found) // SAMPLE)] if found else []
+    with path.open("rb", buffering=0) as stream:  # a mapping would read 128 KiB around each
+        values = [_scalar(path, name, header.tensors[name], stream) for name in some]
+        if len(set(values)) > 1:
+            values = [_scalar(path, name, header.tensors[name], stream) for name in found]
     return values
+
+
+def _scalar(path: Path, name: str, info: TensorInfo, stream: FileIO) -> float:
+    stream.seek(info.start)
+    data = stream.read(info.end - info.start)
+    code = (
+        _STRUCT.get(info.dtype) if len(data) == info.end - info.start else None
+    )  # else it was cut meanwhile
+    value = struct.unpack(code, data)[0] if code else math.nan
+    # The slow way also refuses what is not finite.
+    return value if math.isfinite(value) else float(_read(path, name, info, data, 0).item())
 
 
 def stored_dtype(header: Header) -> str:
     """The export dtype (`fp32`, `fp16`, `bf16`) that holds most of the file's bytes; fp32 for any other."""
     sizes: dict[str, int] = {}
-    for info in header.tensors.values():
-        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.end - info.start
+    for dtype, _, start, end in header.tensors.values():
+        sizes[dtype] = sizes.get(dtype, 0) + end - start
     return _NAMES.get(max(sizes, key=lambda name: sizes[name]), "fp32") if sizes else "fp32"
 
 

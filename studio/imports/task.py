@@ -170,14 +170,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def collect_seldom() -> None:
+    """A header is thousands of small objects: walking all modules each time would double its cost."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
 def main() -> int:
     """Entry point of the child."""
     from studio.workspace import Workspace
 
     home, job_id = sys.argv[1:]
     _end_with_parent()
-    gc.freeze()  # a header is thousands of small objects: walking all modules each time would double its cost
-    gc.set_threshold(50_000, 20, 100)
+    collect_seldom()
     ws = Workspace.open(Path(home))
     try:
         job = ws.catalog.get(Job, job_id)

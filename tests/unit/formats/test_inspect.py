@@ -1,6 +1,7 @@
 """What a header says: shapes first, metadata second, and honest when neither does."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ from safetensors.numpy import save_file
 
 from registry.errors import BadInput
 from registry.formats import diffusers, kohya
+from registry.formats.header import read_header
 from registry.formats.inspect import check_fits, inspect_adapter
+from registry.formats.tensors import read_scalars
 from tests.support.adapters import TEXT, UNET, make_form, write_run_file
 
 CROSS = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
@@ -119,6 +122,19 @@ def test_all_facts_of_a_run_s_file(tmp_path):
 def test_alpha_of_a_kohya_file_is_read_from_its_scalars(tmp_path):
     facts = inspect_adapter(_write(tmp_path / "a.safetensors", {CROSS: (32, 768)}, rank=8, alpha=2.5))
     assert (facts.rank, facts.alpha) == (8, 2.5)
+
+
+def test_of_many_equal_alphas_some_are_read_and_of_different_ones_all(tmp_path):
+    def write(odd):
+        alphas = {f"lora_unet_x_{n}.alpha": np.float16(4 if n in odd else 2) for n in range(300)}
+        save_file({key: np.array(value) for key, value in alphas.items()}, tmp_path / "a.safetensors")
+        header = read_header(tmp_path / "a.safetensors")
+        return Counter(read_scalars(tmp_path / "a.safetensors", header, ".alpha"))
+
+    assert list(write(()).items()) == [(2.0, 60)], "every fifth"
+    assert write(range(180)) == {4.0: 180, 2.0: 120}
+    save_file({"up": np.ones((2, 2), np.float16)}, tmp_path / "b.safetensors")
+    assert read_scalars(tmp_path / "b.safetensors", read_header(tmp_path / "b.safetensors"), ".alpha") == []
 
 
 @pytest.mark.parametrize(

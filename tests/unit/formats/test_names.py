@@ -7,6 +7,7 @@ import pytest
 from registry.errors import BadInput
 from registry.formats.families import FORMATS, modern_path
 from registry.formats.grammar import split_key
+from registry.formats.names import LONGEST, remembered
 
 SD15 = FORMATS["sd15"]
 GOLDEN = {
@@ -149,3 +150,11 @@ def test_every_layer_of_clip_has_a_name_that_comes_back():
         module = SD15.module_of_path(f"text_encoder.{path}")
         assert module.startswith("text_encoder.text_model.encoder.layers.")
         assert SD15.module_of_kohya(SD15.kohya_name(module)) == module
+
+
+def test_answers_for_names_are_kept_but_not_for_endless_ones():
+    asked = []
+    length = remembered(lambda name: asked.append(name) or len(name))
+    names = ["up", "up", "x" * (LONGEST + 1), "x" * (LONGEST + 1)]
+    assert [length(name) for name in names] == [2, 2, LONGEST + 1, LONGEST + 1]
+    assert asked == ["up", *names[2:]]

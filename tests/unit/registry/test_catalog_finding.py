@@ -216,10 +216,19 @@ def test_facets_count_hits_and_leave_their_own_filter_out(many):
     assert many.adapter_facets("w").family == facets.family
 
 
-def test_tags_of_many_hits_are_counted_as_those_of_few(many, monkeypatch):
-    few = many.adapter_facets("wash", family="sdxl").tag
+def test_pages_of_many_hits_are_those_of_few(many, monkeypatch):
+    searches = [*product(SORTS, [*SEARCHES, {"query": "nothing"}, {"tags": ("ink",), "trigger": "zibbo"}])]
+    few = [many.search_adapters(**asked, sort=sort, limit=7) for sort, asked in searches]
     monkeypatch.setattr(finding, "FEW", 0)
-    assert many.adapter_facets("wash", family="sdxl").tag == few
+    assert [many.search_adapters(**asked, sort=sort, limit=7) for sort, asked in searches] == few
+
+
+def test_tags_of_all_adapters_are_counted_like_those_of_a_search(many):
+    many.add(records.adapter(100, tags=("Ink", "ink", "fine line"), rating=5))
+    everything = many.adapter_facets()
+    assert everything.tag == many.adapter_facets(until=at(10**5)).tag
+    assert everything.tag["ink"] == held(lambda n: n % 2) + 1
+    assert everything.tag["fine line"] == 1
 
 
 def test_many_are_changed_in_one_go_and_found_by_what_is_new(many):
