@@ -2,6 +2,7 @@
 
     python benchmarks/style_closed.py                    the demo's style: 3 seeds and a control
     python benchmarks/style_closed.py --folder mosaic    another folder of benchmarks/folders.py, or "all"
+    python benchmarks/style_closed.py --base pocket-xl   a pocket base of another family, by its own recipe
 
 Closed = (base - adapter) / (base - floor), see studio/compare/style.py. The control is the adapter of another
 style under the same trigger, measured against the style it was not trained on: what it "closes" is what any
@@ -110,14 +111,16 @@ def main() -> int:
     parser.add_argument("--folder", default="neon", choices=[*folder_names(), "all"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--no-control", action="store_true", help="leave the wrong style out")
-    parser.add_argument("--preset", default="pocket-style")
+    parser.add_argument("--base", default=POCKET)
+    parser.add_argument("--preset", default="", help="a shipped recipe; default: the base's own for styles")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe")
     options = parser.parse_args()
-    recipe = apply_sets(preset_by_name(options.preset), ["preview.every=0", *options.set])
+    preset = options.preset or f"{options.base}-style"
+    recipe = apply_sets(preset_by_name(preset), ["preview.every=0", *options.set])
     folders = folder_names() if options.folder == "all" else [options.folder]
     with tempfile.TemporaryDirectory() as home:
         ws = Workspace.open(Path(home))
-        bench = Bench(ws, ws.catalog.get(Base, POCKET), recipe)
+        bench = Bench(ws, ws.catalog.get(Base, options.base), recipe)
         for folder in folders:
             mean = bench_folder(bench, folder, list(range(options.seeds)), control=not options.no_control)
             print(f"{folder}: {mean:.1%} closed, mean of {options.seeds} seeds", flush=True)

@@ -7,7 +7,6 @@ sizes of files at most, so that the page can run them at every change.
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from registry.errors import several
 from registry.records import Base, Dataset, Image
@@ -16,10 +15,8 @@ from studio.datasets.findings import Finding, Patient, Severity
 from studio.datasets.ingest import images_of
 from studio.datasets.listing import PICTURES, some, suffix
 from studio.datasets.seen import seen_captions
+from studio.workspace import POCKET, Workspace
 from trainers.recipe import Recipe, preset
-
-if TYPE_CHECKING:
-    from studio.workspace import Workspace
 
 FEW = 5  # pictures; fewer are learned by heart
 MAX_ASPECT = 2.0  # longer side / shorter side of the narrowest bucket, when no recipe says otherwise
@@ -27,7 +24,7 @@ CROPPED = 1.5  # beyond that times the narrowest bucket, a third of the picture 
 LONG = 75  # words; CLIP reads 75 tokens, and a word has at least one
 
 
-def check_dataset(ws: "Workspace", dataset: Dataset, recipe: "Recipe | None" = None) -> list[Finding]:
+def check_dataset(ws: Workspace, dataset: Dataset, recipe: Recipe | None = None) -> list[Finding]:
     """Run all checks; the worst first."""
     patient = Patient(ws, dataset, images_of(ws, dataset), recipe)
     found = [finding for check in CHECKS if (finding := check(patient)) is not None]
@@ -35,22 +32,21 @@ def check_dataset(ws: "Workspace", dataset: Dataset, recipe: "Recipe | None" = N
     return sorted(found, key=lambda finding: order.index(finding.severity))
 
 
-def usual_recipe(ws: "Workspace", base: str = "", goal: str = "style") -> "Recipe | None":
+def usual_recipe(ws: Workspace, base: str = "", goal: str = "style") -> Recipe | None:
     """The preset that a data set is judged by.
 
     Args:
         ws: The workspace.
-        base: Id or name of a base; "" = the only one there is, and None when there are several.
+        base: Id or name of a base; "" = the pocket base while a person has added none, else None.
         goal: Of the recipe.
 
     Raises:
         NotFound: no such base.
         BadInput: no such goal.
     """
-    there = ws.catalog.list(Base, part="", limit=2)
-    if not base and len(there) != 1:
+    if not base and not all(one.builtin for one in ws.catalog.list(Base, part="")):
         return None
-    chosen = ws.catalog.get(Base, base) if base else there[0]
+    chosen = ws.catalog.get(Base, base or POCKET)
     return preset(chosen.family, goal, chosen.name)
 
 

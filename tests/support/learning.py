@@ -35,15 +35,17 @@ def demo_dataset(ws: Workspace, kind: str, pictures: int = PICTURES) -> Dataset:
         return create_dataset(ws, kind, [Path(place)], trigger=TRIGGERS[kind]).dataset
 
 
-def learn(ws: Workspace, dataset: Dataset, kind: str, *sets: str) -> Adapter:
-    """An adapter by the pocket preset of that kind."""
-    recipe = apply_sets(preset_by_name(f"{POCKET}-{kind}"), ["preview.every=0", *sets])
-    return train_adapter(ws, recipe, ws.catalog.get(Base, POCKET), dataset, lambda _: None)
+def learn(ws: Workspace, dataset: Dataset, kind: str, *sets: str, base: str = POCKET) -> Adapter:
+    """An adapter by the preset of that pocket base and kind."""
+    recipe = apply_sets(preset_by_name(f"{base}-{kind}"), ["preview.every=0", *sets])
+    return train_adapter(ws, recipe, ws.catalog.get(Base, base), dataset, lambda _: None)
 
 
-def likeness(ws: Workspace, dataset: Dataset, adapter: Adapter, kind: str) -> StyleFigures:
+def likeness(
+    ws: Workspace, dataset: Dataset, adapter: Adapter, kind: str, *, base_name: str = POCKET
+) -> StyleFigures:
     """How near the pictures of prompts that were not trained come to the training pictures."""
-    base, training = ws.catalog.get(Base, POCKET), images_of(ws, dataset)
+    base, training = ws.catalog.get(Base, base_name), images_of(ws, dataset)
     trained = {image.caption for image in training}
     if kind == "style":
         prompts = held_out_prompts(dataset.trigger, trained)[:PROMPTS_OF_ITS_OWN]

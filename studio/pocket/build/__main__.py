@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from registry.errors import BadInput, StudioError
-from studio.pocket.build.kinds import KINDS
+from studio.pocket.build.kinds.table import KINDS
 from studio.pocket.build.together import BuildPlan, build
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from studio.pocket.build.drawing import draw_files
 from studio.pocket.build.files import DIVERGED, NOT_RECORDED, Files, pack_reports
-from studio.pocket.build.kinds import KINDS
+from studio.pocket.build.kinds.table import KINDS
 
 Say = Callable[[str], None]
 

@@ -32,8 +32,8 @@ from studio.pocket.build.autoencoder import (
 )
 from studio.pocket.build.drawing import draw_some
 from studio.pocket.build.files import DIVERGED, NOT_RECORDED, Files, pack_model
-from studio.pocket.build.kinds import KINDS, make_kind
 from studio.pocket.build.kinds.base import Kind, Material, read_captions
+from studio.pocket.build.kinds.table import KINDS, make_kind
 from studio.pocket.build.networks import Network, make_autoencoder, parameters_of
 from studio.pocket.build.replay import Inputs, NotRecorded
 from studio.pocket.build.stage import Diverged, Mark, Stage, run_stage

@@ -181,7 +181,7 @@ def test_every_check_is_documented():
 
 def test_size_is_judged_by_the_base(ws: Workspace):
     tiny = [replace(one, width=64, height=64) for one in SOUND]
-    assert check(ws, tiny, chosen=usual_recipe(ws)) == {}  # the pocket base is the only one
+    assert check(ws, tiny, chosen=usual_recipe(ws)) == {}  # nobody has added a base: the pocket base
     ws.catalog.delete(Dataset, ws.catalog.get(Dataset, "d").id)
     ws.catalog.add(Base(name="other", family="sd15", location="/somewhere", kind="folder"))
     assert usual_recipe(ws) is None

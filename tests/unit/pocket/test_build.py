@@ -20,8 +20,8 @@ from studio.pocket.build.__main__ import main
 from studio.pocket.build.autoencoder import hatchings
 from studio.pocket.build.drawing import draw_files
 from studio.pocket.build.files import Files
-from studio.pocket.build.kinds import KINDS, make_kind
 from studio.pocket.build.kinds.base import Material
+from studio.pocket.build.kinds.table import KINDS, make_kind
 from studio.pocket.build.networks import make_autoencoder
 from studio.pocket.build.stage import Diverged, Stage, rate, run_stage
 from studio.pocket.build.together import BuildPlan, build
