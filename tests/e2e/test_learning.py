@@ -1,18 +1,20 @@
-"""The pocket base learns a style, a character and a concept; preservation keeps what it knew before.
+"""The pocket base learns a style, a character and a concept; those of other families learn the style too.
 
-A third of the shipped recipes' steps: enough to see it, in a few minutes. `benchmarks/learning.py` goes all
-the way.
+On `pocket` a third of the shipped recipes' steps: enough to see it, in a few minutes.
+`benchmarks/learning.py` goes all the way. The recipes of the other families are run as they are.
 """
 
 from pathlib import Path
 
 import pytest
 
+from registry.records import Base
 from studio.workspace import Workspace
 from tests.support.learning import KINDS, demo_dataset, drift, learn, likeness
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
+OTHER_FAMILIES = ("pocket-xl", "pocket-sd35")
 SHORT = ("train.max_steps=260", "checkpoints.every=260", "checkpoints.keep_best=false")
 
 
@@ -28,6 +30,16 @@ def test_each_kind_is_learned(ws: Workspace, kind: str):
     print(f"{kind}: {figures.closed:.0%} of the distance closed")
     assert figures.adapter.total < figures.base.total
     assert figures.closed > 0.4
+
+
+@pytest.mark.parametrize("base", OTHER_FAMILIES)
+def test_every_family_learns_a_style(ws: Workspace, base: str):
+    dataset = demo_dataset(ws, "style")
+    adapter = learn(ws, dataset, "style", "checkpoints.keep_best=false", base=base)
+    figures = likeness(ws, dataset, adapter, "style", base_name=base)
+    print(f"{base}: {figures.closed:.0%} of the distance closed")
+    assert adapter.family == ws.catalog.get(Base, base).family
+    assert figures.closed >= 0.5
 
 
 def test_preservation_keeps_other_prompts_closer_to_the_base(ws: Workspace):

@@ -186,7 +186,7 @@ def test_missing_file_and_folder_get_one_line(tmp_path):
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.toml")), ids=lambda p: p.stem)
 def test_every_shipped_recipe_parses_and_every_value_has_its_reason(path):
     recipe = load_recipe(path)
-    assert recipe.goal == path.stem.partition("-")[2]
+    assert recipe.goal == path.stem.rpartition("-")[2]
     written = {
         f"{table}.{key}"
         for table, values in tomlkit.parse(path.read_text()).unwrap().items()
@@ -203,12 +203,15 @@ def test_there_is_a_preset_for_every_family_and_goal():
     for family in (*FAMILIES, "pocket"):
         for goal in GOALS:
             assert f"{family}-{goal}" in preset_names()
-    assert len(preset_names()) == 3 * (len(FAMILIES) + 1)
+    others = {"pocket-xl-style", "pocket-sd35-style"}
+    assert others <= set(preset_names())
+    assert len(preset_names()) == 3 * (len(FAMILIES) + 1) + len(others)
 
 
 def test_preset_of_the_base_goes_before_that_of_the_family():
     assert preset_name("sd15", "style") == "sd15-style"
     assert preset_name("sd15", "style", "pocket") == "pocket-style"
+    assert preset_name("sdxl", "style", "pocket-xl") == "pocket-xl-style"
     assert preset_name("sd15", "style", "my base") == "sd15-style"
     assert preset_name("sd21", "style", "pocket") == "sd21-style"  # a base of that name and another family
     assert preset("sd21", "concept").train.resolution == 768
