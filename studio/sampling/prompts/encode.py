@@ -19,6 +19,7 @@ from studio.sampling.prompts.parse import PromptPlan, Reading
 from trainers.families.base import Conditioning
 from trainers.families.common import TextToImage
 from trainers.guidance import SHARE
+from trainers.new_tokens import clip_encoders
 
 Parts = tuple[tuple[Reading, float], ...]  # of one step
 
@@ -71,7 +72,7 @@ class PromptEncoder:
         self._said: dict[tuple[str, Chunk], Conditioning] = {}
         self._made: dict[tuple[Reading, int], Conditioning] = {}
         self._joined: dict[tuple[Parts, int], Conditioning] = {}
-        for name in family.clip_encoders if family.clip_layers else ():
+        for name in clip_encoders(family) if family.clip_layers else ():
             most = family.most_clip_skip(name)
             if clip_skip > most:
                 raise BadInput(f"clip skip {clip_skip}", "leaves no layer of CLIP", f"use at most {most}")
