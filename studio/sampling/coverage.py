@@ -86,7 +86,7 @@ def require_complete(ws: "Workspace", adapters: "Sequence[Adapter]", base: Base)
             parts.append(f"{count} have no place in base {base.name} ({_first(found.unmatched)})")
         if found.dropped:
             parts.append(f"{several(len(found.dropped), 'key')} not understood ({_first(found.dropped)})")
-        do = "draw with the rest of it: --partial"
+        do = "allow to draw with the rest: --partial, on the page under More"
         raise BadInput(f"adapter {adapter.name}", ", ".join(parts), do)
 
 

@@ -306,11 +306,15 @@ def test_sampling_puts_a_job_into_the_queue(filled: Workspace, open_page: Open):
     at.text_area(key="s-prompt").set_value("a red circle")
     at.number_input(key="s-seed").set_value(77)
     at.toggle(key="s-lock").set_value(True)
+    at.toggle(key="s-partial").set_value(True)
+    at.number_input(key="s-clip_skip").set_value(2)
+    at.slider(key="s-guidance_rescale").set_value(0.5)
     button(at, "Make pictures").click().run()
     assert not at.exception
     assert filled.catalog.count(Sample) == before + 1
     sample = filled.catalog.list(Sample, limit=1)[0]
     assert sample.request["prompt"] == "a red circle"
+    assert [sample.request[name] for name in ("partial", "clip_skip", "guidance_rescale")] == [True, 2, 0.5]
     assert sample.request["seed"] == 77
     assert (sample.request["width"], sample.request["height"]) == (64, 64)
     job = filled.catalog.list(Job, kind=JobKind.SAMPLE, limit=1)[0]

@@ -20,6 +20,8 @@ SEEDS = 2**32
 PENDING = "sample-pending"  # settings to put back before the widgets are made
 SHAPES = {"square": "Square", "portrait": "Tall", "landscape": "Wide", "own": "Own size"}
 KEPT: Any = "session"
+MORE = ("guidance_rescale", "clip_skip", "partial")  # as the request names them
+MOST_SKIPPED = 11  # layers that the smallest real CLIP can spare
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def apply_pending() -> None:
         name: request[name] for name in ("prompt", "negative", "steps", "cfg", "scheduler", "width", "height")
     }
     values |= {"base": request["base"], "seed": request["seed"], "lock": True, "shape": "own", "count": 1}
+    values |= {name: request[name] for name in MORE if name in request}
     for name, value in values.items():
         st.session_state[f"s-{name}"] = value
     mix.set_mix([mix.Part(a["id"], a["weight"], a.get("text_weight")) for a in request.get("adapters", ())])
@@ -96,7 +99,7 @@ def form(bases: list[Base]) -> SampleRequest | None:
     size = _size(base)
     seed = _seed()
     count = st.slider("How many pictures", 1, 16, key="s-count", persist_state=KEPT)
-    steps, cfg, scheduler = _more(base)
+    more = _more(base)
     if not st.button(
         "Make pictures", type="primary", icon=":material/brush:", width="stretch", shortcut="Ctrl+Enter"
     ):
@@ -109,13 +112,11 @@ def form(bases: list[Base]) -> SampleRequest | None:
         adapters=choices,
         prompt=prompt or "",
         negative=negative or "",
-        steps=steps,
-        cfg=cfg,
         seed=seed,
         width=size.width,
         height=size.height,
-        scheduler=scheduler,
         count=count,
+        **more,
     )
 
 
@@ -196,7 +197,8 @@ def _dice() -> None:
     st.session_state["s-seed"] = random.randrange(SEEDS)
 
 
-def _more(base: Base) -> tuple[int, float, str]:
+def _more(base: Base) -> dict[str, Any]:
+    """Fields of the request that most people leave as they are."""
     for name, start in (("steps", 25), ("cfg", default_guidance(base))):
         st.session_state.setdefault(f"s-{name}", start)
     with st.expander("More", icon=":material/tune:"):
@@ -221,4 +223,34 @@ def _more(base: Base) -> tuple[int, float, str]:
                 "The base's own" if name == "default" else f"{name}: {SCHEDULERS[name].note}"
             ),
         )
-    return steps, cfg, scheduler
+        rescale = st.slider(
+            "Against burnt colours (guidance rescale)",
+            0.0,
+            1.0,
+            step=0.05,
+            key="s-guidance_rescale",
+            persist_state=KEPT,
+            help="Takes back contrast that strong guidance adds; 0 is off, 0.7 is usual",
+        )
+        skip = st.number_input(
+            "Layers of the text encoder to leave out (clip skip)",
+            0,
+            MOST_SKIPPED,
+            key="s-clip_skip",
+            persist_state=KEPT,
+            help="As A1111 counts: 0 and 1 leave none out, 2 leaves out the last",
+        )
+        partial = st.toggle(
+            "Draw with the parts of an adapter that fit",
+            key="s-partial",
+            persist_state=KEPT,
+            help="Else an adapter of which a part has no place in the base is refused, with what is missing",
+        )
+    return {
+        "steps": steps,
+        "cfg": cfg,
+        "scheduler": scheduler,
+        "guidance_rescale": rescale,
+        "clip_skip": skip,
+        "partial": partial,
+    }

@@ -109,7 +109,8 @@ def test_what_has_no_place_is_asked_about(ws: Workspace):
     add_file(ws, "partly", write_run_file(form, ws.home / "adapters" / "p.safetensors"))
     choice = (AdapterChoice(id="partly", blocks={"MID": 0.5}, schedule=((0.0, 0.0), (1.0, 1.0))),)
     named = r"4 of 5 modules have no place in base pocket .unet.down_blocks.3.resnets.0.conv1, .*, \.\.\.."
-    with pytest.raises(BadInput, match=f"adapter partly: {named}. draw with the rest of it: --partial"):
+    do = "allow to draw with the rest: --partial, on the page under More"
+    with pytest.raises(BadInput, match=f"adapter partly: {named}. {do}"):
         submit(ws, request(ws, adapters=choice))
     with pytest.raises(BadInput, match="adapter partly, block 'MIDDLE'"):
         submit(ws, request(ws, adapters=(AdapterChoice(id="partly", blocks={"MIDDLE": 1.0}),)))
