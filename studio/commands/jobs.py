@@ -18,7 +18,7 @@ from studio.sampling.control.kinds import kinds_help
 from studio.sampling.schedulers import samplers_help
 
 if TYPE_CHECKING:
-    from studio.sampling.request import AdapterChoice
+    from studio.sampling.request import AdapterChoice, SampleRequest
     from studio.workspace import Workspace
 
 Model = TypeVar("Model")
@@ -88,14 +88,19 @@ def doctor() -> None:
 
 
 def sample(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
     prompt: Annotated[
         str,
         typer.Option(
             help="What to draw: (more:1.2) [less] [from:to:0.5] [a|b] a AND b:0.6 BREAK <lora:name:0.8> "
             "{this|that} __wildcard__; see docs/sampling.md."
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    ] = "",
+    like: Annotated[
+        Path | None,
+        typer.Option("--from", help="Picture whose settings to use; only --seed and --count may differ."),
+    ] = None,
     base: Annotated[str, typer.Option(help="Base model.")] = "pocket",
     adapter: Annotated[
         list[str] | None, typer.Option(help="NAME[:WEIGHT[:TEXT_WEIGHT]]; repeatable.")
@@ -179,9 +184,17 @@ def sample(
     from registry.records import Base
     from studio.commands import controls, modes
     from studio.sampling.request import SampleRequest
-    from studio.sampling.submit import collect, default_guidance, prepare_folder, submit, wait
+    from studio.sampling.submit import default_guidance
 
     workspace = open_workspace()
+    if like is not None:
+        request = modes.again(workspace, context, like)
+        _draw(workspace, request, out)
+        return
+    if "prompt" not in modes.given(context):
+        raise typer.BadParameter(
+            "is missing: say what to draw, or give --from PICTURE", param_hint="--prompt"
+        )
     record = workspace.catalog.get(Base, base)
     sides = modes.sides(outpaint)
     width, height = _size(size) if size else modes.size(workspace, record, image, sides, bool(upscale))
@@ -219,6 +232,13 @@ def sample(
         true_cfg=true_cfg,
         memory=memory,
     )
+    _draw(workspace, request, out)
+
+
+def _draw(workspace: "Workspace", request: "SampleRequest", out: Path) -> None:
+    """Queue, wait, copy the pictures out, say where they are."""
+    from studio.sampling.submit import collect, prepare_folder, submit, wait
+
     prepare_folder(out)
     made = submit(workspace, request)
     wait(workspace, made, None if invocation.json else note)

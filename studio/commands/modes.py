@@ -3,12 +3,43 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from registry.errors import BadInput
 from registry.files import expand_home
 from registry.records import Base
 
 if TYPE_CHECKING:
+    from studio.sampling.request import SampleRequest
     from studio.workspace import Workspace
+
+
+CHANGEABLE = {"out", "like", "seed", "count"}  # what may be said beside --from
+
+
+def given(context: typer.Context) -> set[str]:
+    """Parameters that were written on the command line."""
+    return {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+
+
+def again(ws: "Workspace", context: typer.Context, path: Path) -> "SampleRequest":
+    """The request of a picture, with the seed and count that were given.
+
+    Raises:
+        BadInput: another option was given too, or the picture cannot be made again.
+    """
+    from studio.sampling.again import request_of
+
+    if others := sorted(given(context) - CHANGEABLE):
+        option = "--" + others[0].replace("_", "-")
+        raise BadInput(option, "does not go with --from", "leave it out; --seed and --count may be given")
+    request = request_of(ws, Path(absolute(path)))
+    changes = {name: context.params[name] for name in ("seed", "count") if name in given(context)}
+    return request.model_copy(update=changes)
 
 
 def absolute(path: Path | None) -> str:

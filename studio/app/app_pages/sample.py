@@ -3,7 +3,8 @@
 import streamlit as st
 
 from studio.app import shell, state
-from studio.app.components import sample_form
+from studio.app.components import notice, sample_form
+from studio.app.components.picture_settings import picture_settings
 from studio.app.components.sample_results import results
 
 
@@ -13,6 +14,7 @@ def page() -> None:
 
     sample_form.apply_pending()
     shell.heading("Sample", "Make pictures with a base and your adapters.")
+    notice.show()
     bases = list_bases(shell.workspace())
     if not bases:
         shell.empty(
@@ -21,6 +23,7 @@ def page() -> None:
         return
     left, right = st.columns([2, 3], gap="medium")
     with left:
+        picture_settings()
         request = sample_form.form(bases)
     if request is not None:
         from studio.sampling.submit import submit

@@ -1,6 +1,7 @@
 """The adapters of a sample: choose them, set how strongly each acts, gather their trigger words."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import streamlit as st
 
@@ -22,7 +23,14 @@ class Part:
     id: str
     weight: float
     text_weight: float | None = None
+    steering: dict[str, Any] = field(default_factory=dict[str, Any])  # blocks and schedule, of a picture
     serial: int = 0
+
+    @classmethod
+    def of(cls, choice: dict[str, Any]) -> "Part":
+        """From an adapter of a request."""
+        steering = {name: choice[name] for name in ("blocks", "schedule") if choice.get(name)}
+        return cls(choice["id"], choice["weight"], choice.get("text_weight"), steering)
 
 
 def mix() -> list[Part]:
@@ -91,7 +99,9 @@ def _row(part: Part, adapter: Adapter, family: str) -> AdapterChoice:
                 ):
                     start = weight if part.text_weight is None else part.text_weight
                     text_weight = st.slider("Text encoder weight", -1.0, 2.0, start, 0.05, key=f"text-{key}")
-    return AdapterChoice(id=part.id, weight=weight, text_weight=text_weight)
+        if part.steering:
+            st.caption("Its strength differs by part or step, as in the picture that it came from.")
+    return AdapterChoice(id=part.id, weight=weight, text_weight=text_weight, **part.steering)
 
 
 @st.dialog("Add an adapter", width="large")

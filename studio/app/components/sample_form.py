@@ -53,7 +53,7 @@ def apply_pending() -> None:
     values |= {name: request[name] for name in MORE if name in request}
     for name, value in values.items():
         st.session_state[f"s-{name}"] = value
-    mix.set_mix([mix.Part(a["id"], a["weight"], a.get("text_weight")) for a in request.get("adapters", ())])
+    mix.set_mix([mix.Part.of(choice) for choice in request.get("adapters", ())])
 
 
 def _apply_address(asked: dict[str, str]) -> None:

@@ -1,0 +1,102 @@
+"""A picture's own settings as a request: to make it again, or with another seed. Free of torch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from registry.errors import BadInput
+from registry.records import Adapter, Base
+from studio.sampling.image_metadata import AdapterMark, PictureMetadata, read_metadata
+from studio.sampling.prompts.ready import find_adapter
+from studio.sampling.request import AdapterChoice, SampleRequest
+from studio.sampling.submit import default_guidance, default_size
+
+if TYPE_CHECKING:
+    from studio.workspace import Workspace
+
+
+def request_of(ws: "Workspace", path: Path) -> SampleRequest:
+    """What makes the picture at `path` again.
+
+    Our own pictures say everything, so the same machine makes the same bytes. A1111's say the usual settings;
+    what they leave out is the default of the base. Base and adapters are found by id, by hash of weights,
+    then by name; one that has other weights now is refused.
+
+    Raises:
+        BadInput: the picture says nothing we read, or names what is not here; in one line.
+    """
+    said = read_metadata(path)
+    if not said.source:
+        wrong = "does not say how it was made"
+        raise BadInput(str(path), wrong, "use a picture that still has its metadata")
+    base = _base(ws, said)
+    adapters = [_adapter(ws, mark, base.family) for mark in said.adapters]
+    if said.request is not None:
+        chosen = tuple(
+            choice.model_copy(update={"id": adapter.id})
+            for choice, adapter in zip(said.request.adapters, adapters, strict=True)
+        )
+        return said.request.model_copy(update={"base": base.id, "adapters": chosen})
+    return _from_others(ws, path, said, base, adapters)
+
+
+def _base(ws: "Workspace", said: PictureMetadata) -> Base:
+    ids = [said.request.base] if said.request else []
+    named = [ws.catalog.find(Base, key) for key in (*ids, said.base_name) if key]
+    candidates = [*(base for base in named if base is not None), *ws.catalog.list(Base, part="")]
+    for base in candidates:
+        if base.weight_hash and said.base_hash and base.weight_hash.startswith(said.base_hash):
+            return base
+    name = f"base {said.base_name or 'of the picture'}"
+    if not candidates or not said.base_name:
+        raise BadInput(name, "is not in the catalog", "add it: `studio bases add NAME LOCATION`")
+    first = next((base for base in named if base is not None), None)
+    if first is None:
+        raise BadInput(name, "is not in the catalog", "add it: `studio bases add NAME LOCATION`")
+    if first.weight_hash and said.base_hash and said.request is not None:
+        wrong = "has other weights than the picture was made with"
+        raise BadInput(name, wrong, "add the old ones under another name")
+    return first
+
+
+def _adapter(ws: "Workspace", mark: AdapterMark, family: str) -> Adapter:
+    found = ws.catalog.find(Adapter, mark.id) if mark.id else None
+    if found is not None and found.tensor_sha256 == mark.tensor_sha256:
+        return found
+    if len(mark.tensor_sha256) == 64:
+        same = ws.catalog.list(Adapter, tensor_sha256=mark.tensor_sha256, limit=1)
+        if same:
+            return same[0]
+    found = found or find_adapter(ws, mark.name, family)
+    if found.tensor_sha256 and not found.tensor_sha256.startswith(mark.tensor_sha256):
+        wrong = "has other weights than the picture was made with"
+        raise BadInput(f"adapter {mark.name}", wrong, "import the old file, or ask for the new one by name")
+    return found
+
+
+def _from_others(
+    ws: "Workspace", path: Path, said: PictureMetadata, base: Base, adapters: list[Adapter]
+) -> SampleRequest:
+    """From what A1111 writes."""
+    width, height = default_size(ws, base)
+    try:
+        return SampleRequest(
+            base=base.id,
+            adapters=tuple(
+                AdapterChoice(id=adapter.id, weight=mark.weight, text_weight=mark.text_weight)
+                for adapter, mark in zip(adapters, said.adapters, strict=True)
+            ),
+            prompt=said.prompt,
+            negative=said.negative,
+            steps=said.steps or SampleRequest.model_fields["steps"].default,
+            cfg=default_guidance(base) if said.cfg is None else said.cfg,
+            seed=(said.seed or 0) % 2**32,
+            width=said.width or width,
+            height=said.height or height,
+            scheduler=said.scheduler,
+            clip_skip=int(said.pairs.get("Clip skip", "0") or 0),
+        )
+    except (ValidationError, ValueError) as error:
+        wrong = "says settings that cannot be drawn here"
+        raise BadInput(str(path), wrong, "give them by hand: `studio sample --help`") from error

@@ -1,0 +1,45 @@
+"""The form of the Sample page takes the settings of a dropped picture."""
+
+from pathlib import Path
+
+from PIL import Image as Pixels
+
+from registry.records import Adapter, Base, Sample
+from studio.sampling.image_metadata import write_png
+from studio.sampling.request import AdapterChoice, SampleRequest
+from studio.sampling.task import TaskAdapter
+from studio.workspace import Workspace
+from tests.app.conftest import Open
+
+
+def test_a_dropped_picture_fills_in_its_settings(filled: Workspace, open_page: Open, tmp_path: Path):
+    sample = next(s for s in filled.catalog.list(Sample) if s.adapters)
+    adapter = filled.catalog.get(Adapter, sample.adapters[0].adapter_id)
+    choice = AdapterChoice(id=adapter.id, weight=0.65, schedule=((0.0, 0.0), (1.0, 1.0)))
+    base = filled.catalog.get(Base, "pocket")
+    told = SampleRequest(
+        base=base.id, adapters=(choice,), partial=True, prompt="a blue ring", seed=41, steps=9, clip_skip=2,
+        true_cfg=2.0, width=64, height=64,
+    )  # fmt: skip
+    used = TaskAdapter(
+        id=adapter.id, name=adapter.name, path="", tensor_sha256=adapter.tensor_sha256, file_sha256="",
+        weight=0.65, text_weight=0.65,
+    )  # fmt: skip
+    path = tmp_path / "told.png"
+    blank = Pixels.new("RGB", (64, 64))
+    write_png(blank, path, told, base_name=base.name, base_hash=base.weight_hash, adapters=[used])
+    at = open_page(filled, "sample")
+    at.file_uploader(key="s-like").set_value([("told.png", path.read_bytes(), "image/png")]).run()
+    assert not at.exception
+    assert at.text_area(key="s-prompt").value == "a blue ring"
+    assert (at.number_input(key="s-seed").value, at.slider(key="s-steps").value) == (41, 9)
+    assert at.number_input(key="s-clip_skip").value == 2
+    assert any("has no place for\\: true cfg" in item.value for item in at.markdown)
+    next(one for one in at.button if one.label == "Make pictures").click().run()
+    assert not any("neon" in error.value for error in at.error)
+    made = filled.catalog.list(Sample, limit=1)[0]
+    assert made.request["adapters"][0]["schedule"] == [[0.0, 0.0], [1.0, 1.0]]
+
+    at.file_uploader(key="s-like").set_value([("x.png", b"hello", "image/png")]).run()
+    assert not at.exception
+    assert any("is not a sound PNG" in error.value for error in at.error)
