@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from registry.errors import NotFound, StudioError
+from registry.errors import NotFound
 from studio.pocket.checker import Fidelity, fidelity
+from studio.pocket.command import end_with
 from studio.pocket.grammar import Scene, caption, evaluation_scenes
 
 MODEL = Path(__file__).parent / "model"
@@ -99,8 +100,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except StudioError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+    end_with(main)

@@ -42,22 +42,18 @@ def request_of(ws: "Workspace", path: Path) -> SampleRequest:
 
 
 def _base(ws: "Workspace", said: PictureMetadata) -> Base:
-    ids = [said.request.base] if said.request else []
-    named = [ws.catalog.find(Base, key) for key in (*ids, said.base_name) if key]
-    candidates = [*(base for base in named if base is not None), *ws.catalog.list(Base, part="")]
-    for base in candidates:
+    keys = [said.request.base if said.request else "", said.base_name]
+    named = [base for key in keys if key and (base := ws.catalog.find(Base, key)) is not None]
+    for base in (*named, *ws.catalog.list(Base, part="")):
         if base.weight_hash and said.base_hash and base.weight_hash.startswith(said.base_hash):
             return base
     name = f"base {said.base_name or 'of the picture'}"
-    if not candidates or not said.base_name:
+    if not said.base_name or not named:
         raise BadInput(name, "is not in the catalog", "add it: `studio bases add NAME LOCATION`")
-    first = next((base for base in named if base is not None), None)
-    if first is None:
-        raise BadInput(name, "is not in the catalog", "add it: `studio bases add NAME LOCATION`")
-    if first.weight_hash and said.base_hash and said.request is not None:
+    if named[0].weight_hash and said.base_hash and said.request is not None:
         wrong = "has other weights than the picture was made with"
         raise BadInput(name, wrong, "add the old ones under another name")
-    return first
+    return named[0]
 
 
 def _adapter(ws: "Workspace", mark: AdapterMark, family: str) -> Adapter:

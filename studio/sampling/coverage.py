@@ -28,8 +28,8 @@ class Coverage:
     """What of an adapter the base has a place for.
 
     Args:
-        matched: How many layers.
-        unmatched: Layers that the base has not.
+        matched: How many layers, or other modules.
+        unmatched: Those that the base has not.
         dropped: Keys of the file that nobody understands.
     """
 

@@ -199,7 +199,7 @@ def _warnings(order: Order, reports: list[LoadReport]) -> list[str]:
 def _incomplete(report: LoadReport) -> str:
     said: list[str] = []
     if report.unmatched:
-        modules = several(len(report.unmatched) + report.matched, "module")
+        modules = several(report.total, "module")
         first = f"the first is {report.unmatched[0]}"
         said.append(f"{len(report.unmatched)} of {modules} without a place in this base, {first}")
     if report.dropped:

@@ -27,6 +27,7 @@ from registry.formats.peft_config import PeftConfig
 from registry.formats.rows import FullFactors
 from registry.formats.tensors import Array
 from registry.formats.words import Words
+from studio.sampling.coverage import Coverage
 from studio.sampling.layers import Level, NormChange
 from studio.sampling.loading import Loaded, load_exactly, load_parts
 from studio.sampling.packed import Blob, LoraPart, Pack
@@ -74,26 +75,15 @@ class AdapterUseInStack:
         return self.weight != 0 or self.text_weight != 0
 
 
-@dataclass(frozen=True)
-class LoadReport:
+@dataclass(frozen=True, kw_only=True)
+class LoadReport(Coverage):
     """What of an adapter found its place in the base.
 
     Args:
         name: Of the adapter.
-        matched: How many modules.
-        unmatched: Modules that the base has not.
-        dropped: Keys of the file that nobody understands.
     """
 
     name: str
-    matched: int
-    unmatched: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of it acts."""
-        return not self.unmatched and not self.dropped
 
 
 @dataclass
@@ -318,7 +308,9 @@ class AdapterStack:
             )
         blobs = [Blob(parts, dtype, self._family.device) for dtype, parts in loras.items()]
         size = sum(blob.nbytes for blob in blobs) + sum(_nbytes(factors) for _, _, factors in others)
-        return _Kept(LoadReport(name, matched, missing, loaded.ignored), loaded.words, blobs, others, size)
+        return _Kept(
+            LoadReport(matched, missing, loaded.ignored, name=name), loaded.words, blobs, others, size
+        )
 
     def _make_ready(self, name: str, kept: _Kept) -> None:
         """Other methods' factors onto the device, with what depends on W worked out."""

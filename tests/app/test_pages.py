@@ -323,16 +323,6 @@ def test_sampling_puts_a_job_into_the_queue(filled: Workspace, open_page: Open):
     assert filled.catalog.get(Job, job.id).state == "cancelled"
 
 
-def test_settings_of_a_picture_come_back(filled: Workspace, open_page: Open):
-    sample = next(s for s in filled.catalog.list(Sample) if s.adapters)
-    at = open_page(filled, "sample", sample=f"{sample.id}/2")
-    assert at.text_area(key="s-prompt").value == sample.request["prompt"]
-    assert at.number_input(key="s-seed").value == sample.request["seed"] + 2
-    assert at.toggle(key="s-lock").value is True
-    strengths = [slider.value for slider in at.slider if slider.label == "Strength"]
-    assert strengths == [use.weight for use in sample.adapters]
-
-
 def test_a_trigger_chip_writes_the_word_into_the_prompt(filled: Workspace, open_page: Open):
     adapter = filled.catalog.get(Adapter, "neon signs")
     at = open_page(filled, "sample", adapter=adapter.id)
@@ -351,7 +341,7 @@ def test_foreign_names_are_never_markdown(filled: Workspace, open_page: Open):
 def test_removing_a_base_that_is_ours_is_not_offered(filled: Workspace, open_page: Open):
     at = open_page(filled, "bases")
     assert not [b for b in at.button if b.label == "Remove"]
-    assert filled.catalog.count(Base) == 1
+    assert {base.name for base in filled.catalog.list(Base)} == {"pocket", "pocket-xl", "pocket-sd35"}
 
 
 def reruns_quickly(at: AppTest) -> None:

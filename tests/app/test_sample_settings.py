@@ -1,4 +1,4 @@
-"""The form of the Sample page takes the settings of a dropped picture."""
+"""The form of the Sample page takes the settings of a picture, chosen or dropped."""
 
 from pathlib import Path
 
@@ -10,6 +10,16 @@ from studio.sampling.request import AdapterChoice, SampleRequest
 from studio.sampling.task import TaskAdapter
 from studio.workspace import Workspace
 from tests.app.conftest import Open
+
+
+def test_settings_of_a_picture_come_back(filled: Workspace, open_page: Open):
+    sample = next(s for s in filled.catalog.list(Sample) if s.adapters)
+    at = open_page(filled, "sample", sample=f"{sample.id}/2")
+    assert at.text_area(key="s-prompt").value == sample.request["prompt"]
+    assert at.number_input(key="s-seed").value == sample.request["seed"] + 2
+    assert at.toggle(key="s-lock").value is True
+    strengths = [slider.value for slider in at.slider if slider.label == "Strength"]
+    assert strengths == [use.weight for use in sample.adapters]
 
 
 def test_a_dropped_picture_fills_in_its_settings(filled: Workspace, open_page: Open, tmp_path: Path):

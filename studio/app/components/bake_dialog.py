@@ -49,10 +49,8 @@ def bake_form(adapter: Adapter | None = None, base: Base | None = None) -> None:
 
 def _base(adapter: Adapter | None) -> Base | None:
     """The base that is chosen: at first the one that the adapter was trained on."""
-    bases = {
-        base.id: base
-        for base in shell.workspace().catalog.list(Base, family=adapter.family if adapter else "")
-    }
+    family = adapter.family if adapter else ""
+    bases = {base.id: base for base in shell.workspace().catalog.list(Base, family=family, part="")}
     if not bases or adapter is None:
         return None
     ids = list(bases)

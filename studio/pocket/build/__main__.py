@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
-from registry.errors import BadInput, StudioError
+from registry.errors import BadInput
 from studio.pocket.build.kinds.table import KINDS
 from studio.pocket.build.together import BuildPlan, build
+from studio.pocket.command import end_with, say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,20 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
         bases=names, minutes=options.minutes, pictures=options.pictures, together=options.together,
         processes=options.processes, pack=options.pack,
     )  # fmt: skip
-    failed = build(options.out, plan, _say, resume=options.resume)
+    failed = build(options.out, plan, say, resume=options.resume)
     for name in names:
         sys.stdout.write(f"{name}: {'failed' if name in failed else options.out / name / 'model'}\n")
     return 1 if failed else 0
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except StudioError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+    end_with(main)

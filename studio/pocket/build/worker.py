@@ -9,18 +9,16 @@ import copy
 import json
 import math
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from registry.errors import BadInput, StudioError
+from registry.errors import BadInput
 from registry.files import atomic_path, write_json
 from studio.pocket import check
 from studio.pocket.build.autoencoder import (
@@ -38,6 +36,7 @@ from studio.pocket.build.networks import Network, make_autoencoder, parameters_o
 from studio.pocket.build.replay import Inputs, NotRecorded
 from studio.pocket.build.stage import Diverged, Mark, Stage, run_stage
 from studio.pocket.checker import fidelity
+from studio.pocket.command import end_with, say
 from studio.pocket.grammar import evaluation_scenes
 
 PATIENCE = 600.0  # seconds to wait for what another process makes
@@ -86,7 +85,7 @@ def work_autoencoder(work: Work, channels: int, device: torch.device) -> None:
         work.rate, work.plain,
     )  # fmt: skip
     mixed = torch.from_numpy(np.load(files.pixels("mixed")))
-    train_autoencoder(vae, mixed, plan, _say, resume=work.resume)
+    train_autoencoder(vae, mixed, plan, say, resume=work.resume)
     del mixed
     others, scenes = draw_some("mixed", 64, 99)[0], draw_some("captioned", 64, 98)[0]
     figures = {
@@ -95,7 +94,7 @@ def work_autoencoder(work: Work, channels: int, device: torch.device) -> None:
         "hatching_kept": hatching_kept(vae),
         "parameters": parameters_of(vae),
     }
-    _say(f"{work.stage}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    say(f"{work.stage}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     _wait_for(files.captions("captioned"))
     pixels = torch.from_numpy(np.load(files.pixels("captioned")))
     shift = vae.config.shift_factor or 0.0
@@ -116,10 +115,10 @@ def work_kind(work: Work, device: torch.device) -> None:
     torch.manual_seed(0)  # first weights
     kind = make_kind(work.stage).to(device)
     sizes = ", ".join(f"{name} {parameters_of(model):,}" for name, model in kind.models.items())
-    _say(f"{work.stage}: {sizes} parameters on {device}")
+    say(f"{work.stage}: {sizes} parameters on {device}")
     batch = work.batch or (FULL_BATCH if device.type == "cuda" else 16)
     texts = kind.read(read_captions(files.captions("captioned")), device)
-    _say(f"{work.stage}: {texts.different} different captions")
+    say(f"{work.stage}: {texts.different} different captions")
     _wait_for(files.finished(f"autoencoder-{channels}"))
     material = Material(torch.from_numpy(np.load(files.latents(channels))).to(device), texts)
     desk = _Desk(work, kind, device, batch)
@@ -138,7 +137,7 @@ def work_kind(work: Work, device: torch.device) -> None:
         plain=work.plain,
     )  # fmt: skip
     run_stage(
-        stage, lambda g: kind.draw(material, batch, g), loss_of, _say, resume=work.resume, at_mark=desk.report
+        stage, lambda g: kind.draw(material, batch, g), loss_of, say, resume=work.resume, at_mark=desk.report
     )
     desk.report(None)
     files.finished(work.stage).touch()
@@ -183,7 +182,7 @@ class _Desk:
         for model in kind.models.values():
             model.train()
         result = fidelity(pictures, scenes)
-        _say(f"{work.stage}: {'end' if mark is None else f'step {mark.step}'}: {check.in_words(result)}")
+        say(f"{work.stage}: {'end' if mark is None else f'step {mark.step}'}: {check.in_words(result)}")
         check.contact_sheet(pictures, scenes).save(folder / "sheet.png")
         if mark:
             seen = {"samples": mark.step * self._batch, **asdict(mark), **asdict(result)}
@@ -221,10 +220,10 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             work_kind(work, device)
     except NotRecorded as error:
-        _say(f"{work.stage}: the step cannot be recorded ({error})")
+        say(f"{work.stage}: the step cannot be recorded ({error})")
         return NOT_RECORDED
     except Diverged as error:
-        _say(str(error))
+        say(str(error))
         return DIVERGED
     return 0
 
@@ -243,14 +242,5 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(text: Any) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except StudioError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+    end_with(main)

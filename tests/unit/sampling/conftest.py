@@ -1,0 +1,29 @@
+"""Toy bases for the tests of prompts."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.bases import save_parts
+from tests.support.prompts import Find, with_layers
+from trainers.families import FAMILIES
+from trainers.families.base import BaseFiles
+from trainers.families.common import TextToImage
+
+
+@pytest.fixture(scope="module")
+def find(tmp_path_factory: pytest.TempPathFactory) -> Find:
+    """A loaded toy base of a family, made once."""
+    root, made = tmp_path_factory.mktemp("encoding"), dict[str, Any]()
+
+    def get(family: str) -> TextToImage:
+        if family not in made:
+            folder = save_parts(with_layers(family), FAMILIES[family].pipeline, root / family)
+            cpu = torch.device("cpu")
+            made[family] = FAMILIES[family].load_class()(
+                BaseFiles(str(folder)), dtype=torch.float32, device=cpu
+            )
+        return made[family]
+
+    return get
