@@ -57,7 +57,8 @@ types: dev  ## pyright
 	$(BIN)/pyright
 
 unit: dev browser postgres programs
-	$(PYTEST) tests --numprocesses $(JOBS) --dist loadfile --durations 30
+	# Two workers on two cores: a second thread in each only waits for the other's.
+	OMP_NUM_THREADS=1 $(PYTEST) tests --numprocesses $(JOBS) --dist loadfile --durations 30
 
 fmt: dev  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
 """Workspaces for page tests, empty and filled, and the app opened on one of them."""
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,14 @@ from studio.workspace import Workspace
 from tests.app.filled import fill
 
 Open = Callable[..., AppTest]
+
+
+@pytest.fixture(autouse=True)
+def _main_stays() -> Iterator[None]:
+    """A script that AppTest ran stays as `__main__`, which processes started later would run again."""
+    ours = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = ours
 
 
 @pytest.fixture

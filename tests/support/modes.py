@@ -103,7 +103,7 @@ def pipeline(cls: str, folder: Path, scheduler: str = "default") -> Any:
         options = {}
     pipe: Any = getattr(diffusers, cls).from_pretrained(folder, local_files_only=True, **options)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = make_scheduler(scheduler, dict(pipe.scheduler.config))
+    pipe.scheduler = make_scheduler(scheduler, dict(pipe.scheduler.config), seeds=[SEED])
     return pipe
 
 

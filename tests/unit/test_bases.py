@@ -93,7 +93,7 @@ def rename_weights(folder: Path) -> None:
 DAMAGE: list[tuple[Any, str]] = [
     (lambda f: (f / "model_index.json").unlink(), "has no model_index.json"),
     (lambda f: (f / "model_index.json").write_text("{"), "is not JSON"),
-    (lambda f: edit(f / "model_index.json", _class_name="FluxFillPipeline"), "holds a FluxFillPipeline"),
+    (lambda f: edit(f / "model_index.json", _class_name="FluxReduxPipeline"), "holds a FluxReduxPipeline"),
     (lambda f: (f / "unet" / "custom.py").write_text("x"), r"holds code \(unet/custom.py\)"),
     (rename_weights, "weights of its unet as a pickle only, which can run code"),
     (lambda f: next((f / "vae").glob("*.safetensors")).unlink(), r"vae: has no weights"),

@@ -81,7 +81,7 @@ def test_the_sampler_draws_with_it(ws, form, folder):
     row = ws.catalog.get(Adapter, "ink")
     known = PeftConfig.from_json(row.metadata["peft"])
     stack = AdapterStack(family)
-    stack.use([AdapterUseInStack("ink", ws.resolve(row.path), "k", 1.0, 1.0, known)])
+    stack.use([AdapterUseInStack("ink", ws.resolve(row.path), "k", 1.0, 1.0, peft=known)])
     layer = family.denoiser.get_submodule(MODULES[2].removeprefix("unet."))
     x = torch.randn(3, layer.weight.shape[1])
     wanted = x @ (layer.weight + torch.from_numpy(form.delta(MODULES[2]))).T

@@ -19,7 +19,7 @@ from studio.pocket.build import together, worker
 from studio.pocket.build.__main__ import main
 from studio.pocket.build.autoencoder import hatchings
 from studio.pocket.build.drawing import draw_files
-from studio.pocket.build.files import Files
+from studio.pocket.build.files import Files, pack_reports
 from studio.pocket.build.kinds.base import Material
 from studio.pocket.build.kinds.table import KINDS, make_kind
 from studio.pocket.build.networks import make_autoencoder
@@ -186,6 +186,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage in ("autoencoder-4", "autoencoder-16", *KINDS):
         where = ["--out", str(out), "--pack", str(out / "packed")]
         assert worker.main([stage, *where, "--steps", "2", *TINY]) == 0
+    pack_reports(out, list(KINDS), out / "packed" / "reports.tar")
     return out
 
 
