@@ -27,7 +27,7 @@ from studio.datasets.ingest import create_dataset, images_of
 from studio.demo.prompts import held_out_prompts
 from studio.demo.run import FOREIGN_TRIGGER, OWN_PICTURES, OWN_SEED, draw_both, open_picture, train_adapter
 from studio.pocket.pictures import TRIGGERS
-from studio.sampling.submit import default_size
+from studio.sampling.defaults import default_size
 from studio.workspace import POCKET, Workspace
 from trainers.plan import final_caption
 from trainers.recipe import Recipe, apply_sets, preset_by_name

@@ -23,7 +23,7 @@ TOKENS = {
 }  # and what for; read where they are used, never stored, logged or shown
 
 PASSWORD = "STUDIO_PASSWORD"
-_FOR_THE_APP = (PASSWORD, "STUDIO_PASSWORD_HASH")
+_FOR_THE_APP = (PASSWORD, "STUDIO_PASSWORD_HASH", "STUDIO_API_TOKEN")
 
 
 class Settings(BaseSettings):
@@ -35,6 +35,8 @@ class Settings(BaseSettings):
     """Where the catalog is; empty = `catalog.sqlite` in the workspace. Or `postgresql://user@host/name`."""
     password_hash: Annotated[str, Field(repr=False)] = ""
     """Password of the app when it listens beyond this machine; made by `python -m studio.app.password`."""
+    api_token: Annotated[str, Field(repr=False, pattern=r"^(\S{16,})?$")] = ""
+    """What clients of the HTTP interface have to send, 16 characters or more; needed where a password is."""
     trash_days: Annotated[int, Field(ge=0, le=3650)] = 30
     """Days after which the trash is emptied; 0 = never."""
     backups: Annotated[int, Field(ge=1, le=1000)] = 12

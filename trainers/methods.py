@@ -63,10 +63,10 @@ class Trainables:
         return list(self.named.values())
 
     @cached_property
-    def layers(self) -> list[BaseTunerLayer]:
-        """The adapted layers of all components."""
+    def layers(self) -> list[Any]:
+        """The adapted layers of all components: PEFT's, and embeddings with new words."""
         modules = (module for part in self.components.values() for module in part.modules())
-        return [module for module in modules if isinstance(module, BaseTunerLayer)]
+        return [module for module in modules if hasattr(module, "_disable_adapters")]
 
     def movement(self) -> float:
         """Largest absolute value of what an untrained adapter has at zero: 0 = no effect, infinity = there is
@@ -110,12 +110,12 @@ class Trainables:
         """The base as it is, without the adapter."""
         # PEFT's enable_adapters would also let frozen factors learn again.
         for layer in self.layers:
-            layer._disable_adapters = True  # pyright: ignore[reportPrivateUsage]
+            layer._disable_adapters = True
         try:
             yield
         finally:
             for layer in self.layers:
-                layer._disable_adapters = False  # pyright: ignore[reportPrivateUsage]
+                layer._disable_adapters = False
 
 
 def attach(family: Family, section: AdapterSection, seed: int) -> Trainables:

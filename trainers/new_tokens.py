@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from registry.errors import BadInput
@@ -78,9 +77,9 @@ class Words:
         return getattr(self.inner, name)
 
 
-class ExtendedEmbedding(nn.Module, BaseTunerLayer):
-    """An embedding with rows beside its matrix. To PEFT and `Trainables.disabled` it is an adapter: switched
-    off, the words mean what they meant at the start.
+class ExtendedEmbedding(nn.Module):
+    """An embedding with rows beside its matrix. To `Trainables.disabled` it is an adapter: switched off, the
+    words mean what they meant at the start.
 
     Args:
         base: The encoder's own, frozen.
@@ -93,11 +92,12 @@ class ExtendedEmbedding(nn.Module, BaseTunerLayer):
         self.base_layer, self.first = base, first
         self.rows = nn.ParameterList(rows)
         self.start = [row.detach().clone() for row in rows]
+        self._disable_adapters = False  # PEFT's name; its layers have it too
 
     def forward(self, ids: Tensor) -> Tensor:
         """(..., ) int64 -> (..., D) in the dtype of the base."""
         known = self.base_layer(ids.clamp(max=self.first - 1))
-        rows = torch.cat(self.start if self.disable_adapters else list(self.rows)).to(known)
+        rows = torch.cat(self.start if self._disable_adapters else list(self.rows)).to(known)
         return torch.where(
             (ids >= self.first)[..., None], F.embedding((ids - self.first).clamp(min=0), rows), known
         )

@@ -13,6 +13,7 @@ from trainers.metrics import Reporter, process_rank
 from trainers.recipe import Recipe, load_frozen
 from trainers.rundir import RECIPE, RunDir
 from trainers.signals import StopFlag, Stopped
+from trainers.spared import spare
 
 log = logging.getLogger("trainers")
 
@@ -78,16 +79,15 @@ def run(reporter: Reporter, stop: StopFlag) -> int:
 
 
 def spare_bitsandbytes(recipe: Recipe) -> None:
-    """Hide bitsandbytes unless its optimizer is wanted: diffusers and PEFT import it on sight, which costs 1
-    s."""
+    """Do without bitsandbytes unless its optimizer is wanted."""
     import torch
 
     from trainers.optim import optimizer_kind
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     wanted = optimizer_kind(recipe.optimizer, device).bitsandbytes
-    if not wanted and "bitsandbytes" not in sys.modules:
-        sys.modules["bitsandbytes"] = None  # type: ignore[assignment] # Python's own mark for "do not import"
+    if not wanted:
+        spare("bitsandbytes")
 
 
 def _keep_last_finite(reporter: Reporter, kind: str) -> None:

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from studio.app.password import Door
+from studio.app.token import Token, is_api
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,6 +48,7 @@ class Guard:
         any_address: Also take any IP address as Host, for a server beyond this machine (an attack
             by rebinding needs a name, so an address is safe).
         door: The password check; None = no password.
+        token: What the HTTP interface asks for.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Guard:
         hosts: frozenset[str] = LOOPBACK,
         any_address: bool = False,
         door: Door | None = None,
+        token: Token | None = None,
     ) -> None:
         self.app, self.hosts, self.any_address, self.door = app, hosts, any_address, door
+        self.token = token or Token("", needed=door is not None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check, then pass on."""
@@ -80,6 +84,8 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return PlainTextResponse(f"error: origin {origin[:80]!r}: may not use this server.\n", 403)
+        if is_api(scope["path"]):
+            return self.token.refuse(headers.get("authorization", ""))
         if self.door is None or scope["path"] in OPEN_PATHS or self.door.knows(headers.get("cookie", "")):
             return None
         if scope["type"] == "http" and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):

@@ -17,6 +17,7 @@ from studio.app import state, theme
 from studio.app.guard import LOOPBACK, Guard
 from studio.app.password import Door, hash_password
 from studio.app.routes import ROUTES
+from studio.app.token import Token
 from studio.blas import one_thread
 from studio.lock import hold_lock
 from studio.settings import PASSWORD
@@ -45,7 +46,8 @@ def serve(
         state.use(workspace, works=True)
         threading.Thread(target=keep_worker, daemon=True).start()
         threading.Thread(target=_announce, args=(address, open_browser), daemon=True).start()
-        make_app(listen=listen, door=door).run(config=options(port, listen))
+        token = Token(workspace.settings.api_token, needed=door is not None)
+        make_app(listen=listen, door=door, token=token).run(config=options(port, listen))
 
 
 @contextmanager
@@ -65,16 +67,18 @@ def only_app(workspace: Workspace, address: str) -> Generator[None]:
         yield
 
 
-def make_app(*, listen: str = "127.0.0.1", door: Door | None = None) -> Any:
+def make_app(*, listen: str = "127.0.0.1", door: Door | None = None, token: Token | None = None) -> Any:
     """The ASGI application (streamlit.App)."""
     one_thread()  # numpy comes with streamlit
     import streamlit
     from starlette.middleware import Middleware
 
+    from studio.api.application import mounts  # here: the pages under test do without it
+
     beyond = not is_loopback(listen)
     hosts = LOOPBACK | {listen.lower()} | ({socket.gethostname().lower()} if beyond else frozenset())
-    guard = Middleware(Guard, hosts=hosts, any_address=beyond, door=door)  # pyright: ignore[reportArgumentType]
-    routes = [*ROUTES, *(door.routes() if door else [])]
+    guard = Middleware(Guard, hosts=hosts, any_address=beyond, door=door, token=token)  # pyright: ignore[reportArgumentType]
+    routes = [*mounts(), *ROUTES, *(door.routes() if door else [])]
     return streamlit.App(SCRIPT, routes=routes, middleware=[guard], on_script_error=show_error)
 
 

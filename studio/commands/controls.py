@@ -22,6 +22,7 @@ def choices(
     *,
     maps: bool = False,
     preprocessor: str = "",
+    guess: bool = False,
 ) -> list[dict[str, Any]]:
     """KIND:FILE[:WEIGHT[:START:END]] -> fields of ControlChoice.
 
@@ -31,6 +32,7 @@ def choices(
         models: Names of networks, in the same order; the rest is chosen by kind.
         maps: The pictures are finished maps.
         preprocessor: Folder or hub id of the model that reads depth or pose.
+        guess: They steer only the half with the prompt.
 
     Raises:
         BadInput: not written so, no such kind, more networks than pictures.
@@ -40,10 +42,8 @@ def choices(
         wrong = f"is given {len(models)} times, --control {len(texts)} times"
         raise BadInput("--control-model", wrong, "give one --control for each")
     named = [ws.catalog.get(Base, name).id for name in models] + [""] * (len(texts) - len(models))
-    return [
-        {**_parts(text), "model": model, "preprocess": not maps, "preprocessor": preprocessor}
-        for text, model in zip(texts, named, strict=True)
-    ]
+    shared = {"preprocess": not maps, "preprocessor": preprocessor, "guess": guess}
+    return [{**_parts(text), "model": model, **shared} for text, model in zip(texts, named, strict=True)]
 
 
 def _parts(text: str) -> dict[str, Any]:

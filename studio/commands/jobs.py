@@ -105,6 +105,12 @@ def sample(
     adapter: Annotated[
         list[str] | None, typer.Option(help="NAME[:WEIGHT[:TEXT_WEIGHT]]; repeatable.")
     ] = None,
+    mix: Annotated[
+        Path | None, typer.Option(help="File with a mix of adapters, to be used beside --adapter.")
+    ] = None,
+    save_mix: Annotated[
+        Path | None, typer.Option(help="Write the adapters of this call and their strengths into a file.")
+    ] = None,
     adapter_blocks: Annotated[
         list[str] | None,
         typer.Option(help="NAME:BLOCK=FACTOR,...: strength by block (MID=0.5,OUT00-05=0); repeatable."),
@@ -146,6 +152,10 @@ def sample(
     mask_padding: Annotated[
         int, typer.Option(min=0, max=1024, help="Pixels around the mask with --only-masked.")
     ] = 32,
+    keep_unmasked: Annotated[
+        bool,
+        typer.Option("--keep-unmasked/--redraw-unmasked", help="Pixels outside the mask stay as they are."),
+    ] = True,
     outpaint: Annotated[str, typer.Option(help="Pixels to add: LEFT,TOP,RIGHT,BOTTOM.")] = "",
     control: Annotated[
         list[str] | None,
@@ -163,6 +173,10 @@ def sample(
     preprocessor: Annotated[
         str, typer.Option(help="Folder or hub id of the model that reads depth or pose.")
     ] = "",
+    control_guess: Annotated[
+        bool,
+        typer.Option("--control-guess", help="Guess mode: the pictures of --control alone say what to draw."),
+    ] = False,
     hires: Annotated[
         str, typer.Option(help="Second pass at a larger size: SCALE[:STRENGTH[:STEPS[:UPSCALER]]].")
     ] = "",
@@ -176,15 +190,19 @@ def sample(
         float, typer.Option(min=1, max=20, help="Guidance by the negative prompt for FLUX.1.")
     ] = 1.0,
     memory: Annotated[str, typer.Option(help="auto, fast, slicing, model, group or sequential.")] = "auto",
+    format: Annotated[str, typer.Option(help="Of the files: png, jpeg or webp.")] = "png",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of jpeg and webp.")] = 92,
 ) -> None:
     """Make pictures with a base and any number of adapters.
 
     Example: studio sample --adapter ink:0.8 --prompt "a red circle, ink drawing" --count 4 --out pictures
     """
+    from registry.files import atomic_write
     from registry.records import Base
     from studio.commands import controls, modes
+    from studio.sampling.defaults import default_guidance, size_for
+    from studio.sampling.mixes import mix_text, read_mix_file
     from studio.sampling.request import SampleRequest
-    from studio.sampling.submit import default_guidance
 
     workspace = open_workspace()
     if like is not None:
@@ -197,11 +215,17 @@ def sample(
         )
     record = workspace.catalog.get(Base, base)
     sides = modes.sides(outpaint)
-    width, height = _size(size) if size else modes.size(workspace, record, image, sides, bool(upscale))
+    start = None if upscale or image is None else Path(modes.absolute(image))
+    width, height = _size(size) if size else size_for(workspace, record, start, sides)
+    adapters = _choices(workspace, adapter or [], adapter_blocks or [], adapter_schedule or [])
+    if mix is not None:
+        adapters += read_mix_file(workspace, mix, record.family)
+    if save_mix is not None:
+        atomic_write(save_mix, mix_text(workspace, record, adapters))
     request = _validated(
         SampleRequest,
         base=record.id,
-        adapters=_choices(workspace, adapter or [], adapter_blocks or [], adapter_schedule or []),
+        adapters=adapters,
         partial=partial,
         prompt=prompt,
         negative=negative,
@@ -220,9 +244,15 @@ def sample(
         mask_content=mask_content,
         only_masked=only_masked,
         mask_padding=mask_padding,
+        keep_unmasked=keep_unmasked,
         outpaint=sides,
         controls=controls.choices(
-            workspace, control or [], control_model or [], maps=control_maps, preprocessor=preprocessor
+            workspace,
+            control or [],
+            control_model or [],
+            maps=control_maps,
+            preprocessor=preprocessor,
+            guess=control_guess,
         ),
         hires=modes.hires(hires),
         upscale=modes.upscale(upscale),
@@ -231,6 +261,8 @@ def sample(
         guidance_rescale=guidance_rescale,
         true_cfg=true_cfg,
         memory=memory,
+        format=format,
+        quality=quality,
     )
     _draw(workspace, request, out)
 

@@ -57,21 +57,6 @@ def sides(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def size(
-    ws: "Workspace", base: Base, image: Path | None, added: tuple[int, ...], upscale: bool
-) -> tuple[int, int]:
-    """(width, height) when none is given: the base's own, or the shape of the picture at that area."""
-    from studio.sampling.files import picture_size
-    from studio.sampling.submit import default_size
-    from trainers.families import FAMILIES
-
-    width, height = default_size(ws, base)
-    if image is None or upscale:
-        return width, height
-    step = 16 if FAMILIES[base.family].flow else 8
-    return picture_size(Path(absolute(image)), width * height, step, added)
-
-
 def hires(text: str) -> dict[str, Any] | None:
     """SCALE[:STRENGTH[:STEPS[:UPSCALER]]] -> fields of HiresChoice."""
     return _fields(text, ("scale", "strength", "steps", "upscaler"), "--hires", "2:0.5")

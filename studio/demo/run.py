@@ -29,8 +29,9 @@ from studio.demo.sheet import Panel, contact_sheet
 from studio.pocket.pictures import TRIGGERS, demo_set
 from studio.runs.follow import attend, follow
 from studio.runs.launch import launch
+from studio.sampling.defaults import default_size
 from studio.sampling.request import AdapterChoice, SampleRequest
-from studio.sampling.submit import default_size, files_of, job_of, submit
+from studio.sampling.submit import files_of, job_of, submit
 from studio.workspace import POCKET
 from trainers.plan import final_caption
 from trainers.recipe import Recipe, preset

@@ -7,10 +7,11 @@ from pydantic import ValidationError
 
 from registry.errors import BadInput
 from registry.records import Adapter, Base
-from studio.sampling.image_metadata import AdapterMark, PictureMetadata, read_metadata
+from studio.sampling.defaults import default_guidance, default_size
+from studio.sampling.metadata.reading import read_metadata
+from studio.sampling.metadata.said import AdapterMark, PictureMetadata
 from studio.sampling.prompts.ready import find_adapter
 from studio.sampling.request import AdapterChoice, SampleRequest
-from studio.sampling.submit import default_guidance, default_size
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def request_of(ws: "Workspace", path: Path) -> SampleRequest:
     """What makes the picture at `path` again.
 
-    Our own pictures say everything, so the same machine makes the same bytes. A1111's say the usual settings;
+    Our own pictures say everything, so the same machine makes the same bytes. Others' say the usual settings;
     what they leave out is the default of the base. Base and adapters are found by id, by hash of weights,
     then by name; one that has other weights now is refused.
 
@@ -31,7 +32,7 @@ def request_of(ws: "Workspace", path: Path) -> SampleRequest:
         wrong = "does not say how it was made"
         raise BadInput(str(path), wrong, "use a picture that still has its metadata")
     base = _base(ws, said)
-    adapters = [_adapter(ws, mark, base.family) for mark in said.adapters]
+    adapters = [same_adapter(ws, mark, base.family) for mark in said.adapters]
     if said.request is not None:
         chosen = tuple(
             choice.model_copy(update={"id": adapter.id})
@@ -56,7 +57,13 @@ def _base(ws: "Workspace", said: PictureMetadata) -> Base:
     return named[0]
 
 
-def _adapter(ws: "Workspace", mark: AdapterMark, family: str) -> Adapter:
+def same_adapter(ws: "Workspace", mark: AdapterMark, family: str) -> Adapter:
+    """The adapter that a picture or a mix names: by id, by the hash of its weights, then by name.
+
+    Raises:
+        NotFound: there is none.
+        BadInput: the one of that name has other weights.
+    """
     found = ws.catalog.find(Adapter, mark.id) if mark.id else None
     if found is not None and found.tensor_sha256 == mark.tensor_sha256:
         return found
@@ -74,7 +81,7 @@ def _adapter(ws: "Workspace", mark: AdapterMark, family: str) -> Adapter:
 def _from_others(
     ws: "Workspace", path: Path, said: PictureMetadata, base: Base, adapters: list[Adapter]
 ) -> SampleRequest:
-    """From what A1111 writes."""
+    """From what other programs write."""
     width, height = default_size(ws, base)
     try:
         return SampleRequest(
@@ -91,7 +98,7 @@ def _from_others(
             width=said.width or width,
             height=said.height or height,
             scheduler=said.scheduler,
-            clip_skip=int(said.pairs.get("Clip skip", "0") or 0),
+            **said.more,
         )
     except (ValidationError, ValueError) as error:
         wrong = "says settings that cannot be drawn here"

@@ -53,7 +53,7 @@ class EmbeddingChoice(BaseModel):
 class SampleRequest(BaseModel):
     """One request: `count` pictures, picture i with seed `seed + i`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     base: str
     """Catalog id of the base."""
@@ -120,6 +120,10 @@ class SampleRequest(BaseModel):
     memory: Literal["auto", "fast", "slicing", "model", "sequential", "group"] = "auto"
     """What to do about memory: auto = the quickest that fits; fast = all on the device; slicing = in pieces;
     model, group, sequential = what is not needed waits in the main memory, from quick to slow."""
+    format: Literal["png", "jpeg", "webp"] = "png"
+    """Of the files: png loses nothing, jpeg and webp are smaller; all say how they were made."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 92
+    """Of jpeg and webp; 100 = webp without loss."""
     template: Text = ""
     """The prompt as it was written, when chance chose words of it; then `prompt` is final."""
     negative_template: Text = ""

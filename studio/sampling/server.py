@@ -21,8 +21,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from registry.errors import StudioError
 from registry.files import atomic_path, write_json
-from studio.sampling.image_metadata import write_png
+from studio.sampling.metadata.writing import write_picture
 from studio.sampling.task import PREVIEW, PROGRESS, SampleTask, map_name, picture_name
+from trainers.spared import spare
 
 if TYPE_CHECKING:
     from PIL import Image as Pixels
@@ -145,8 +146,8 @@ class _Writer:
 
     def keep(self, index: int, picture: "Pixels.Image", base_scheduler: str) -> None:
         """Write one finished picture with its metadata."""
-        name = picture_name(index)
-        write_png(
+        name = picture_name(index, self._task.request.format)
+        write_picture(
             picture,
             self._folder / name,
             self._task.request,
@@ -161,8 +162,7 @@ class _Writer:
 
 def main() -> None:
     """Serve on this process's stdin and stdout."""
-    # Drawing needs no 8-bit optimizer; other libraries import it when they find it, for 0.8 CPU seconds.
-    sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType]  Python's own way to bar an import
+    spare("bitsandbytes", "peft")  # drawing needs neither: adapters act through our own layers
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # a print in some library must not break the protocol
     Server(sys.stdin, answers).serve()

@@ -34,6 +34,7 @@ from studio.sampling.packed import Blob, LoraPart, Pack
 from studio.sampling.parts import Site, added_bias, addition, norm_change
 from studio.sampling.spots import Spot, Spots
 from studio.sampling.strengths import Schedule, check_blocks, factor_at
+from trainers.new_tokens import set_words
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
@@ -247,8 +248,6 @@ class AdapterStack:
         speaking = tuple(key for key, own in words if own)
         if speaking == self._known:
             return
-        from trainers.new_tokens import set_words  # needs PEFT, which few adapters do
-
         known = {
             word: {name: torch.from_numpy(value) for name, value in rows.items()}
             for _, own in words

@@ -20,6 +20,7 @@ from studio.runs.checks import check_base
 from studio.sampling.checks import check_modes
 from studio.sampling.control.choosing import choose_net, mode_of
 from studio.sampling.coverage import require_complete
+from studio.sampling.defaults import component_config
 from studio.sampling.files import take_files
 from studio.sampling.prompts.ready import ready
 from studio.sampling.request import AdapterChoice, SampleRequest
@@ -27,7 +28,6 @@ from studio.sampling.schedulers import check_scheduler
 from studio.sampling.strengths import check_blocks
 from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase, TaskControl, TaskEmbedding
 from trainers.families import FAMILIES
-from trainers.recipe import preset
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -212,26 +212,6 @@ def job_of(ws: "Workspace", sample: Sample) -> Job:
     return jobs[0]
 
 
-def default_size(ws: "Workspace", base: Base) -> tuple[int, int]:
-    """(width, height) that the base was made for: its denoiser's own size times its VAE's factor.
-
-    A denoiser without a size of its own (FLUX.1) goes by the VAE's.
-    """
-    denoiser, vae = _config(ws, base, FAMILIES[base.family].denoiser), _config(ws, base, "vae")
-    blocks, own = vae.get("block_out_channels"), denoiser.get("sample_size")
-    side = int(own) * 2 ** (len(blocks) - 1) if own and blocks else vae.get("sample_size")
-    side = int(side or FAMILIES[base.family].resolution)
-    return side, side
-
-
-def default_guidance(base: Base) -> float:
-    """What the base's own style preset draws its previews with: the pocket base burns its colours at 7."""
-    try:
-        return preset(base.family, "style", base.name).preview.cfg
-    except BadInput:  # a family without a shipped recipe
-        return 7.0
-
-
 def check_adapter(ws: "Workspace", adapter: Adapter, base: Base) -> None:
     """Refuse an adapter that is gone, changed, or made for another base; both dimensions are named.
 
@@ -240,7 +220,7 @@ def check_adapter(ws: "Workspace", adapter: Adapter, base: Base) -> None:
     """
     path = require_file(ws, adapter)
     theirs = _text_width_of_adapter(path)
-    ours = _config(ws, base, "unet").get("cross_attention_dim")
+    ours = component_config(ws, base, "unet").get("cross_attention_dim")
     if theirs and ours and theirs != ours:
         raise BadInput(
             f"adapter {adapter.name}",
@@ -308,15 +288,6 @@ def _task_adapter(adapter: Adapter, choice: AdapterChoice) -> TaskAdapter:
         schedule=choice.schedule,
         peft=adapter.metadata.get("peft"),
     )
-
-
-def _config(ws: "Workspace", base: Base, component: str) -> dict[str, Any]:
-    """config.json of a component of a local base; empty when it has none."""
-    if base.kind == "hub":
-        return {}
-    folder = ws.resolve(base.config if base.kind == "file" and base.config else base.location)
-    path = folder / component / "config.json"
-    return read_json(path) if path.is_file() else {}
 
 
 def _text_width_of_adapter(path: Path) -> int | None:

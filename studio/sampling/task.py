@@ -15,6 +15,7 @@ from studio.sampling.strengths import Schedule
 REQUEST = "request.json"
 PROGRESS = "progress.json"
 PREVIEW = "preview.png"
+SUFFIXES = {"jpeg": "jpg"}  # where they are not the name of the format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,6 @@ def map_name(index: int) -> str:
     return f"control-{index}.png"
 
 
-def picture_name(index: int) -> str:
+def picture_name(index: int, format: str) -> str:
     """File name of picture `index` of a sample."""
-    return f"{index:03d}.png"
+    return f"{index:03d}.{SUFFIXES.get(format, format)}"

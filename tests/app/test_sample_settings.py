@@ -5,7 +5,8 @@ from pathlib import Path
 from PIL import Image as Pixels
 
 from registry.records import Adapter, Base, Sample
-from studio.sampling.image_metadata import write_png
+from studio.sampling.metadata.writing import write_picture
+from studio.sampling.mixes import mix_text
 from studio.sampling.request import AdapterChoice, SampleRequest
 from studio.sampling.task import TaskAdapter
 from studio.workspace import Workspace
@@ -37,7 +38,7 @@ def test_a_dropped_picture_fills_in_its_settings(filled: Workspace, open_page: O
     )  # fmt: skip
     path = tmp_path / "told.png"
     blank = Pixels.new("RGB", (64, 64))
-    write_png(blank, path, told, base_name=base.name, base_hash=base.weight_hash, adapters=[used])
+    write_picture(blank, path, told, base_name=base.name, base_hash=base.weight_hash, adapters=[used])
     at = open_page(filled, "sample")
     at.file_uploader(key="s-like").set_value([("told.png", path.read_bytes(), "image/png")]).run()
     assert not at.exception
@@ -53,3 +54,31 @@ def test_a_dropped_picture_fills_in_its_settings(filled: Workspace, open_page: O
     at.file_uploader(key="s-like").set_value([("x.png", b"hello", "image/png")]).run()
     assert not at.exception
     assert any("is not a sound PNG" in error.value for error in at.error)
+
+
+def test_a_dropped_mix_takes_the_place_of_what_is_chosen(filled: Workspace, open_page: Open):
+    adapters = filled.catalog.list(Adapter, family="sd15", trashed_at=None, limit=2)
+    choices = [
+        AdapterChoice(id=adapters[0].id, weight=0.35, blocks={"MID": 0.5}),
+        AdapterChoice(id=adapters[1].id, weight=-0.5),
+    ]
+    text = mix_text(filled, filled.catalog.get(Base, "pocket"), choices)
+    at = open_page(filled, "sample")
+    at.selectbox(key="s-base").set_value(filled.catalog.get(Base, "pocket").id).run()
+    before = [error.value for error in at.error]  # of a job that failed
+    at.file_uploader(key="s-mix-file").set_value([("mix.json", text.encode(), "application/json")]).run()
+    assert not at.exception
+    assert [error.value for error in at.error] == before
+    assert [slider.value for slider in at.slider if slider.label == "Strength"] == [0.35, -0.5]
+    at.file_uploader(key="s-mix-file").set_value([("x.json", b"{", "application/json")]).run()
+    assert any("is not a mix of adapters" in error.value for error in at.error)
+    assert [slider.value for slider in at.slider if slider.label == "Strength"] == [0.35, -0.5]
+
+
+def test_pictures_are_asked_for_in_the_chosen_format(filled: Workspace, open_page: Open):
+    at = open_page(filled, "sample")
+    at.text_area(key="s-prompt").set_value("a red circle")
+    next(one for one in at.button_group if one.key == "s-format").set_value("webp").run()
+    next(one for one in at.button if one.label == "Make pictures").click().run()
+    assert not at.exception
+    assert filled.catalog.list(Sample, limit=1)[0].request["format"] == "webp"

@@ -1,9 +1,5 @@
 """The main job on toy bases of SDXL, SD3.5 and FLUX.1, up to the exported adapter in diffusers."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.support.bases import save_base
+from tests.support.cli import Studio
 from tests.support.runs import draw_pictures
 from trainers.families import FAMILIES
 
@@ -27,18 +24,8 @@ SETS = (
 
 
 @pytest.fixture
-def studio(tmp_path: Path):
-    home = tmp_path / "home"
-
-    def call(*arguments: object) -> Any:
-        command = [sys.executable, "-m", "studio.cli", "--home", str(home), "--json", *map(str, arguments)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=280, env=os.environ, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    return call
+def studio(tmp_path: Path) -> Studio:
+    return Studio(tmp_path / "home")
 
 
 def toy(name: str, folder: Path) -> Path:
@@ -87,23 +74,14 @@ def test_the_main_job(studio, tmp_path, name):
     assert (adapter["family"], tuple(adapter["targets"])) == (name, (FAMILIES[name].denoiser, *encoders))
 
     def draw(where: str, *more: object) -> np.ndarray:
-        options = [
-            "--prompt",
-            PROMPT,
-            "--seed",
-            SEED,
-            "--steps",
-            STEPS,
-            "--cfg",
-            CFG,
-            "--size",
-            f"{SIDE}x{SIDE}",
-        ]
+        options = ["--prompt", PROMPT, "--seed", SEED, "--steps", STEPS, "--cfg", CFG]
+        options += ["--size", f"{SIDE}x{SIDE}"]
         files = studio("sample", "--base", "toy", *options, "--out", tmp_path / where, *more)["files"]
         return np.asarray(Image.open(files[0]).convert("RGB"), np.float32) / 255
 
-    plain, full = draw("plain"), draw("full", "--adapter", "discs:1")
-    assert np.array_equal(plain, draw("off", "--adapter", "discs:0"))
+    with studio.working():
+        plain, full = draw("plain"), draw("full", "--adapter", "discs:1")
+        assert np.array_equal(plain, draw("off", "--adapter", "discs:0"))
     assert np.abs(full - plain).max() > 2 / 255, "the adapter must show"
     assert np.abs(drawn_by_diffusers(name, folder, None) - plain).max() < 1e-3 + 0.5 / 255
 

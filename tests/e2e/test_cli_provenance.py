@@ -1,33 +1,18 @@
 """From a picture to what holds it, and a run once more, as a person types it."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.cli import Studio
 from tests.support.provenance import CAPTIONS, picture
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    home = tmp_path_factory.mktemp("home")
-
-    def call(*arguments, code=0, text=False):
-        command = [sys.executable, "-m", "studio.cli", "--home", str(home), *map(str, arguments)]
-        command += [] if text else ["--json"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=280, env=os.environ, check=False
-        )
-        assert done.returncode == code, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr if code else done.stdout if text else json.loads(done.stdout)
-
-    return call
+def studio(tmp_path_factory) -> Studio:
+    return Studio(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from studio.datasets.ingest import create_dataset, images_of
 from studio.demo.prompts import PROMPTS, held_out_prompts
 from studio.demo.run import draw_both, open_picture, train_adapter
 from studio.pocket.pictures import TRIGGERS, demo_set
-from studio.sampling.submit import default_size
+from studio.sampling.defaults import default_size
 from studio.workspace import POCKET, Workspace
 from trainers.plan import replace_trigger
 from trainers.recipe import apply_sets, preset_by_name

@@ -15,7 +15,7 @@ from studio.app.words import spoken
 FORM = frozenset(
     {"base", "adapters", "partial", "prompt", "negative", "steps", "cfg", "seed", "width", "height",
      "scheduler", "count", "clip_skip", "guidance_rescale", "template", "negative_template", "resolved",
-     "embeddings"}
+     "embeddings", "format"}
 )  # fmt: skip
 
 

@@ -11,16 +11,18 @@ from registry.errors import BadInput
 from registry.records import Adapter, Base, Sample
 from studio.app import shell
 from studio.app.components import mix
+from studio.app.components.mix_file import mix_file
 from studio.app.words import md
+from studio.sampling.defaults import default_guidance
 from studio.sampling.request import AdapterChoice, SampleRequest
 from studio.sampling.schedulers import SCHEDULERS, scheduler_names
-from studio.sampling.submit import default_guidance
 
 SEEDS = 2**32
 PENDING = "sample-pending"  # settings to put back before the widgets are made
 SHAPES = {"square": "Square", "portrait": "Tall", "landscape": "Wide", "own": "Own size"}
 KEPT: Any = "session"
-MORE = ("guidance_rescale", "clip_skip", "partial")  # as the request names them
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
+MORE = ("guidance_rescale", "clip_skip", "partial", "format")  # as the request names them
 MOST_SKIPPED = 11  # layers that the smallest real CLIP can spare
 
 
@@ -87,6 +89,7 @@ def form(bases: list[Base]) -> SampleRequest | None:
     )
     base = by_id[base_id]
     choices = mix.mixer(base.family)
+    mix_file(base, choices)
     _trigger_chips()
     prompt = st.text_area(
         "What to draw (prompt)",
@@ -146,7 +149,7 @@ def _add_word(word: str) -> None:
 
 
 def _size(base: Base) -> Size:
-    from studio.sampling.submit import default_size
+    from studio.sampling.defaults import default_size
 
     width, height = default_size(shell.workspace(), base)
     shape = st.segmented_control(
@@ -246,7 +249,17 @@ def _more(base: Base) -> dict[str, Any]:
             persist_state=KEPT,
             help="Else an adapter of which a part has no place in the base is refused, with what is missing",
         )
+        st.session_state.setdefault("s-format", "png")
+        format = st.segmented_control(
+            "Files",
+            list(FORMATS),
+            format_func=FORMATS.__getitem__,
+            key="s-format",
+            persist_state=KEPT,
+            help="Each says how its picture was made; JPEG and WebP are smaller and lose a little",
+        )
     return {
+        "format": format or "png",
         "steps": steps,
         "cfg": cfg,
         "scheduler": scheduler,

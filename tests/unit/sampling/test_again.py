@@ -11,7 +11,8 @@ from registry.errors import BadInput, StudioError
 from registry.records import Adapter, Base
 from studio.cli import run
 from studio.sampling.again import request_of
-from studio.sampling.image_metadata import PARAMETERS, write_png
+from studio.sampling.metadata.reading import PARAMETERS
+from studio.sampling.metadata.writing import write_picture
 from studio.sampling.request import AdapterChoice
 from studio.sampling.submit import submit, wait
 from studio.workspace import Workspace
@@ -42,7 +43,7 @@ def written(ws: Workspace, ink: Adapter, path: Path, **changes: Any) -> Path:
     mark: dict[str, Any] = {"id": ink.id, "name": ink.name, "tensor_sha256": ink.tensor_sha256} | changes
     used = type("Used", (), {**mark, "weight": 0.7, "text_weight": None})()
     own = request(ws, adapters=(choice,), clip_skip=2, template="a {red|blue} circle")
-    write_png(
+    write_picture(
         Image.new("RGB", (32, 32)), path, own,
         base_name="pocket", base_hash=changes.get("base_hash", base.weight_hash), adapters=[used],
     )  # fmt: skip

@@ -15,7 +15,7 @@ from studio.commands import modes
 from studio.sampling.checks import check_modes
 from studio.sampling.engine import Engine
 from studio.sampling.files import picture_size
-from studio.sampling.image_metadata import picture_request
+from studio.sampling.metadata.writing import picture_request
 from studio.sampling.request import SampleRequest
 from studio.sampling.submit import FOLDER, submit
 from studio.sampling.task import SampleTask

@@ -10,13 +10,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from registry.errors import BadInput
-from studio.sampling.image_metadata import (
-    AdapterMark,
-    a1111_parameters,
-    parse_a1111,
-    read_metadata,
-    write_png,
-)
+from studio.sampling.metadata.a1111 import a1111_parameters, parse_a1111
+from studio.sampling.metadata.reading import read_metadata
+from studio.sampling.metadata.said import AdapterMark
+from studio.sampling.metadata.writing import write_picture
 from studio.sampling.request import AdapterChoice, SampleRequest
 
 INK = AdapterMark("ink style", 0.8, None, "ab" * 32, "0123456789")
@@ -55,7 +52,7 @@ def test_a1111_text_is_what_a1111_writes():
 
 def test_written_and_read_back(tmp_path):
     path = tmp_path / "000.png"
-    write_png(
+    write_picture(
         _picture(), path, REQUEST, index=1, base_name="SD", base_hash="ff" * 32,
         base_scheduler="DDIMScheduler", adapters=[INK, CAT],
     )  # fmt: skip
@@ -77,7 +74,7 @@ def test_written_and_read_back(tmp_path):
 def test_any_words_survive_in_our_own_json(tmp_path_factory, prompt, negative):
     path = tmp_path_factory.getbasetemp() / "any.png"
     request = REQUEST.model_copy(update={"prompt": prompt, "negative": negative, "count": 1})
-    write_png(_picture(), path, request)
+    write_picture(_picture(), path, request)
     assert read_metadata(path).request == request
 
 
@@ -137,7 +134,7 @@ def test_a_broken_entry_of_ours_is_ignored(tmp_path, text):
 
 
 def test_own_json_is_plain_ascii(tmp_path):
-    write_png(_picture(), tmp_path / "a.png", REQUEST.model_copy(update={"prompt": "猫 🐈"}))
+    write_picture(_picture(), tmp_path / "a.png", REQUEST.model_copy(update={"prompt": "猫 🐈"}))
     data = (tmp_path / "a.png").read_bytes()
     own = json.loads(Image.open(tmp_path / "a.png").info["lora_studio"])
     assert own["request"]["prompt"] == "猫 🐈"

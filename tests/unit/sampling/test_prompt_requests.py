@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 from registry.errors import BadInput
 from registry.records import Base, Sample
 from studio.sampling.engine import Engine
-from studio.sampling.image_metadata import picture_request, read_metadata, write_png
+from studio.sampling.metadata.reading import read_metadata
+from studio.sampling.metadata.writing import picture_request, write_picture
 from studio.sampling.prompts.embeddings import read_embedding
 from studio.sampling.prompts.ready import find_adapter, ready
 from studio.sampling.prompts.request_texts import batches
@@ -74,7 +75,7 @@ def test_a_picture_says_its_template_and_its_prompt(ws: Workspace, tmp_path: Pat
     from PIL import Image
 
     four = made(ws, prompt="a __colour__ hat", count=4, clip_skip=2)
-    write_png(Image.new("RGB", (8, 8)), tmp_path / "a.png", four, index=3)
+    write_picture(Image.new("RGB", (8, 8)), tmp_path / "a.png", four, index=3)
     read = read_metadata(tmp_path / "a.png")
     assert read.request == picture_request(four, 3)
     assert read.prompt == four.resolved[3][0]

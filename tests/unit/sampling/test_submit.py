@@ -16,7 +16,7 @@ from registry.errors import BadInput, NotFound, StudioError
 from registry.records import Base, Job, JobState, Run, RunState, Sample
 from studio.runs.worker import Worker
 from studio.sampling.client import SamplerClient, SampleResult
-from studio.sampling.image_metadata import read_metadata
+from studio.sampling.metadata.reading import read_metadata
 from studio.sampling.request import AdapterChoice
 from studio.sampling.submit import (
     FOLDER,

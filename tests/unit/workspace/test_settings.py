@@ -20,7 +20,7 @@ def test_defaults_file_and_environment_in_this_order(tmp_path, monkeypatch):
         ("trash_day = 7", r"studio.toml: has no setting 'trash_day'. did you mean trash_days."),
         (
             "colour = 7",
-            r"has no setting 'colour'. use one of database_url, password_hash, trash_days, backups.",
+            r"has no setting .colour.. use one of database_url, password_hash, api_token, trash_days",
         ),
         ("trash_days = -1", r"studio.toml: trash_days: input should be greater than or equal to 0."),
         ("trash_days = 'soon'", r"studio.toml: trash_days: input should be a valid integer"),

@@ -1,0 +1,141 @@
+"""Reading what a picture says about itself, whichever program wrote it."""
+
+import json
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image, UnidentifiedImageError
+from pydantic import ValidationError
+
+from registry.errors import BadInput
+from studio.sampling.metadata import comfyui, invokeai
+from studio.sampling.metadata.a1111 import parse_a1111
+from studio.sampling.metadata.comfyui import parse_comfyui
+from studio.sampling.metadata.invokeai import parse_invokeai
+from studio.sampling.metadata.said import OWN, AdapterMark, PictureMetadata
+from studio.sampling.metadata.swarmui import parse_swarmui
+from studio.sampling.request import SampleRequest
+
+PARAMETERS = "parameters"
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 64_000_000  # by the header; nothing is decoded here
+MAX_OWN = 2**20  # bytes of our own JSON, unpacked
+EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
+OWN_HEAD = b"lora_studio\0"  # before our own JSON in EXIF's MakerNote, deflated
+_MAKE, _MODEL = 0x010F, 0x0110  # where ComfyUI writes "workflow:{...}" and "prompt:{...}"
+
+
+def read_metadata(path: Path) -> PictureMetadata:
+    """What the picture at `path` says about itself; decodes no pixels.
+
+    Our own JSON counts most, then A1111's text, then those of SwarmUI, InvokeAI and ComfyUI.
+
+    Raises:
+        BadInput: it is no PNG, JPEG or WebP, or is damaged.
+    """
+    texts = _texts(path)
+    found = _others(texts)
+    own = _own(texts.get(OWN, ""))
+    if own is None:
+        return replace(found, texts=texts)
+    request, base, adapters = own
+    return PictureMetadata(
+        source=OWN,
+        prompt=request.prompt,
+        negative=request.negative,
+        seed=request.seed,
+        steps=request.steps,
+        cfg=request.cfg,
+        width=request.width,
+        height=request.height,
+        scheduler=request.scheduler,
+        base_name=str(base.get("name", "")),
+        base_hash=str(base.get("hash", "")),
+        adapters=adapters,
+        request=request,
+        pairs=found.pairs,
+        texts=texts,
+    )
+
+
+def _others(texts: dict[str, str]) -> PictureMetadata:
+    """What other programs' texts say; empty when there are none."""
+    parameters = texts.get(PARAMETERS, "")
+    if found := parse_swarmui(parameters):
+        return found
+    if parameters.strip():
+        return parse_a1111(parameters)
+    for key, parse in ((invokeai.KEY, parse_invokeai), (comfyui.KEY, parse_comfyui)):
+        if found := parse(texts.get(key, "")):
+            return found
+    return PictureMetadata()
+
+
+def _texts(path: Path) -> dict[str, str]:
+    """Text chunks of a PNG; of the others what EXIF holds, under the same names."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadInput(str(path), f"has {image.width}x{image.height} pixels, the limit is 64 MP", "")
+            if image.format == "PNG":
+                image.load()  # texts may stand behind the pixels
+                return {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+            return _exif_texts(image.getexif())
+    except FileNotFoundError as error:
+        raise BadInput(str(path), "does not exist", "check the path") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise BadInput(
+            str(path), "is not a sound PNG, JPEG or WebP picture", "choose another file"
+        ) from error
+
+
+def _exif_texts(exif: Image.Exif) -> dict[str, str]:
+    held: dict[int, Any] = dict(exif.get_ifd(EXIF_IFD))
+    comment, note = held.get(USER_COMMENT), held.get(MAKER_NOTE)
+    texts = {PARAMETERS: _comment_text(comment)} if isinstance(comment, bytes) else {}
+    if isinstance(note, bytes) and note.startswith(OWN_HEAD):
+        texts[OWN] = _inflated(note.removeprefix(OWN_HEAD))
+    for tag in (_MAKE, _MODEL):
+        key, colon, value = str(exif.get(tag, "")).partition(":")
+        if colon and key.lower() in {"prompt", "workflow"}:
+            texts[key.lower()] = value.strip("\0")
+    return texts
+
+
+def _comment_text(comment: bytes) -> str:
+    """EXIF 2.3, UserComment: 8 bytes name the encoding; A1111 writes big-endian UTF-16."""
+    code, body = comment[:8], comment[8:]
+    if code.startswith(b"UNICODE"):
+        return body.decode("utf-16-le" if body[1:2] == b"\0" else "utf-16-be", "replace").strip("\0")
+    return body.decode("utf-8", "replace").strip("\0")
+
+
+def _inflated(data: bytes) -> str:
+    """Our own JSON; "" when it is damaged or far too long for it."""
+    try:
+        return zlib.decompressobj().decompress(data, MAX_OWN).decode("ascii")
+    except (zlib.error, UnicodeDecodeError):
+        return ""
+
+
+def _own(text: str) -> tuple[SampleRequest, dict[str, Any], tuple[AdapterMark, ...]] | None:
+    """Our JSON, or None when it is not there or not ours any more."""
+    try:
+        value: Any = json.loads(text)
+        request = SampleRequest.model_validate(value["request"])
+        adapters = tuple(
+            AdapterMark(
+                name=str(item["name"]),
+                weight=float(item["weight"]),
+                text_weight=None if item["text_weight"] is None else float(item["text_weight"]),
+                tensor_sha256=str(item["tensor_sha256"]),
+                id=str(item["id"]),
+            )
+            for item in value["adapters"]
+        )
+        base = cast(dict[str, Any], dict(value["base"]))
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
+        return None
+    return request, base, adapters

@@ -1,0 +1,104 @@
+"""Writing a picture with what made it: A1111's `parameters` for other tools, our own JSON for us.
+
+PNG holds both as texts. JPEG and WebP hold A1111's text where A1111 puts it, in EXIF's UserComment, and our
+JSON in EXIF's MakerNote, deflated: all of EXIF must fit into 64 KB there.
+"""
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from registry.files import atomic_path
+from studio.sampling.metadata.a1111 import a1111_parameters, studio_version
+from studio.sampling.metadata.reading import EXIF_IFD, MAKER_NOTE, OWN_HEAD, PARAMETERS, USER_COMMENT
+from studio.sampling.metadata.said import OWN, UsedAdapter
+from studio.sampling.request import SampleRequest
+
+LOSSLESS = 100  # quality of WebP from which on nothing is lost
+
+
+def write_picture(
+    image: Image.Image,
+    path: Path,
+    request: SampleRequest,
+    *,
+    index: int = 0,
+    base_name: str = "",
+    base_hash: str = "",
+    base_scheduler: str = "",
+    adapters: Sequence[UsedAdapter] = (),
+) -> None:
+    """Write picture `index` of `request` with its metadata, atomically, in the request's format.
+
+    Args:
+        image: The picture.
+        path: File to write.
+        request: What was asked for.
+        index: Which picture of the request.
+        base_name: Name of the base in the catalog.
+        base_hash: Its weight hash.
+        base_scheduler: diffusers class that "default" stood for.
+        adapters: What acted on it.
+    """
+    one = picture_request(request, index)
+    own = {
+        "version": 1,
+        "studio": studio_version(),
+        "request": one.model_dump(mode="json"),
+        "index": index,
+        "base": {"id": request.base, "name": base_name, "hash": base_hash, "scheduler": base_scheduler},
+        "adapters": [
+            {
+                "id": item.id,
+                "name": item.name,
+                "tensor_sha256": item.tensor_sha256,
+                "weight": item.weight,
+                "text_weight": item.text_weight,
+            }
+            for item in adapters
+        ],
+    }
+    parameters = a1111_parameters(
+        one, base_name=base_name, base_hash=base_hash, base_scheduler=base_scheduler, adapters=adapters
+    )
+    options = _options(request, parameters.replace("\0", " "), json.dumps(own))
+    with atomic_path(path) as temporary:
+        image.save(temporary, format=request.format, **options)
+
+
+def picture_request(request: SampleRequest, index: int) -> SampleRequest:
+    """The request that makes picture `index` alone."""
+    prompt, negative = request.texts(index)
+    field = "subseed" if request.subseed_strength else "seed"
+    own = (getattr(request, field) + index) % 2**32
+    alone = {field: own, "count": 1, "resolved": (), "prompt": prompt, "negative": negative}
+    return request.model_copy(update=alone)
+
+
+def _options(request: SampleRequest, parameters: str, own: str) -> dict[str, Any]:
+    """What Pillow is told; `own` is ASCII, readable by every tool."""
+    if request.format == "png":
+        texts = PngInfo()
+        texts.add_text(PARAMETERS, parameters)
+        texts.add_text(OWN, own)
+        return {"pnginfo": texts}
+    exif = Image.Exif()
+    held = exif.get_ifd(EXIF_IFD)
+    held[USER_COMMENT] = _comment(parameters)
+    held[MAKER_NOTE] = OWN_HEAD + zlib.compress(own.encode("ascii"), 9)
+    options: dict[str, Any] = {"exif": exif, "quality": request.quality}
+    if request.format == "jpeg":
+        return options | {"subsampling": 0}  # colours as sharp as light; costs a fifth in size
+    return options | {"lossless": request.quality == LOSSLESS}
+
+
+def _comment(text: str) -> bytes:
+    """EXIF's UserComment: half the size where ASCII is enough."""
+    if text.isascii():
+        return b"ASCII\0\0\0" + text.encode("ascii")
+    return b"UNICODE\0" + text.encode("utf-16-be", "replace")

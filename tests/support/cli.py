@@ -1,0 +1,53 @@
+"""`studio` as a person types it, on a workspace of its own."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from studio.workspace import Workspace
+
+PATIENCE = 60.0  # seconds until a worker holds the workspace
+
+
+class Studio:
+    """Call it with words; it gives what `--json` printed.
+
+    Args:
+        home: The workspace.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def __call__(self, *words: object, code: int = 0, text: bool = False) -> Any:
+        """What a call gave that ended with `code`: its JSON, or its text; its error when it is not 0."""
+        command = self._command(*words) + ([] if text else ["--json"])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr if code else done.stdout if text else json.loads(done.stdout)
+
+    @contextmanager
+    def working(self) -> Generator[None]:
+        """Meanwhile a worker holds the workspace, so that one warm sampler serves several calls."""
+        process = subprocess.Popen(self._command("worker"), stderr=subprocess.DEVNULL)
+        ws = Workspace.open(self.home)
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while ws.holder() is None:
+                assert process.poll() is None, "the worker ended"
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+            ws.catalog.close()
+
+    def _command(self, *words: object) -> list[str]:
+        return [sys.executable, "-m", "studio.cli", "--home", str(self.home), *map(str, words)]
