@@ -73,5 +73,4 @@ class PngInfo(BaseModel):
 REFUSED = (
     "restore_faces", "tiling", "styles", "script_name", "hr_checkpoint_name", "hr_prompt",
     "hr_negative_prompt", "hr_resize_x", "hr_resize_y", "firstphase_width", "firstphase_height", "s_churn",
-    "image_cfg_scale",
 )  # fmt: skip
