@@ -1,7 +1,7 @@
 """The pocket base learns a style, a character and a concept; those of other families learn the style too.
 
-On `pocket` a third of the shipped recipes' steps: enough to see it, in a few minutes.
-`benchmarks/learning.py` goes all the way. The recipes of the other families are run as they are.
+A part of the shipped recipes' steps: enough to see it, in a few minutes. `benchmarks/learning.py` and
+`benchmarks/style_closed.py` go all the way.
 """
 
 from pathlib import Path
@@ -15,7 +15,11 @@ from tests.support.learning import KINDS, demo_dataset, drift, learn, likeness
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 OTHER_FAMILIES = ("pocket-xl", "pocket-sd35")
-SHORT = ("train.max_steps=260", "checkpoints.every=260", "checkpoints.keep_best=false")
+
+
+def short(steps: int) -> list[str]:
+    """A run of so many steps, with one checkpoint at its end."""
+    return [f"train.max_steps={steps}", f"checkpoints.every={steps}", "checkpoints.keep_best=false"]
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def ws(tmp_path: Path) -> Workspace:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_learned(ws: Workspace, kind: str):
     dataset = demo_dataset(ws, kind)
-    figures = likeness(ws, dataset, learn(ws, dataset, kind, *SHORT), kind)
+    figures = likeness(ws, dataset, learn(ws, dataset, kind, *short(140)), kind)
     print(f"{kind}: {figures.closed:.0%} of the distance closed")
     assert figures.adapter.total < figures.base.total
     assert figures.closed > 0.4
@@ -35,7 +39,7 @@ def test_each_kind_is_learned(ws: Workspace, kind: str):
 @pytest.mark.parametrize("base", OTHER_FAMILIES)
 def test_every_family_learns_a_style(ws: Workspace, base: str):
     dataset = demo_dataset(ws, "style")
-    adapter = learn(ws, dataset, "style", "checkpoints.keep_best=false", base=base)
+    adapter = learn(ws, dataset, "style", *short(140), base=base)
     figures = likeness(ws, dataset, adapter, "style", base_name=base)
     print(f"{base}: {figures.closed:.0%} of the distance closed")
     assert adapter.family == ws.catalog.get(Base, base).family
@@ -44,7 +48,7 @@ def test_every_family_learns_a_style(ws: Workspace, base: str):
 
 def test_preservation_keeps_other_prompts_closer_to_the_base(ws: Workspace):
     dataset = demo_dataset(ws, "character", pictures=12)
-    without = drift(ws, learn(ws, dataset, "character", *SHORT))
-    kept = drift(ws, learn(ws, dataset, "character", *SHORT, "preservation.mode=base_prediction"))
+    without = drift(ws, learn(ws, dataset, "character", *short(140)))
+    kept = drift(ws, learn(ws, dataset, "character", *short(140), "preservation.mode=base_prediction"))
     print(f"other prompts drift by {without:.3f} without preservation, {kept:.3f} with it")
     assert kept < 0.95 * without

@@ -16,6 +16,7 @@ from registry.errors import BadInput, NotFound, StudioError
 from registry.records import Base, Job, JobState, Run, RunState, Sample
 from studio.runs.worker import Worker
 from studio.sampling.client import SamplerClient, SampleResult
+from studio.sampling.defaults import default_size
 from studio.sampling.metadata.reading import read_metadata
 from studio.sampling.request import AdapterChoice
 from studio.sampling.submit import (
@@ -23,7 +24,6 @@ from studio.sampling.submit import (
     cancel,
     check_adapter,
     collect,
-    default_size,
     files_of,
     job_of,
     progress,
