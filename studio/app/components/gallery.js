@@ -52,6 +52,14 @@ export default function (component) {
     const zoom = () => openLightbox(zoomed, zoomed.findIndex((picture) => picture.url === card.zoom));
     face.onclick = () => (data.opens ? setTriggerValue("opened", card.id) : card.zoom && zoom());
     item.append(face);
+    if (card.action) {
+      const act = make("button", "act", card.action);
+      act.type = "button";
+      act.setAttribute("aria-label", `${card.action}: ${card.title || card.alt}`);
+      act.onclick = () => setTriggerValue("acted", card.id);
+      item.classList.add("acting");
+      item.append(act);
+    }
     if (data.picking) item.append(make("span", "check", card.selected ? "\u2713" : ""));
     if (data.stars) {
       const star = make("button", card.favourite ? "star on" : "star", card.favourite ? "\u2605" : "\u2606");

@@ -12,22 +12,23 @@ from studio.app.words import printable
 HERE = Path(__file__).parent
 
 
-def _read(name: str) -> str:
+def read_asset(name: str) -> str:
+    """Text of a file beside this one."""
     return (HERE / name).read_text(encoding="utf-8")
 
 
-_LIGHTBOX = _read("lightbox.js")
+_LIGHTBOX = read_asset("lightbox.js")
 _GALLERY = component(
     "lora_studio_gallery",
     html='<div id="grid"></div>',
-    css=_read("gallery.css"),
-    js=_LIGHTBOX + _read("gallery.js"),
+    css=read_asset("gallery.css"),
+    js=_LIGHTBOX + read_asset("gallery.js"),
 )
 _FILM = component(
     "lora_studio_film",
     html='<div id="film" tabindex="0"></div>',
-    css=_read("film.css"),
-    js=_LIGHTBOX + _read("film.js"),
+    css=read_asset("film.css"),
+    js=_LIGHTBOX + read_asset("film.js"),
 )
 
 
@@ -47,6 +48,7 @@ class Card:
     alt: str = ""
     label: str = ""  # for screen readers; default: title
     placeholder: str = ""  # where there is no picture
+    action: str = ""  # label of a button below
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def gallery(
     framed: bool = True,
     picking: bool = False,
     on_star: Callable[[str], None] | None = None,
+    on_action: Callable[[str], None] | None = None,
 ) -> str | None:
     """Cards in a grid; returns the id of the card that was just clicked.
 
@@ -84,6 +87,7 @@ def gallery(
         framed: Whether cards have a border.
         picking: Show a check mark on each card: clicks choose instead of opening.
         on_star: Called with the id of a card whose star was clicked; None = stars only show.
+        on_action: Called with the id of a card whose button below was pressed.
     """
     data: dict[str, Any] = {
         "cards": [_clean(asdict(card)) for card in cards],
@@ -95,9 +99,13 @@ def gallery(
         "picking": picking,
         "stars": on_star is not None,
     }
-    happened = _GALLERY(key=key, data=data, on_opened_change=_noop, on_starred_change=_noop)
+    happened = _GALLERY(
+        key=key, data=data, on_opened_change=_noop, on_starred_change=_noop, on_acted_change=_noop
+    )
     if on_star is not None and (starred := happened.get("starred")):
         on_star(starred)
+    if on_action is not None and (acted := happened.get("acted")):
+        on_action(acted)
     return happened.get("opened")
 
 

@@ -1,5 +1,6 @@
 """Pictures being made and pictures made."""
 
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -36,11 +37,21 @@ def results() -> None:
     cards = [card for sample in samples for card in sample_cards(sample, bases)]
     if cards:
         st.caption("Click a picture to have all its settings back")
-        if opened := gallery(cards, key="samples-grid", least=130):
+        cards = [replace(card, action="Start from this") for card in cards]
+        if opened := gallery(cards, key="samples-grid", least=130, on_action=_start_from):
             sample, _, index = opened.partition("/")
             sample_form.put_back(catalog.get(Sample, sample).request, int(index))
             st.rerun()
     shell.pager(total, PER_PAGE, "samples-page")
+
+
+def _start_from(picture: str) -> None:
+    """The picture `<sample>/<index>` as the one to start from."""
+    sample, _, index = picture.partition("/")
+    files = shell.workspace().catalog.get(Sample, sample).files
+    if int(index) < len(files):
+        sample_form.start_from(files[int(index)])
+        st.rerun()
 
 
 @st.fragment(run_every=0.8)
