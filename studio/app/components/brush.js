@@ -95,13 +95,14 @@ function makeTool(root, data, report) {
     buttons.undo.disabled = !list.length;
     buttons.clear.disabled = !part;
   };
-  const mask = () => {
-    const made = layer(width, height), context = made.getContext("2d");
-    context.drawImage(canvas, 0, 0);
-    context.globalCompositeOperation = "source-in";
-    fill(context, "#fff");
-    context.globalCompositeOperation = "destination-over";
-    fill(context, "#000");
+  const mask = () => { // black and white: the edge of a stroke is half painted, and erasing would leave a trace
+    const pixels = pen.getImageData(0, 0, width, height);
+    for (let i = 0; i < pixels.data.length; i += 4) {
+      pixels.data.fill(pixels.data[i + 3] > 127 ? 255 : 0, i, i + 3);
+      pixels.data[i + 3] = 255;
+    }
+    const made = layer(width, height);
+    made.getContext("2d").putImageData(pixels, 0, 0);
     return made.toDataURL("image/png");
   };
   const hand = () => {

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import streamlit as st
 from streamlit.components.v2 import component
 
 from studio.app.words import printable
@@ -87,7 +88,7 @@ def gallery(
         framed: Whether cards have a border.
         picking: Show a check mark on each card: clicks choose instead of opening.
         on_star: Called with the id of a card whose star was clicked; None = stars only show.
-        on_action: Called with the id of a card whose button below was pressed.
+        on_action: Called with the id of a card whose button below was pressed, before the page is drawn.
     """
     data: dict[str, Any] = {
         "cards": [_clean(asdict(card)) for card in cards],
@@ -99,13 +100,16 @@ def gallery(
         "picking": picking,
         "stars": on_star is not None,
     }
+
+    def acted() -> None:  # a callback: it counts even when the next click comes before this run has ended
+        if on_action is not None and (card := st.session_state[key].get("acted")):
+            on_action(card)
+
     happened = _GALLERY(
-        key=key, data=data, on_opened_change=_noop, on_starred_change=_noop, on_acted_change=_noop
+        key=key, data=data, on_opened_change=_noop, on_starred_change=_noop, on_acted_change=acted
     )
     if on_star is not None and (starred := happened.get("starred")):
         on_star(starred)
-    if on_action is not None and (acted := happened.get("acted")):
-        on_action(acted)
     return happened.get("opened")
 
 

@@ -21,7 +21,6 @@ from studio.sampling.schedulers import SCHEDULERS, scheduler_names
 
 SEEDS = 2**32
 PENDING = "sample-pending"  # settings to put back before the widgets are made
-START = "sample-start"  # path of a picture to start from, likewise
 SHAPES = {"square": "Square", "portrait": "Tall", "landscape": "Wide", "own": "Own size"}
 KEPT: Any = "session"
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
@@ -45,9 +44,13 @@ def put_back(request: dict[str, Any], index: int = 0, *, said: str = "") -> None
     st.session_state[PENDING] = ({**request, **own}, said)
 
 
-def start_from(path: str) -> None:
-    """Take a picture of a sample as the one to start from, on the next run; all else stays."""
-    st.session_state[START] = path
+def start_from(sample: Sample, index: int) -> None:
+    """Take a picture of a sample as the one to start from; all else stays. Before any widget is made."""
+    try:
+        if index < len(sample.files):
+            start_picture.use(given.of_sample(sample.files[index]))
+    except StudioError as error:
+        notice.leave(str(error))
 
 
 def apply_pending() -> None:
@@ -56,12 +59,7 @@ def apply_pending() -> None:
     if asked:
         st.query_params.clear()
         _apply_address(asked)
-    if path := st.session_state.pop(START, ""):
-        try:
-            start_picture.use(given.of_sample(path))
-        except StudioError as error:
-            notice.leave(str(error))
-    told, said = st.session_state.pop(PENDING, (None, ""))
+    told, said = st.session_state.get(PENDING, (None, ""))
     if told is None:
         return
     request: dict[str, Any] = SampleRequest(base=told["base"]).model_dump() | told
@@ -74,6 +72,8 @@ def apply_pending() -> None:
     more_passes.put_back(request)
     if said or missing:
         notice.leave(said or "All settings are back, but for a picture.", problems=missing)
+    # Not before: the next click may end this run while pictures are read, and the next run begins again.
+    del st.session_state[PENDING]
 
 
 def _apply_address(asked: dict[str, str]) -> None:
@@ -83,9 +83,11 @@ def _apply_address(asked: dict[str, str]) -> None:
         mix.set_mix([mix.Part(adapter.id, adapter.recommended_weight)])
         _set_base_for(adapter)
         st.session_state.setdefault("s-prompt", ", ".join(adapter.trigger_words))
-    sample, _, index = asked.get("sample", "").partition("/")
-    if found := shell.sought(Sample, sample):
-        put_back(found.request, int(index) if index.isdigit() else 0)
+    for name in ("sample", "start"):
+        sample, _, index = asked.get(name, "").partition("/")
+        number = int(index) if index.isdigit() else 0
+        if found := shell.sought(Sample, sample):
+            put_back(found.request, number) if name == "sample" else start_from(found, number)
 
 
 def _set_base_for(adapter: Adapter) -> None:

@@ -48,10 +48,8 @@ def results() -> None:
 def _start_from(picture: str) -> None:
     """The picture `<sample>/<index>` as the one to start from."""
     sample, _, index = picture.partition("/")
-    files = shell.workspace().catalog.get(Sample, sample).files
-    if int(index) < len(files):
-        sample_form.start_from(files[int(index)])
-        st.rerun()
+    if found := shell.workspace().catalog.find(Sample, sample):
+        sample_form.start_from(found, int(index))
 
 
 @st.fragment(run_every=0.8)
