@@ -1,6 +1,6 @@
 // Cards in a responsive grid. All text goes in as textContent: names and captions are foreign.
 export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
+  const { data, parentElement, setTriggerValue, setStateValue } = component;
   const root = parentElement.querySelector("#grid");
   root.style.setProperty("--least", `${data.least}px`);
   root.classList.toggle("single", data.least === 0);
@@ -56,7 +56,8 @@ export default function (component) {
       const act = make("button", "act", card.action);
       act.type = "button";
       act.setAttribute("aria-label", `${card.action}: ${card.title || card.alt}`);
-      act.onclick = () => setTriggerValue("acted", card.id);
+      // A state, not a trigger: the page can look at it until it has done what it is for.
+      act.onclick = () => setStateValue("acted", { card: card.id, at: Date.now() });
       item.classList.add("acting");
       item.append(act);
     }

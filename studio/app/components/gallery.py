@@ -74,7 +74,6 @@ def gallery(
     framed: bool = True,
     picking: bool = False,
     on_star: Callable[[str], None] | None = None,
-    on_action: Callable[[str], None] | None = None,
 ) -> str | None:
     """Cards in a grid; returns the id of the card that was just clicked.
 
@@ -88,7 +87,6 @@ def gallery(
         framed: Whether cards have a border.
         picking: Show a check mark on each card: clicks choose instead of opening.
         on_star: Called with the id of a card whose star was clicked; None = stars only show.
-        on_action: Called with the id of a card whose button below was pressed, before the page is drawn.
     """
     data: dict[str, Any] = {
         "cards": [_clean(asdict(card)) for card in cards],
@@ -100,17 +98,29 @@ def gallery(
         "picking": picking,
         "stars": on_star is not None,
     }
-
-    def acted() -> None:  # a callback: it counts even when the next click comes before this run has ended
-        if on_action is not None and (card := st.session_state[key].get("acted")):
-            on_action(card)
-
     happened = _GALLERY(
-        key=key, data=data, on_opened_change=_noop, on_starred_change=_noop, on_acted_change=acted
+        key=key, data=data, on_opened_change=_noop, on_starred_change=_noop, on_acted_change=_noop
     )
     if on_star is not None and (starred := happened.get("starred")):
         on_star(starred)
     return happened.get("opened")
+
+
+def pressed(key: str) -> str | None:
+    """Id of the card whose button below was pressed last, until `answered`.
+
+    Asked at the start of the script. What it leads to may be cut short by the next click and is then done in
+    the next run, which a trigger or a callback would not be: a rerun that is asked for meanwhile ends both.
+    """
+    acted = (st.session_state.get(key) or {}).get("acted")
+    if not isinstance(acted, dict) or acted.get("at") == st.session_state.get(f"{key}-answered"):
+        return None
+    return str(acted.get("card", ""))
+
+
+def answered(key: str) -> None:
+    """What the button is for has been done."""
+    st.session_state[f"{key}-answered"] = st.session_state[key]["acted"]["at"]
 
 
 def film(rows: Sequence[tuple[str, Sequence[Frame]]], *, key: str) -> None:

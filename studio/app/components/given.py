@@ -116,11 +116,10 @@ def field(
     """
     given = current(slot)
     if given is None:
-        number = st.session_state.get(f"times-{slot}", 0)
-        key = f"s-{slot}-file-{number}"
-        st.file_uploader(
-            label, ENDINGS, key=key, help=help or None, on_change=_dropped, args=(slot, key, mask, then)
-        )
+        times = st.session_state.get(f"times-{slot}", 0)
+        dropped = st.file_uploader(label, ENDINGS, key=f"s-{slot}-file-{times}", help=help or None)
+        if dropped is not None:
+            _take_in(slot, dropped, mask, then)
         if (refused := st.session_state.get(f"refused-{slot}")) is not None:
             shell.complain(refused)
         return None
@@ -179,14 +178,18 @@ def _file(given: Given, folder: Path) -> str:
     return str(path)
 
 
-def _dropped(slot: str, key: str, mask: bool, then: Callable[[], None] | None) -> None:
-    dropped = st.session_state.get(key)
-    if dropped is None:
-        return
-    st.session_state[f"times-{slot}"] = st.session_state.get(f"times-{slot}", 0) + 1  # a fresh, empty field
+def _take_in(slot: str, dropped: Any, mask: bool, then: Callable[[], None] | None) -> None:
+    """Examine what was dropped; then a fresh, empty field, also when it is refused.
+
+    Not in a callback: a click meanwhile would end it for good, where the next run of the script finds the
+    file still in its field.
+    """
     try:
-        put(slot, take(dropped.name, dropped.getvalue(), mask=mask))
+        found = take(dropped.name, dropped.getvalue(), mask=mask)
         if then is not None:
             then()
+        put(slot, found)
     except StudioError as error:
         st.session_state[f"refused-{slot}"] = error
+    st.session_state[f"times-{slot}"] = st.session_state.get(f"times-{slot}", 0) + 1
+    st.rerun()

@@ -12,6 +12,7 @@ from registry.errors import BadInput, StudioError
 from registry.records import Adapter, Base, Sample
 from studio.app import shell
 from studio.app.components import control_pictures, given, mix, more_passes, notice, start_picture
+from studio.app.components.gallery import answered, pressed
 from studio.app.components.mix_file import mix_file
 from studio.app.components.start_picture import AS_PICTURE
 from studio.app.words import md
@@ -21,6 +22,7 @@ from studio.sampling.schedulers import SCHEDULERS, scheduler_names
 
 SEEDS = 2**32
 PENDING = "sample-pending"  # settings to put back before the widgets are made
+RESULTS = "samples-grid"  # key of the gallery of results
 SHAPES = {"square": "Square", "portrait": "Tall", "landscape": "Wide", "own": "Own size"}
 KEPT: Any = "session"
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
@@ -44,21 +46,15 @@ def put_back(request: dict[str, Any], index: int = 0, *, said: str = "") -> None
     st.session_state[PENDING] = ({**request, **own}, said)
 
 
-def start_from(sample: Sample, index: int) -> None:
-    """Take a picture of a sample as the one to start from; all else stays. Before any widget is made."""
-    try:
-        if index < len(sample.files):
-            start_picture.use(given.of_sample(sample.files[index]))
-    except StudioError as error:
-        notice.leave(str(error))
-
-
 def apply_pending() -> None:
     """Before any widget is made: what the address asks for, and settings put back."""
     asked = st.query_params.to_dict()
     if asked:
         st.query_params.clear()
         _apply_address(asked)
+    if (card := pressed(RESULTS)) is not None:
+        _start_from(card)
+        answered(RESULTS)
     told, said = st.session_state.get(PENDING, (None, ""))
     if told is None:
         return
@@ -76,6 +72,17 @@ def apply_pending() -> None:
     del st.session_state[PENDING]
 
 
+def _start_from(picture: str) -> None:
+    """Take the picture `<sample>/<index>` as the one to start from; all else stays."""
+    key, _, index = picture.partition("/")
+    sample, number = shell.sought(Sample, key), int(index) if index.isdigit() else 0
+    try:
+        if sample is not None and number < len(sample.files):
+            start_picture.use(given.of_sample(sample.files[number]))
+    except StudioError as error:
+        notice.leave(str(error))
+
+
 def _apply_address(asked: dict[str, str]) -> None:
     if base := shell.sought(Base, asked.get("base", "")):
         st.session_state["s-base"] = base.id
@@ -83,11 +90,11 @@ def _apply_address(asked: dict[str, str]) -> None:
         mix.set_mix([mix.Part(adapter.id, adapter.recommended_weight)])
         _set_base_for(adapter)
         st.session_state.setdefault("s-prompt", ", ".join(adapter.trigger_words))
-    for name in ("sample", "start"):
-        sample, _, index = asked.get(name, "").partition("/")
-        number = int(index) if index.isdigit() else 0
-        if found := shell.sought(Sample, sample):
-            put_back(found.request, number) if name == "sample" else start_from(found, number)
+    sample, _, index = asked.get("sample", "").partition("/")
+    if found := shell.sought(Sample, sample):
+        put_back(found.request, int(index) if index.isdigit() else 0)
+    if start := asked.get("start"):
+        _start_from(start)
 
 
 def _set_base_for(adapter: Adapter) -> None:

@@ -38,18 +38,11 @@ def results() -> None:
     if cards:
         st.caption("Click a picture to have all its settings back")
         cards = [replace(card, action="Start from this") for card in cards]
-        if opened := gallery(cards, key="samples-grid", least=130, on_action=_start_from):
+        if opened := gallery(cards, key=sample_form.RESULTS, least=130):
             sample, _, index = opened.partition("/")
             sample_form.put_back(catalog.get(Sample, sample).request, int(index))
             st.rerun()
     shell.pager(total, PER_PAGE, "samples-page")
-
-
-def _start_from(picture: str) -> None:
-    """The picture `<sample>/<index>` as the one to start from."""
-    sample, _, index = picture.partition("/")
-    if found := shell.workspace().catalog.find(Sample, sample):
-        sample_form.start_from(found, int(index))
 
 
 @st.fragment(run_every=0.8)
