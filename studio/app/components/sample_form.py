@@ -14,7 +14,7 @@ from studio.app import shell
 from studio.app.components import control_pictures, given, mix, more_passes, notice, start_picture
 from studio.app.components.gallery import answered, pressed
 from studio.app.components.mix_file import mix_file
-from studio.app.components.start_picture import AS_PICTURE
+from studio.app.components.start_picture import FOLLOW
 from studio.app.words import md
 from studio.sampling.defaults import default_guidance
 from studio.sampling.request import SampleRequest
@@ -178,22 +178,19 @@ def _size(base: Base, start: given.Given | None) -> Size:
     from studio.sampling.defaults import default_size, size_for
 
     width, height = default_size(shell.workspace(), base)
-    shapes = SHAPES if start is None else {AS_PICTURE: "As the picture"} | SHAPES
-    if st.session_state.get("s-shape") not in shapes:
-        st.session_state.pop("s-shape", None)
-    shape = st.pills(
+    if start is not None and st.toggle("Same shape as the picture", key=FOLLOW, persist_state=KEPT):
+        fitted = Size(*size_for(shell.workspace(), base, (start.width, start.height)))
+        st.caption(f"{fitted.width} × {fitted.height} pixels")
+        return fitted
+    shape = st.segmented_control(
         "Shape",
-        list(shapes),
-        format_func=shapes.__getitem__,
+        list(SHAPES),
+        format_func=SHAPES.__getitem__,
         key="s-shape",
         default="square",
         required=True,
         persist_state=KEPT,
     )
-    if shape == AS_PICTURE and start is not None:
-        fitted = Size(*size_for(shell.workspace(), base, (start.width, start.height)))
-        st.caption(f"{fitted.width} × {fitted.height} pixels")
-        return fitted
     if shape == "own":
         left, right = st.columns(2)
         st.session_state.setdefault("s-width", width)

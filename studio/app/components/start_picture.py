@@ -19,7 +19,7 @@ CONTENTS = {
     "nothing": "Nothing (latent nothing)",
 }
 NUMBERS = ("strength", "mask_blur", "mask_content", "only_masked", "mask_padding", "keep_unmasked")
-AS_PICTURE = "picture"  # the shape
+FOLLOW = "s-follow"  # whether the size follows the picture
 
 
 def start_picture() -> dict[str, Any]:
@@ -75,6 +75,7 @@ def put_back(request: dict[str, Any]) -> list[str]:
         except StudioError:
             missing.append(f"Its {words} is not here: drop it into “From a picture”")
     st.session_state["s-part"] = bool(request["mask"])
+    st.session_state[FOLLOW] = False  # a picture's settings say its size
     st.session_state["s-open-start"] = bool(request["image"])
     return missing
 
@@ -82,7 +83,7 @@ def put_back(request: dict[str, Any]) -> list[str]:
 def _another() -> None:
     """What belonged to the picture before does not fit this one."""
     put(MASK, None)
-    st.session_state["s-shape"] = AS_PICTURE
+    st.session_state[FOLLOW] = True
 
 
 def _part(given: Given) -> dict[str, Any]:
