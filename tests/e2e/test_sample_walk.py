@@ -129,10 +129,11 @@ def settings_come_back(workspace: Workspace, page: Page, painted: Sample) -> Non
     """After the form was emptied by opening it anew, the picture that was written says everything."""
     page.reload()
     page.get_by_role("button", name="Settings of a picture").click()
-    page.locator("input[type=file]").first.set_input_files(file_of(workspace, painted))
-    expect(page.get_by_text("The picture of that sample")).to_have_count(
-        2
-    )  # what it started from, and the mask
+    field = page.get_by_test_id("stFileUploader").filter(has_text="Drop a picture that says how it was made")
+    expect(field).to_be_visible()
+    field.locator("input[type=file]").set_input_files(file_of(workspace, painted))
+    both = page.get_by_text("The picture of that sample")  # what it started from, and the mask
+    expect(both).to_have_count(2, timeout=20 * SECONDS)
     prompt = page.get_by_role("textbox", name="What to draw (prompt)", exact=True)
     expect(prompt).to_have_value("a red circle")
     expect(page.get_by_text("Strength", exact=True)).to_have_count(2)
