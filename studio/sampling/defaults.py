@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from registry.errors import BadInput
 from registry.files import read_json
 from registry.records import Base
-from studio.sampling.files import picture_size
+from studio.sampling.files import fitting_size, picture_size
 from studio.sampling.request import SIDE
 from trainers.families import FAMILIES
 from trainers.recipe import preset
@@ -29,14 +29,17 @@ def default_size(ws: "Workspace", base: Base) -> tuple[int, int]:
 
 
 def size_for(
-    ws: "Workspace", base: Base, image: Path | None, added: tuple[int, ...] = (0, 0, 0, 0)
+    ws: "Workspace",
+    base: Base,
+    image: Path | tuple[int, int] | None,
+    added: tuple[int, ...] = (0, 0, 0, 0),
 ) -> tuple[int, int]:
     """(width, height) to draw at: the base's own, or the shape of the picture to start from at that area.
 
     Args:
         ws: Where the base is known.
         base: What draws.
-        image: Picture to start from.
+        image: Picture to start from: its file, or (width, height) of it upright.
         added: Pixels that are added to it: left, top, right, bottom.
 
     Raises:
@@ -46,7 +49,9 @@ def size_for(
     if image is None:
         return width, height
     step = 2 * SIDE if FAMILIES[base.family].flow else SIDE
-    return picture_size(image, width * height, step, added)
+    if isinstance(image, Path):
+        return picture_size(image, width * height, step, added)
+    return fitting_size(image, width * height, step, added)
 
 
 def default_guidance(base: Base) -> float:

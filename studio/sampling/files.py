@@ -71,14 +71,8 @@ def _suffix(data: bytes) -> str:
     return next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), ".png")
 
 
-def picture_size(path: Path, room: int, step: int, added: tuple[int, ...] = (0, 0, 0, 0)) -> tuple[int, int]:
-    """(width, height) to draw a picture at when the person names none: its own shape, at most `room` pixels.
-
-    Args:
-        path: The picture; only its header is read here, `take_files` examines it.
-        room: Area that the base was made for.
-        step: Sides are multiples of it.
-        added: Pixels that are added to it: left, top, right, bottom.
+def upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture; only its header is read here, `take_files` examines it.
 
     Raises:
         BadInput: it is no picture.
@@ -86,10 +80,32 @@ def picture_size(path: Path, room: int, step: int, added: tuple[int, ...] = (0, 
     try:
         with Image.open(path) as image:
             width, height = image.size
-            if image.getexif().get(ORIENTATION, 1) >= TURNED:
-                width, height = height, width
+            turned = image.getexif().get(ORIENTATION, 1) >= TURNED
     except (OSError, ValueError, SyntaxError) as error:
         raise BadInput(path.name, "cannot be read as a picture", "give a PNG, JPEG or WebP file") from error
-    width, height = width + added[0] + added[2], height + added[1] + added[3]
+    return (height, width) if turned else (width, height)
+
+
+def picture_size(path: Path, room: int, step: int, added: tuple[int, ...] = (0, 0, 0, 0)) -> tuple[int, int]:
+    """`fitting_size` of a file.
+
+    Raises:
+        BadInput: it is no picture.
+    """
+    return fitting_size(upright_size(path), room, step, added)
+
+
+def fitting_size(
+    sides: tuple[int, int], room: int, step: int, added: tuple[int, ...] = (0, 0, 0, 0)
+) -> tuple[int, int]:
+    """(width, height) to draw a picture at when the person names none: its own shape, at most `room` pixels.
+
+    Args:
+        sides: Width and height of the picture.
+        room: Area that the base was made for.
+        step: Sides are multiples of it.
+        added: Pixels that are added to it: left, top, right, bottom.
+    """
+    width, height = sides[0] + added[0] + added[2], sides[1] + added[1] + added[3]
     scale = min(1.0, (room / (width * height)) ** 0.5)
     return max(step, int(width * scale) // step * step), max(step, int(height * scale) // step * step)

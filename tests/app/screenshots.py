@@ -17,7 +17,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from registry.records import Adapter, Dataset, FileState, Image, Job, JobKind, Run, RunState
+from registry.records import Adapter, Base, Dataset, FileState, Image, Job, JobKind, Run, RunState
+from studio.control_facts import CONTROLNET
 from studio.workspace import Workspace
 from tests.app.filled import fill
 from tests.support.browser import find_browser, launch_arguments
@@ -28,6 +29,15 @@ START_SECONDS = 30
 CLICKS = {  # what is clicked, one after the other, before the picture is taken
     "train-everything": ("Everything",),
     "adapters-filter": ("Filter",),
+    "sample-start": ("Start from this",),
+    "sample-brush": ("Start from this", "Change only a part (inpaint)", "Invert", "Mask as a file"),
+    "sample-passes": (
+        "Second, larger pass (hires fix)",
+        "Draw it again, larger",
+        "Vary this seed (variation)",
+    ),
+    "sample-control": ("Steer by a picture (ControlNet)", "A picture that steers"),
+    "sample-nothing-steers": ("Steer by a picture (ControlNet)",),
     "adapters-select": ("Select", "All on this page"),
     "adapters-extract": ("Take an adapter out",),
     "adapter-proofs": ("Exported: 1 file",),
@@ -69,7 +79,7 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
     names = ("datasets", "train", "runs", "adapters", "sample", "bases", "settings")
     found = {f"home-{state}": "/"} | {f"{name}-{state}": f"/{name}" for name in names}
     if state == "empty":
-        return found | {"dataset-new": "/datasets?new=1"}
+        return found | {"dataset-new": "/datasets?new=1", "sample-nothing-steers": "/sample"}
     catalog = workspace.catalog
     running = catalog.list(Run, state=RunState.RUNNING)[0]
     failed = catalog.list(Run, state=RunState.FAILED)[0]
@@ -88,8 +98,19 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
         "adapters-extract": "/adapters?add=1",
         "adapters-picture": f"/adapters?picture={picture.pixel_hash}",
         "adapters-import": f"/adapters?imports={catalog.list(Job, kind=JobKind.IMPORT)[0].id}",
+        **sample_views(workspace),
         "sample-mix": f"/sample?adapter={catalog.get(Adapter, 'neon signs').id}",
     }
+
+
+def sample_views(workspace: Workspace) -> dict[str, str]:
+    """The panels of the form, with a network in the catalog."""
+    net = Base(
+        name="canny edges", family="sd15", part=CONTROLNET, variant="canny", location="nets/canny",
+        kind="folder",
+    )  # fmt: skip
+    workspace.catalog.add(net)
+    return dict.fromkeys(("sample-start", "sample-brush", "sample-passes", "sample-control"), "/sample")
 
 
 def adapter_views(workspace: Workspace) -> dict[str, str]:
@@ -104,9 +125,10 @@ def adapter_views(workspace: Workspace) -> dict[str, str]:
     workspace.resolve(catalog.get(Adapter, "paper cut").path).unlink(missing_ok=True)
     unread = catalog.get(Adapter, "old postcard")
     catalog.update(Adapter, unread.id, tensor_sha256="", file_state=FileState.NEW, family="")
+    clicked = (view for view in CLICKS if view.startswith("adapter-"))
     views = {
         "adapter-detail": "neon signs", "adapter-seen-through": "zibbo", "adapter-missing": "paper cut",
-        "adapter-unread": "old postcard", **dict.fromkeys(CLICKS, "zibbo"),
+        "adapter-unread": "old postcard", **dict.fromkeys(clicked, "zibbo"),
     }  # fmt: skip
     return {view: f"/adapters?adapter={catalog.get(Adapter, name).id}" for view, name in views.items()}
 

@@ -1,5 +1,8 @@
 """Sample: a base, any number of adapters, a prompt; pictures."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import streamlit as st
 
 from studio.app import shell, state
@@ -24,12 +27,13 @@ def page() -> None:
     left, right = st.columns([2, 3], gap="medium")
     with left:
         picture_settings()
-        request = sample_form.form(bases)
-    if request is not None:
+        values = sample_form.form(bases)
+    if values is not None:
         from studio.sampling.submit import submit
 
         with left, shell.guarded():
-            submit(shell.workspace(), request)
+            with TemporaryDirectory() as folder:  # submit keeps its own copies
+                submit(shell.workspace(), sample_form.request_of(values, Path(folder)))
             state.wake_worker()
             st.rerun()
     with right:

@@ -1,6 +1,6 @@
 // Cards in a responsive grid. All text goes in as textContent: names and captions are foreign.
 export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
+  const { data, parentElement, setTriggerValue, setStateValue } = component;
   const root = parentElement.querySelector("#grid");
   root.style.setProperty("--least", `${data.least}px`);
   root.classList.toggle("single", data.least === 0);
@@ -52,6 +52,15 @@ export default function (component) {
     const zoom = () => openLightbox(zoomed, zoomed.findIndex((picture) => picture.url === card.zoom));
     face.onclick = () => (data.opens ? setTriggerValue("opened", card.id) : card.zoom && zoom());
     item.append(face);
+    if (card.action) {
+      const act = make("button", "act", card.action);
+      act.type = "button";
+      act.setAttribute("aria-label", `${card.action}: ${card.title || card.alt}`);
+      // A state, not a trigger: the page can look at it until it has done what it is for.
+      act.onclick = () => setStateValue("acted", { card: card.id, at: Date.now() });
+      item.classList.add("acting");
+      item.append(act);
+    }
     if (data.picking) item.append(make("span", "check", card.selected ? "\u2713" : ""));
     if (data.stars) {
       const star = make("button", card.favourite ? "star on" : "star", card.favourite ? "\u2605" : "\u2606");

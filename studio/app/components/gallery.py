@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import streamlit as st
 from streamlit.components.v2 import component
 
 from studio.app.words import printable
@@ -12,22 +13,23 @@ from studio.app.words import printable
 HERE = Path(__file__).parent
 
 
-def _read(name: str) -> str:
+def read_asset(name: str) -> str:
+    """Text of a file beside this one."""
     return (HERE / name).read_text(encoding="utf-8")
 
 
-_LIGHTBOX = _read("lightbox.js")
+_LIGHTBOX = read_asset("lightbox.js")
 _GALLERY = component(
     "lora_studio_gallery",
     html='<div id="grid"></div>',
-    css=_read("gallery.css"),
-    js=_LIGHTBOX + _read("gallery.js"),
+    css=read_asset("gallery.css"),
+    js=_LIGHTBOX + read_asset("gallery.js"),
 )
 _FILM = component(
     "lora_studio_film",
     html='<div id="film" tabindex="0"></div>',
-    css=_read("film.css"),
-    js=_LIGHTBOX + _read("film.js"),
+    css=read_asset("film.css"),
+    js=_LIGHTBOX + read_asset("film.js"),
 )
 
 
@@ -47,6 +49,7 @@ class Card:
     alt: str = ""
     label: str = ""  # for screen readers; default: title
     placeholder: str = ""  # where there is no picture
+    action: str = ""  # label of a button below
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,29 @@ def gallery(
         "picking": picking,
         "stars": on_star is not None,
     }
-    happened = _GALLERY(key=key, data=data, on_opened_change=_noop, on_starred_change=_noop)
+    happened = _GALLERY(
+        key=key, data=data, on_opened_change=_noop, on_starred_change=_noop, on_acted_change=_noop
+    )
     if on_star is not None and (starred := happened.get("starred")):
         on_star(starred)
     return happened.get("opened")
+
+
+def pressed(key: str) -> str | None:
+    """Id of the card whose button below was pressed last, until `answered`.
+
+    Asked at the start of the script. What it leads to may be cut short by the next click and is then done in
+    the next run, which a trigger or a callback would not be: a rerun that is asked for meanwhile ends both.
+    """
+    acted = (st.session_state.get(key) or {}).get("acted")
+    if not isinstance(acted, dict) or acted.get("at") == st.session_state.get(f"{key}-answered"):
+        return None
+    return str(acted.get("card", ""))
+
+
+def answered(key: str) -> None:
+    """What the button is for has been done."""
+    st.session_state[f"{key}-answered"] = st.session_state[key]["acted"]["at"]
 
 
 def film(rows: Sequence[tuple[str, Sequence[Frame]]], *, key: str) -> None:

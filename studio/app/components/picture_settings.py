@@ -7,7 +7,6 @@ from typing import Any
 import streamlit as st
 
 from studio.app import shell
-from studio.app.components import notice
 from studio.app.components.sample_form import put_back
 from studio.app.words import spoken
 
@@ -15,7 +14,8 @@ from studio.app.words import spoken
 FORM = frozenset(
     {"base", "adapters", "partial", "prompt", "negative", "steps", "cfg", "seed", "width", "height",
      "scheduler", "count", "clip_skip", "guidance_rescale", "template", "negative_template", "resolved",
-     "embeddings", "format"}
+     "embeddings", "format", "image", "strength", "mask", "mask_blur", "mask_content", "only_masked",
+     "mask_padding", "keep_unmasked", "controls", "hires", "subseed", "subseed_strength"}
 )  # fmt: skip
 
 
@@ -34,12 +34,13 @@ def picture_settings() -> None:
         st.session_state["like-taken"] = mark
         with shell.guarded():
             request = _read(dropped.name, dropped.getvalue())
-            put_back(request)
+            said = ""
             if more := left_out(request):
                 names = ", ".join(spoken(name).lower() for name in more)
-                notice.leave(
+                said = (
                     f"This page has no place for: {names}. On the command line, sample --from draws with it."
                 )
+            put_back(request, said=said)
             st.rerun()
 
 

@@ -2,23 +2,27 @@
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
 from pydantic import ValidationError
 
-from registry.errors import BadInput
+from registry.errors import BadInput, StudioError
 from registry.records import Adapter, Base, Sample
 from studio.app import shell
-from studio.app.components import mix
+from studio.app.components import control_pictures, given, mix, more_passes, notice, start_picture
+from studio.app.components.gallery import answered, pressed
 from studio.app.components.mix_file import mix_file
+from studio.app.components.start_picture import FOLLOW
 from studio.app.words import md
 from studio.sampling.defaults import default_guidance
-from studio.sampling.request import AdapterChoice, SampleRequest
+from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import SCHEDULERS, scheduler_names
 
 SEEDS = 2**32
 PENDING = "sample-pending"  # settings to put back before the widgets are made
+RESULTS = "samples-grid"  # key of the gallery of results
 SHAPES = {"square": "Square", "portrait": "Tall", "landscape": "Wide", "own": "Own size"}
 KEPT: Any = "session"
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
@@ -34,9 +38,12 @@ class Size:
     height: int
 
 
-def put_back(request: dict[str, Any], index: int = 0) -> None:
-    """All settings of a picture, its own seed locked, on the next run."""
-    st.session_state[PENDING] = {**request, "seed": (int(request.get("seed", 0)) + index) % SEEDS}
+def put_back(request: dict[str, Any], index: int = 0, *, said: str = "") -> None:
+    """All settings of a picture, its own seed locked, on the next run; `said` is told as well."""
+    # Pictures of a variation share the seed and count the other one up.
+    counted = "subseed" if request.get("subseed_strength") else "seed"
+    own = {counted: (int(request.get(counted, 0)) + index) % SEEDS}
+    st.session_state[PENDING] = ({**request, **own}, said)
 
 
 def apply_pending() -> None:
@@ -45,17 +52,35 @@ def apply_pending() -> None:
     if asked:
         st.query_params.clear()
         _apply_address(asked)
-    request = st.session_state.pop(PENDING, None)
-    if request is None:
+    if (card := pressed(RESULTS)) is not None:
+        _start_from(card)
+        answered(RESULTS)
+    told, said = st.session_state.get(PENDING, (None, ""))
+    if told is None:
         return
-    values = {
-        name: request[name] for name in ("prompt", "negative", "steps", "cfg", "scheduler", "width", "height")
-    }
-    values |= {"base": request["base"], "seed": request["seed"], "lock": True, "shape": "own", "count": 1}
-    values |= {name: request[name] for name in MORE if name in request}
+    request: dict[str, Any] = SampleRequest(base=told["base"]).model_dump() | told
+    names = ("base", "prompt", "negative", "steps", "cfg", "scheduler", "width", "height", "seed", *MORE)
+    values = {name: request[name] for name in names} | {"lock": True, "shape": "own", "count": 1}
     for name, value in values.items():
         st.session_state[f"s-{name}"] = value
-    mix.set_mix([mix.Part.of(choice) for choice in request.get("adapters", ())])
+    mix.set_mix([mix.Part.of(choice) for choice in request["adapters"]])
+    missing = [*start_picture.put_back(request), *control_pictures.put_back(request["controls"])]
+    more_passes.put_back(request)
+    if said or missing:
+        notice.leave(said or "All settings are back, but for a picture.", problems=missing)
+    # Not before: the next click may end this run while pictures are read, and the next run begins again.
+    del st.session_state[PENDING]
+
+
+def _start_from(picture: str) -> None:
+    """Take the picture `<sample>/<index>` as the one to start from; all else stays."""
+    key, _, index = picture.partition("/")
+    sample, number = shell.sought(Sample, key), int(index) if index.isdigit() else 0
+    try:
+        if sample is not None and number < len(sample.files):
+            start_picture.use(given.of_sample(sample.files[number]))
+    except StudioError as error:
+        notice.leave(str(error))
 
 
 def _apply_address(asked: dict[str, str]) -> None:
@@ -68,6 +93,8 @@ def _apply_address(asked: dict[str, str]) -> None:
     sample, _, index = asked.get("sample", "").partition("/")
     if found := shell.sought(Sample, sample):
         put_back(found.request, int(index) if index.isdigit() else 0)
+    if start := asked.get("start"):
+        _start_from(start)
 
 
 def _set_base_for(adapter: Adapter) -> None:
@@ -79,8 +106,8 @@ def _set_base_for(adapter: Adapter) -> None:
         st.session_state["s-base"] = base.id
 
 
-def form(bases: list[Base]) -> SampleRequest | None:
-    """The widgets; a request when "Make pictures" was pressed."""
+def form(bases: list[Base]) -> dict[str, Any] | None:
+    """The widgets; fields of a request when "Make pictures" was pressed, for `request_of`."""
     by_id = {base.id: base for base in bases}
     if st.session_state.get("s-base") not in by_id:
         st.session_state["s-base"] = bases[0].id
@@ -99,9 +126,12 @@ def form(bases: list[Base]) -> SampleRequest | None:
         placeholder="a red circle on a white background",
     )
     negative = st.text_input("What to avoid (negative prompt)", key="s-negative", persist_state=KEPT)
-    size = _size(base)
+    started = start_picture.start_picture()
+    controls = control_pictures.control_pictures(base)
+    size = _size(base, started.get("image"))
     seed = _seed()
     count = st.slider("How many pictures", 1, 16, key="s-count", persist_state=KEPT)
+    passes = more_passes.more_passes()
     more = _more(base)
     if not st.button(
         "Make pictures", type="primary", icon=":material/brush:", width="stretch", shortcut="Ctrl+Enter"
@@ -110,27 +140,23 @@ def form(bases: list[Base]) -> SampleRequest | None:
     if not st.session_state.get("s-lock"):
         seed = random.randrange(SEEDS)
         st.session_state["next-seed"] = seed
-    return _request(
-        base=base.id,
-        adapters=choices,
-        prompt=prompt or "",
-        negative=negative or "",
-        seed=seed,
-        width=size.width,
-        height=size.height,
-        count=count,
-        **more,
-    )
+    values = {"base": base.id, "adapters": choices, "prompt": prompt or "", "negative": negative or ""}
+    values |= {"seed": seed, "width": size.width, "height": size.height, "count": count}
+    return values | started | passes | more | {"controls": controls}
 
 
-def _request(*, adapters: tuple[AdapterChoice, ...], **values: Any) -> SampleRequest | None:
+def request_of(values: dict[str, Any], folder: Path) -> SampleRequest:
+    """The request that the form asks for, its pictures written into `folder`.
+
+    Raises:
+        BadInput: something does not fit; in one line.
+    """
     try:
-        return SampleRequest(adapters=adapters, **values)
+        return SampleRequest(**given.written(values, folder))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        shell.complain(BadInput(name, first["msg"].lower(), "change it and try again"))
-        return None
+        raise BadInput(name, first["msg"].lower(), "change it and try again") from None
 
 
 def _trigger_chips() -> None:
@@ -148,10 +174,14 @@ def _add_word(word: str) -> None:
     st.session_state["s-prompt"] = f"{prompt}, {word}" if prompt else word
 
 
-def _size(base: Base) -> Size:
-    from studio.sampling.defaults import default_size
+def _size(base: Base, start: given.Given | None) -> Size:
+    from studio.sampling.defaults import default_size, size_for
 
     width, height = default_size(shell.workspace(), base)
+    if start is not None and st.toggle("Same shape as the picture", key=FOLLOW, persist_state=KEPT):
+        fitted = Size(*size_for(shell.workspace(), base, (start.width, start.height)))
+        st.caption(f"{fitted.width} × {fitted.height} pixels")
+        return fitted
     shape = st.segmented_control(
         "Shape",
         list(SHAPES),

@@ -1,5 +1,6 @@
 """Pictures being made and pictures made."""
 
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -36,7 +37,8 @@ def results() -> None:
     cards = [card for sample in samples for card in sample_cards(sample, bases)]
     if cards:
         st.caption("Click a picture to have all its settings back")
-        if opened := gallery(cards, key="samples-grid", least=130):
+        cards = [replace(card, action="Start from this") for card in cards]
+        if opened := gallery(cards, key=sample_form.RESULTS, least=130):
             sample, _, index = opened.partition("/")
             sample_form.put_back(catalog.get(Sample, sample).request, int(index))
             st.rerun()

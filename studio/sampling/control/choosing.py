@@ -1,5 +1,6 @@
 """Which network of the catalog reads a control picture, before anything is queued. No torch."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from registry.errors import BadInput, NotFound
@@ -42,6 +43,25 @@ def mode_of(net: Base, kind: str) -> int | None:
     return control_kind(kind).modes.get(net.family, 0) if net.variant == UNION else None
 
 
+def automatic(parts: Sequence[Base], family: str, kind: str) -> list[Base]:
+    """Networks that a kind is given to when none is named: made for it, else those of several kinds."""
+    found = [net for net in parts if net.variant == kind]
+    if not found and kind != "none":
+        modes = control_kind(kind).modes
+        found = [net for net in parts if net.variant == UNION and family in modes]
+    return found
+
+
+def readers(parts: Sequence[Base], family: str, kind: str) -> list[Base]:
+    """Networks that may be chosen for a kind: also those whose names do not say what they read."""
+    if kind == HOLE and FAMILIES[family].flow:
+        return []
+    if kind == "none":  # a finished map of any kind
+        return list(parts)
+    union = family in control_kind(kind).modes
+    return [net for net in parts if net.variant in (kind, ANY) or (net.variant == UNION and union)]
+
+
 def _named(ws: "Workspace", base: Base, key: str) -> Base:
     net = ws.catalog.get(Base, key)
     if not net.part:
@@ -56,10 +76,7 @@ def _named(ws: "Workspace", base: Base, key: str) -> Base:
 def _only(ws: "Workspace", base: Base, kind: str) -> Base:
     label = FAMILIES[base.family].label
     parts = list_parts(ws, base.family)
-    found = [net for net in parts if net.variant == kind]
-    if not found and kind != "none":
-        modes = control_kind(kind).modes
-        found = [net for net in parts if net.variant == UNION and base.family in modes]
+    found = automatic(parts, base.family, kind)
     if len(found) == 1:
         return found[0]
     if found:
