@@ -56,6 +56,15 @@ def test_a_dropped_picture_fills_in_its_settings(filled: Workspace, open_page: O
     assert any("is not a sound PNG" in error.value for error in at.error)
 
 
+def test_more_than_the_sliders_reach_comes_back(filled: Workspace, open_page: Open):
+    base = filled.catalog.get(Base, "pocket")
+    request = SampleRequest(base=base.id, prompt="x", steps=400, cfg=33.3, width=64, height=64)
+    sample = filled.catalog.add(Sample(base_id=base.id, request=request.model_dump(mode="json")))
+    at = open_page(filled, "sample", sample=f"{sample.id}/0")
+    assert not at.exception
+    assert (at.slider(key="s-steps").value, at.slider(key="s-cfg").value) == (400, 33.3)
+
+
 def test_a_dropped_mix_takes_the_place_of_what_is_chosen(filled: Workspace, open_page: Open):
     adapters = filled.catalog.list(Adapter, family="sd15", trashed_at=None, limit=2)
     choices = [

@@ -105,7 +105,9 @@ def run_card(run: Run) -> Card:
 def sample_cards(sample: Sample, bases: dict[str, Base]) -> list[Card]:
     """One card per picture of a sample; the id is `<sample>/<index>`."""
     prompt = str(sample.request.get("prompt", ""))
-    first = int(sample.request.get("seed", 0))
+    varied = bool(sample.request.get("subseed_strength"))
+    name = "subseed" if varied else "seed"
+    first, word = int(sample.request.get(name, 0)), "variation" if varied else "seed"
     used = len(sample.adapters)
     with_what = (
         plural(used, "adapter")
@@ -116,7 +118,7 @@ def sample_cards(sample: Sample, bases: dict[str, Base]) -> list[Card]:
         Card(
             id=f"{sample.id}/{index}",
             title=prompt or "no prompt",
-            lines=(f"seed {(first + index) % 2**32} · {with_what}",),
+            lines=(f"{word} {(first + index) % 2**32} · {with_what}",),
             images=(picture_url("sample", sample.id, index),),
             zoom=picture_url("sample", sample.id, index) + "?full",
             zoom_text=prompt,

@@ -235,11 +235,13 @@ def _more(base: Base) -> dict[str, Any]:
     for name, start in (("steps", 25), ("cfg", default_guidance(base))):
         st.session_state.setdefault(f"s-{name}", start)
     with st.expander("More", icon=":material/tune:"):
-        steps = st.slider("How many steps (inference steps)", 1, 100, key="s-steps", persist_state=KEPT)
+        # A picture that was put back may have more than most people want.
+        most = max(100, st.session_state["s-steps"])
+        steps = st.slider("How many steps (inference steps)", 1, most, key="s-steps", persist_state=KEPT)
         cfg = st.slider(
             "How closely to follow the prompt (guidance)",
             0.0,
-            20.0,
+            max(20.0, float(st.session_state["s-cfg"])),
             step=0.5,
             key="s-cfg",
             persist_state=KEPT,
