@@ -251,15 +251,31 @@ def test_a_smaller_one_is_made_and_says_how_far_it_is_off(filled: Workspace, ope
     assert f"Resized: off by {error:.1%} of the change" in texts(page)
 
 
-@pytest.mark.parametrize("way", ["share", "ratio"])
+@pytest.mark.parametrize("way", ["share", "sum", "ratio"])
 def test_ranks_by_a_rule(filled: Workspace, open_page: Open, way: str):
     adapter = filled.catalog.get(Adapter, "neon signs")
     at = open_form(filled, "resize_dialog", "resize_form", adapter)
     at.radio(key="resize-way").set_value(way).run()
-    at.slider(key=f"resize-{way}").set_value({"share": 60, "ratio": 2}[way]).run()
+    at.slider(key=f"resize-{way}").set_value({"share": 60, "sum": 50, "ratio": 2}[way]).run()
     at.button(key="resize-go").click().run()
     assert not at.exception
-    assert filled.catalog.get(Adapter, "neon signs small").rank < 8
+    made = filled.catalog.get(Adapter, "neon signs small")
+    assert made.rank < 8
+    rule = {"share": ("sv_fro", 0.6), "sum": ("sv_cumulative", 0.5), "ratio": ("sv_ratio", 2)}[way]
+    assert made.metadata["made"]["settings"][rule[0]] == rule[1]
+
+
+def test_what_dare_leaves_out_is_chosen_by_a_seed(filled: Workspace, open_page: Open):
+    adapter, other = (filled.catalog.get(Adapter, name) for name in ("neon signs", "blueprint"))
+    at = open_form(filled, "merge_dialog", "merge_form", adapter)
+    at.selectbox(key=f"merge-{adapter.id}-1-choice").set_value(other.id).run()
+    at.button(key="merge-add").click().run()
+    at.radio(key="merge-way").set_value("dare").run()
+    at.number_input(key="merge-seed").set_value(7).run()
+    at.button(key="merge-go").click().run()
+    assert not at.exception
+    made = filled.catalog.get(Adapter, "neon signs + blueprint").metadata["made"]
+    assert (made["settings"]["method"], made["settings"]["seed"]) == ("dare", 7)
 
 
 def test_adapters_are_merged_with_weights(filled: Workspace, open_page: Open):

@@ -35,6 +35,7 @@ class Wish:
     method: str
     rank: int
     density: float
+    seed: int
     base: str
 
 
@@ -68,13 +69,17 @@ def merge_form(adapter: Adapter) -> None:
     method = st.radio(
         "How", list(METHODS), format_func=METHODS.__getitem__, captions=CAPTIONS, key="merge-way"
     )
-    rank, density = 0, 0.0
+    rank, density, seed = 0, 0.0, 0
     if method != "concat":
         largest = min(4096, max(1, *(part.adapter.rank for part in parts)))
         rank = int(st.number_input("Rank of the result", 1, 4096, largest, key="merge-rank"))
     if method in DENSITIES:
         usual = DENSITIES[method]
         density = st.slider("Share that is kept", 5, 100, usual, format="%d %%", key=f"merge-{method}") / 100
+    if method == "dare":
+        seed = int(
+            st.number_input("Seed", 0, 2**32 - 1, 0, key="merge-seed", help="Another one, other parts")
+        )
     base = base_field([part.adapter for part in parts], key="merge-base")
     together = " + ".join(part.adapter.name[:40] for part in parts[:2])
     proposed = together if len(parts) > 1 else f"{adapter.name} merged"
@@ -82,7 +87,7 @@ def merge_form(adapter: Adapter) -> None:
     if len(parts) < 2:
         st.caption("Add at least one other adapter.")
     if st.button("Merge", type="primary", key="merge-go", disabled=not name or len(parts) < 2):
-        wish = Wish(method, rank, density, base)
+        wish = Wish(method, rank, density, seed, base)
         make_adapter(lambda tell: _merged(parts, name, wish, tell))
 
 
@@ -92,6 +97,6 @@ def _merged(parts: Sequence[Part], name: str, wish: Wish, tell: Told) -> Adapter
     from studio.operations import Use, merge
 
     uses = [Use(part.adapter.id, part.weight, blocks=part.blocks) for part in parts]
-    settings = MergeSettings(wish.method, RankRule(wish.rank), wish.density)
+    settings = MergeSettings(wish.method, RankRule(wish.rank), wish.density, wish.seed)
     made = merge(shell.workspace(), uses, name=name, settings=settings, base=wish.base, progress=tell)
     return made.adapter
