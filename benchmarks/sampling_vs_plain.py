@@ -4,8 +4,8 @@
 
 Both draw the same pictures (tests/unit/sampling/test_pipelines.py): ours through the sampler process as a
 request does, with progress, previews and files; plain with the pipeline's own call in a process of its own,
-which writes its files too. ratio = ours / plain, of medians of wall seconds. first_preview_s: from the request to the
-first preview of a warm sampler.
+which writes its files too. ratio = ours / plain, of medians of wall seconds. first_preview_s: from the
+request to the first preview of a warm sampler.
 """
 
 import argparse
