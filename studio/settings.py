@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     """Where the catalog is; empty = `catalog.sqlite` in the workspace. Or `postgresql://user@host/name`."""
     password_hash: Annotated[str, Field(repr=False)] = ""
     """Password of the app when it listens beyond this machine; made by `python -m studio.app.password`."""
-    api_token: Annotated[str, Field(repr=False, pattern=r"^(\S{16,})?$")] = ""
+    api_token: Annotated[str, Field(repr=False, pattern=r"^([!-~]{16,})?$")] = ""
     """What clients of the HTTP interface have to send, 16 characters or more; needed where a password is."""
     trash_days: Annotated[int, Field(ge=0, le=3650)] = 30
     """Days after which the trash is emptied; 0 = never."""

@@ -3,16 +3,18 @@
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
 from registry.errors import BadInput, NotFound, StudioError, WorkspaceBusy
 from studio.api import sdapi, v1
 
-MAX_BODY = 256 * 2**20  # bytes; a request with its pictures is held in memory
+MAX_BODY = 128 * 2**20  # bytes; a request with its pictures is held in memory
+MAX_PARTS = 500_000  # values of a body: each costs 30 bytes of memory or more, and parsing stops all else
 STATUS = {NotFound: 404, BadInput: 400, WorkspaceBusy: 409}
 TITLES = {v1.PREFIX: "LoRA Studio", sdapi.PREFIX: "LoRA Studio, for clients of A1111"}
 PREFIXES = tuple(TITLES)
@@ -35,12 +37,14 @@ def _application(title: str, router: APIRouter) -> FastAPI:
     made.add_exception_handler(StudioError, _refused)
     made.add_exception_handler(ValidationError, _invalid)
     made.add_exception_handler(RequestValidationError, _invalid)
+    made.add_exception_handler(HTTPException, _http)
+    made.add_exception_handler(Exception, _unforeseen)
     return made
 
 
 async def _refused(_request: Request, error: Exception) -> JSONResponse:
     code = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-    return JSONResponse({"error": type(error).__name__, "detail": str(error)}, code)
+    return _answer(type(error).__name__, str(error), code)
 
 
 async def _invalid(_request: Request, error: Exception) -> JSONResponse:
@@ -50,7 +54,27 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     field = ".".join(str(part) for part in first["loc"] if part not in {"body", "query"})
     wrong = str(first["msg"]).removeprefix("Value error, ")
     fault = BadInput(field or "request", wrong[:1].lower() + wrong[1:], "see openapi.json")
-    return JSONResponse({"error": "BadInput", "detail": str(fault)}, 422)
+    if first["type"] == "json_invalid":
+        fault = BadInput("request", "is not JSON", "send an object, as openapi.json says")
+    elif not field:
+        fault = BadInput("request", "is no JSON object", "send one with Content-Type: application/json")
+    return _answer("BadInput", str(fault), 422)
+
+
+async def _http(_request: Request, error: Exception) -> JSONResponse:
+    """An unknown address, a wrong method, a body that is too large or no text."""
+    assert isinstance(error, HTTPException)
+    return _answer("BadInput", str(error.detail), error.status_code)
+
+
+async def _unforeseen(_request: Request, error: Exception) -> JSONResponse:
+    """One line; the terminal of the server has the rest."""
+    return _answer("Fault", f"the studio: met a fault of its own ({type(error).__name__}).", 500)
+
+
+def _answer(kind: str, detail: str, status: int) -> JSONResponse:
+    line = " ".join(detail.encode("utf-8", "replace").decode("utf-8").split())
+    return JSONResponse({"error": kind, "detail": line}, status)
 
 
 class _Bounded:
@@ -61,12 +85,17 @@ class _Bounded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, counting."""
-        taken = 0
+        taken = parts = 0
 
         async def counted() -> MutableMapping[str, Any]:
-            nonlocal taken
+            nonlocal taken, parts
             message = await receive()
-            taken += len(message.get("body", b""))
+            body: bytes = message.get("body", b"")
+            taken += len(body)
+            parts += sum(body.count(sign) for sign in (b",", b"[", b"{"))
+            if parts > MAX_PARTS:
+                fault = BadInput("request", f"has more than {MAX_PARTS:,} values", "send fewer")
+                raise HTTPException(413, str(fault))
             if taken > MAX_BODY:
                 fault = BadInput("request", f"is larger than {MAX_BODY // 2**20} MB", "send smaller pictures")
                 raise HTTPException(413, str(fault))

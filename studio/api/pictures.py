@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from registry.errors import BadInput
+from studio.sampling.metadata.reading import MAX_PIXELS
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 MAX_BYTES = 64 * 2**20  # of one picture's file
@@ -46,9 +47,13 @@ def open_picture(text: str, what: str) -> Image.Image:
     """
     data = io.BytesIO(picture_bytes(text, what))
     try:
-        return Image.open(data, formats=("PNG", "JPEG", "WEBP", "BMP"))
+        picture = Image.open(data, formats=("PNG", "JPEG", "WEBP", "BMP"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise BadInput(what, "cannot be read as a picture", "send a PNG, JPEG or WebP file") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        wrong = f"has {picture.width}x{picture.height} pixels, the limit is {MAX_PIXELS // 1_000_000} MP"
+        raise BadInput(what, wrong, "send a smaller one")
+    return picture
 
 
 def as_text(path: Path) -> str:

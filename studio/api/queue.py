@@ -1,7 +1,10 @@
 """Putting a request into the queue of the workspace, and looking after it."""
 
-import time
+import asyncio
 from typing import TYPE_CHECKING
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 
 from registry.errors import NotFound, StudioError
 from registry.records import Base, Job, JobKind, JobState, Sample
@@ -16,26 +19,38 @@ POLL = 0.1  # seconds; a look costs less than a millisecond
 
 
 def put(ws: "Workspace", request: SampleRequest) -> Sample:
-    """Queue a request, and see to it that somebody draws it."""
+    """Queue a request, and see to it that somebody draws it.
+
+    Raises:
+        StudioError: it is refused, or nobody can draw it; then it is not in the queue.
+    """
     sample = submit(ws, request)
-    state.wake_worker()
+    try:
+        state.wake_worker()
+    except StudioError:
+        cancel(ws, sample)  # else a client that tries again has it drawn several times
+        raise
     return sample
 
 
-def ended(ws: "Workspace", sample: Sample) -> Job:
-    """The job of a sample once it has ended, however it did."""
-    while (job := job_of(ws, sample)).state not in ENDED:
-        time.sleep(POLL)
-    return job
+async def ended(ws: "Workspace", sample: Sample, request: Request) -> Job:
+    """The job of a sample once it has ended, however it did, or its client has gone.
+
+    No thread is held meanwhile: pictures and other answers need them.
+    """
+    while True:
+        job = await run_in_threadpool(job_of, ws, sample)
+        if job.state in ENDED or await request.is_disconnected():
+            return job
+        await asyncio.sleep(POLL)
 
 
-def drawn(ws: "Workspace", sample: Sample) -> Sample:
-    """A sample with its pictures, when it has ended well or was called off.
+def drawn(ws: "Workspace", sample: Sample, job: Job) -> Sample:
+    """A sample with its pictures, when its job has ended well or was called off.
 
     Raises:
         StudioError: it failed; says why.
     """
-    job = ended(ws, sample)
     if job.state is JobState.FAILED:
         raise StudioError(f"sample {sample.id}", job.error.rstrip(".") or "no picture was made")
     return ws.catalog.get(Sample, sample.id)

@@ -11,13 +11,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body
+from fastapi import APIRouter, Body, Request
+from starlette.concurrency import run_in_threadpool
 
-from registry.records import Adapter, Sample
+from registry.errors import BadInput
+from registry.records import Adapter, Job, JobState, Sample
 from studio.api.pictures import as_text, keep
-from studio.api.queue import drawn, in_work, put, stop_first
+from studio.api.queue import drawn, ended, in_work, put, stop_first
 from studio.api.sdapi_models import Img2Img, Pictures, PngInfo, Txt2Img
-from studio.api.sdapi_request import CHECKPOINT, CLIP_STOP, base_titled, title_of, to_request
+from studio.api.sdapi_request import (
+    CHECKPOINT,
+    CLIP_STOP,
+    UPSCALERS,
+    base_titled,
+    clip_stop,
+    title_of,
+    to_request,
+)
 from studio.app import state
 from studio.bases import list_bases
 from studio.sampling.metadata.reading import PARAMETERS, read_metadata
@@ -25,25 +35,26 @@ from studio.sampling.metadata.said import PictureMetadata
 from studio.sampling.schedulers import SCHEDULERS, SCHEDULES
 from studio.sampling.submit import files_of, progress
 from studio.sampling.task import PREVIEW
+from studio.workspace import Workspace
 
 PREFIX = "/sdapi/v1"
 AT_ONCE = 1000  # adapters of one page
 LATENT_MODES = ("Latent",)
-UPSCALERS = ("None", "Lanczos")
 router = APIRouter()
 _options: dict[str, Any] = {}  # chosen by a client; one dictionary operation at a time
+_looked: dict[str, tuple[float, float]] = {}  # sample -> when it was first looked at, how much was done then
 
 
 @router.post("/txt2img")
-def txt2img(body: Txt2Img) -> Pictures:
+async def txt2img(body: Txt2Img, request: Request) -> Pictures:
     """Draw, and answer when it is done."""
-    return _draw(body)
+    return await _draw(body, request)
 
 
 @router.post("/img2img")
-def img2img(body: Img2Img) -> Pictures:
+async def img2img(body: Img2Img, request: Request) -> Pictures:
     """Draw from a picture, with or without a mask, and answer when it is done."""
-    return _draw(body)
+    return await _draw(body, request)
 
 
 @router.get("/loras")
@@ -107,7 +118,7 @@ def progress_of(skip_current_image: bool = False) -> dict[str, Any]:
     news, count = progress(ws, sample), int(sample.request["count"])
     within = news["step"] / news["steps"] if news["steps"] else 0.0
     fraction = min(1.0, (max(0, int(news["picture"]) - 1) + within) / count)
-    elapsed = time.time() - job.created_at.timestamp()
+    left = _left(sample.id, fraction) if job.state is JobState.LEASED else 0.0
     preview = ws.home / "samples" / sample.id / PREVIEW
     image = as_text(preview) if news["preview"] and preview.is_file() and not skip_current_image else None
     seen = {
@@ -119,7 +130,7 @@ def progress_of(skip_current_image: bool = False) -> dict[str, Any]:
         "sampling_step": int(news["step"]),
         "sampling_steps": int(news["steps"]),
     }
-    return _progress(fraction, elapsed / fraction - elapsed if fraction else 0.0, seen, image)
+    return _progress(fraction, left, seen, image)
 
 
 @router.post("/interrupt")
@@ -134,7 +145,10 @@ def interrupt() -> dict[str, Any]:
 def png_info(body: PngInfo) -> dict[str, Any]:
     """What a picture says about how it was made."""
     with tempfile.TemporaryDirectory() as folder:
-        said = read_metadata(keep(body.image, Path(folder), "image"))
+        try:
+            said = read_metadata(keep(body.image, Path(folder), "image"))
+        except BadInput as error:  # without the folder's name
+            raise BadInput("image", error.wrong, error.do) from error
     items = {name: text for name, text in said.texts.items() if name != PARAMETERS}
     return {"info": said.texts.get(PARAMETERS, ""), "items": items, "parameters": _spoken(said)}
 
@@ -154,10 +168,14 @@ def options() -> dict[str, Any]:
 @router.post("/options")
 def set_options(chosen: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
     """Choose checkpoint or clip skip; others are not ours."""
-    if CHECKPOINT in chosen:
-        _options[CHECKPOINT] = title_of(base_titled(state.current(), str(chosen[CHECKPOINT])))
+    wanted: dict[str, Any] = {}
+    if title := chosen.get(CHECKPOINT):
+        wanted[CHECKPOINT] = title_of(base_titled(state.current(), str(title)))
     if CLIP_STOP in chosen:
-        _options[CLIP_STOP] = int(chosen[CLIP_STOP])
+        wanted[CLIP_STOP] = clip_stop(chosen[CLIP_STOP])
+    if CHECKPOINT in chosen and not title:
+        _options.pop(CHECKPOINT, None)
+    _options.update(wanted)
     return {}
 
 
@@ -187,14 +205,24 @@ def refresh() -> dict[str, Any]:
     return {}
 
 
-def _draw(body: Txt2Img) -> Pictures:
+async def _draw(body: Txt2Img, request: Request) -> Pictures:
     ws = state.current()
+    sample = await run_in_threadpool(_put, ws, body)
+    job = await ended(ws, sample, request)
+    return await run_in_threadpool(_answer, ws, body, sample, job)
+
+
+def _put(ws: Workspace, body: Txt2Img) -> Sample:
     with tempfile.TemporaryDirectory() as folder:
-        request, _ = to_request(ws, body, Path(folder), dict(_options))
-        sample = drawn(ws, put(ws, request))
+        return put(ws, to_request(ws, body, Path(folder), dict(_options)))
+
+
+def _answer(ws: Workspace, body: Txt2Img, sample: Sample, job: Job) -> Pictures:
+    sample = drawn(ws, sample, job)
     files = files_of(ws, sample)
     images = [as_text(file) for file in files] if body.send_images else []
-    sent = body.model_dump(exclude={"init_images", "mask"})
+    # Unknown fields are not sent back: they may hold what JSON cannot say.
+    sent = body.model_dump(include=set(type(body).model_fields) - {"init_images", "mask"})
     return Pictures(images=images, parameters=sent, info=json.dumps(_info(sample, files)))
 
 
@@ -240,6 +268,16 @@ def _lora(adapter: Adapter) -> dict[str, Any]:
         "sshs_model_hash": adapter.tensor_sha256,
     }
     return {"name": adapter.name, "alias": adapter.name, "path": adapter.path, "metadata": metadata}
+
+
+def _left(sample_id: str, fraction: float) -> float:
+    """Seconds that are left, by what was done since a client first looked; 0 = not known yet."""
+    if sample_id not in _looked:
+        _looked.clear()  # one thing is drawn at a time
+        _looked[sample_id] = (time.monotonic(), fraction)
+    since, before = _looked.get(sample_id, (time.monotonic(), fraction))
+    done = fraction - before
+    return (1 - fraction) * (time.monotonic() - since) / done if done > 0 else 0.0
 
 
 def _progress(fraction: float, eta: float, seen: dict[str, Any], image: str | None = None) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from studio.sampling.metadata.said import entries
 
 SIDE = Annotated[int, Field(ge=16, le=4096)]
 
@@ -11,6 +13,14 @@ class Txt2Img(BaseModel):
     """A request of /txt2img. Unknown fields pass; those of `REFUSED` do not."""
 
     model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        """As A1111 takes them: null is what was left out."""
+        return (
+            {k: v for k, v in entries(value).items() if v is not None} if isinstance(value, dict) else value
+        )
 
     prompt: str = ""
     negative_prompt: str = ""
@@ -73,4 +83,5 @@ class PngInfo(BaseModel):
 REFUSED = (
     "restore_faces", "tiling", "styles", "script_name", "hr_checkpoint_name", "hr_prompt",
     "hr_negative_prompt", "hr_resize_x", "hr_resize_y", "firstphase_width", "firstphase_height", "s_churn",
+    "hr_sampler_name", "hr_scheduler", "seed_resize_from_w", "seed_resize_from_h",
 )  # fmt: skip

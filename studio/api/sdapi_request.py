@@ -8,24 +8,26 @@ from typing import Any, cast
 from PIL import Image, ImageOps
 
 from registry.errors import BadInput
+from registry.formats.header import shown
 from registry.records import Base
 from studio.api.pictures import open_picture
 from studio.api.queue import base_named
 from studio.api.sdapi_models import REFUSED, Img2Img, Txt2Img
+from studio.sampling.metadata.said import entries, items, whole
 from studio.sampling.request import SampleRequest
-from studio.sampling.schedulers import DEFAULT, scheduler_from_a1111
+from studio.sampling.schedulers import DEFAULT, SCHEDULERS, scheduler_from_a1111
 from studio.workspace import Workspace
 
 FILLS = ("fill", "original", "noise", "nothing")  # inpainting_fill
 FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}  # samples_format
 JUST_RESIZE, CROP = 0, 1  # resize_mode
+UPSCALERS = ("None", "Lanczos")
+MOST_SKIPPED = 24  # as a request allows
 CHECKPOINT, CLIP_STOP = "sd_model_checkpoint", "CLIP_stop_at_last_layers"
 
 
-def to_request(
-    ws: Workspace, body: Txt2Img, folder: Path, options: Mapping[str, Any]
-) -> tuple[SampleRequest, Base]:
-    """The request and its base; pictures become files in `folder`.
+def to_request(ws: Workspace, body: Txt2Img, folder: Path, options: Mapping[str, Any]) -> SampleRequest:
+    """The request; pictures become files in `folder`.
 
     Raises:
         BadInput: it asks for something that has no counterpart here.
@@ -46,7 +48,7 @@ def to_request(
         "width": body.width,
         "height": body.height,
         "scheduler": _scheduler(body),
-        "clip_skip": int(settings.get(CLIP_STOP) or 0),
+        "clip_skip": clip_stop(settings.get(CLIP_STOP)),
         "format": FORMATS.get(str(settings.get("samples_format", "")).lower(), "png"),
     }
     if body.refiner_checkpoint and body.refiner_checkpoint != "None":
@@ -56,7 +58,21 @@ def to_request(
         values["hires"] = _hires(body)
     if isinstance(body, Img2Img):
         values |= _from_picture(body, folder)
-    return SampleRequest.model_validate(values), base
+    return SampleRequest.model_validate(values)
+
+
+def clip_stop(value: Any) -> int:
+    """CLIP_stop_at_last_layers.
+
+    Raises:
+        BadInput: not a whole number of 0 to 24.
+    """
+    if value is None:
+        return 0
+    known = whole(value)
+    if known is None or known > MOST_SKIPPED:
+        raise BadInput(CLIP_STOP, f"is not a whole number of 0 to {MOST_SKIPPED}", "1 leaves nothing out")
+    return known
 
 
 def title_of(base: Base) -> str:
@@ -66,22 +82,34 @@ def title_of(base: Base) -> str:
 
 def base_titled(ws: Workspace, title: str) -> Base:
     """The base that a title, a name or a hash names; "" = the one used last."""
-    named = [base for base in ws.catalog.list(Base, part="") if title in {title_of(base), base.weight_hash}]
-    return named[0] if title and named else base_named(ws, title)
+    for base in ws.catalog.list(Base, part="") if title else []:
+        if title in {title_of(base), base.weight_hash, base.weight_hash[:10]}:
+            return base
+    found = base_named(ws, title)
+    if found.part:
+        raise BadInput(
+            f"checkpoint {title[:80]!r}", f"is a {found.part}", "choose one of /sdapi/v1/sd-models"
+        )
+    return found
 
 
 def _refuse(body: Txt2Img) -> None:
     more = body.model_extra or {}
     for name in REFUSED:
         value: Any = more.get(name)
-        if value and value != "None":
+        if value and value not in ("None", "Automatic", "Use same sampler", "Use same scheduler", -1):
             raise BadInput(name, "is not built in here", "leave it out")
-    scripts = cast("dict[str, Any]", more.get("alwayson_scripts") or {})
-    for name, script in scripts.items():
-        arguments: Any = script.get("args") if isinstance(script, dict) else script
-        if arguments and arguments != [False]:
+    vae: Any = (body.override_settings or {}).get("sd_vae")
+    if vae and vae not in ("Automatic", "None"):
+        raise BadInput("override_settings.sd_vae", "is not built in here", "leave it out")
+    scripts = more.get("alwayson_scripts") or {}
+    if not isinstance(scripts, dict):
+        raise BadInput("alwayson_scripts", "is no object", "send {} or leave it out")
+    for name, script in cast("dict[str, Any]", scripts).items():
+        arguments = entries(script).get("args") if isinstance(script, dict) else script
+        if any(one and entries(one).get("enabled", True) for one in items(arguments) or [arguments]):
             wrong = "is not built in here"
-            raise BadInput(f"script {name}", wrong, "leave it out; ControlNet is in /api/v1/generate")
+            raise BadInput(f"script {shown(name)}", wrong, "leave it out; ControlNet is in /api/v1/generate")
 
 
 def _seed(value: int) -> int:
@@ -90,14 +118,22 @@ def _seed(value: int) -> int:
 
 def _scheduler(body: Txt2Img) -> str:
     name = body.sampler_name or body.sampler_index or ""
-    found = scheduler_from_a1111(name, (body.scheduler or "Automatic").replace("_", " ")) if name else DEFAULT
+    schedule = (body.scheduler or "Automatic").replace("_", " ")
+    found = scheduler_from_a1111(name, schedule) if name else DEFAULT
     if found == DEFAULT and name.casefold() not in {"", DEFAULT}:
         raise BadInput(f"sampler {name[:60]!r}", "is unknown", "see /sdapi/v1/samplers")
+    taken = SCHEDULERS[found].schedule if found in SCHEDULERS else ""
+    if schedule.casefold() not in {"automatic", taken.casefold()}:
+        wrong = f"does not go with {name}" if name else "is given without a sampler"
+        raise BadInput(f"scheduler {schedule[:60]!r}", wrong, "see /sdapi/v1/schedulers, or leave it out")
     return found
 
 
 def _hires(body: Txt2Img) -> dict[str, Any]:
-    latent = (body.hr_upscaler or "Latent").startswith("Latent")
+    name = body.hr_upscaler or "Latent"
+    latent = name.startswith("Latent")
+    if not latent and name not in UPSCALERS:
+        raise BadInput(f"hr_upscaler {name[:60]!r}", "is not built in here", f"use Latent or {UPSCALERS[1]}")
     return {
         "scale": body.hr_scale,
         "steps": body.hr_second_pass_steps,
@@ -138,6 +174,8 @@ def _file(text: str, folder: Path, what: str, size: tuple[int, int] | None, *, i
     path = folder / what
     try:
         picture = ImageOps.exif_transpose(picture)
+        if picture.mode in {"CMYK", "YCbCr", "LAB"}:  # which PNG cannot hold
+            picture = picture.convert("RGB")
         if invert:
             picture = ImageOps.invert(picture.convert("L"))
         if size and picture.size != size:

@@ -4,8 +4,9 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
+from starlette.concurrency import run_in_threadpool
 
 from registry.errors import BadInput, NotFound
 from registry.records import Adapter, Base, Run, Sample
@@ -73,17 +74,17 @@ def run(key: str) -> RunInfo:
 
 
 @router.post("/generate", status_code=202)
-def generate(
+async def generate(
     body: Generate,
+    request: Request,
     wait: Annotated[bool, Query(description="Answer only when the pictures are there.")] = False,
 ) -> Status:
     """Ask for pictures."""
     ws = state.current()
-    with tempfile.TemporaryDirectory() as folder:
-        sample = put(ws, _request(ws, body, Path(folder)))
+    sample = await run_in_threadpool(_put, ws, body)
     if wait:
-        ended(ws, sample)
-    return _status(ws, sample.id)
+        await ended(ws, sample, request)
+    return await run_in_threadpool(_status, ws, sample.id)
 
 
 @router.get("/progress/{sample_id}")
@@ -120,6 +121,11 @@ def preview(sample_id: str) -> FileResponse:
     return FileResponse(path, headers={"Cache-Control": "no-store"})
 
 
+def _put(ws: Workspace, body: Generate) -> Sample:
+    with tempfile.TemporaryDirectory() as folder:
+        return put(ws, _request(ws, body, Path(folder)))
+
+
 def _request(ws: Workspace, body: Generate, folder: Path) -> SampleRequest:
     """The request with its pictures as files, and with the base's own values where none were given."""
     values: dict[str, Any] = body.model_dump(exclude_unset=True)
@@ -130,6 +136,8 @@ def _request(ws: Workspace, body: Generate, folder: Path) -> SampleRequest:
             values[name] = str(keep(text, folder, name))
     for index, control in enumerate(values.get("controls", ())):
         control["image"] = str(keep(control["image"], folder, f"controls.{index}.image"))
+        if control.get("preprocessor"):  # a folder of this machine, or a download
+            raise BadInput(f"controls.{index}.preprocessor", "may not be chosen here", "leave it out")
     if ("width" in values) != ("height" in values):
         raise BadInput("size", "has one side only", "give width and height, or neither")
     if "width" not in values:

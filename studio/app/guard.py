@@ -82,7 +82,7 @@ class Guard:
         if not self._is_ours(host):
             return PlainTextResponse(f"error: host {host[:80]!r}: is not served here.\n", 400)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _netloc(origin) != host.lower():
             return PlainTextResponse(f"error: origin {origin[:80]!r}: may not use this server.\n", 403)
         if is_api(scope["path"]):
             return self.token.refuse(headers.get("authorization", ""))
@@ -95,7 +95,11 @@ class Guard:
         )
 
     def _is_ours(self, host: str) -> bool:
-        name = (urlsplit(f"//{host}").hostname or "").lower()
+        try:
+            parts = urlsplit(f"//{host}")
+            name = (parts.hostname or "").lower() if parts.username is None else ""
+        except ValueError:  # an address that is none, as [::1
+            return False
         if name in self.hosts:
             return True
         if not self.any_address:
@@ -105,6 +109,13 @@ class Guard:
         except ValueError:
             return False
         return True
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _with_headers(send: Send) -> Send:

@@ -16,6 +16,8 @@ from studio.sampling.request import AdapterChoice, SampleRequest
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
+SURE = 8  # hex digits of a hash that tell files apart
+
 
 def request_of(ws: "Workspace", path: Path) -> SampleRequest:
     """What makes the picture at `path` again.
@@ -34,6 +36,8 @@ def request_of(ws: "Workspace", path: Path) -> SampleRequest:
     base = _base(ws, said)
     adapters = [same_adapter(ws, mark, base.family) for mark in said.adapters]
     if said.request is not None:
+        if len(adapters) != len(said.request.adapters):
+            raise BadInput(str(path), "does not say which adapters acted", "use a picture as it was written")
         chosen = tuple(
             choice.model_copy(update={"id": adapter.id})
             for choice, adapter in zip(said.request.adapters, adapters, strict=True)
@@ -46,12 +50,14 @@ def _base(ws: "Workspace", said: PictureMetadata) -> Base:
     keys = [said.request.base if said.request else "", said.base_name]
     named = [base for key in keys if key and (base := ws.catalog.find(Base, key)) is not None]
     for base in (*named, *ws.catalog.list(Base, part="")):
-        if base.weight_hash and said.base_hash and base.weight_hash.startswith(said.base_hash):
+        if len(said.base_hash) >= SURE and base.weight_hash.startswith(said.base_hash.lower()):
             return base
     name = f"base {said.base_name or 'of the picture'}"
     if not said.base_name or not named:
         raise BadInput(name, "is not in the catalog", "add it: `studio bases add NAME LOCATION`")
-    if named[0].weight_hash and said.base_hash and said.request is not None:
+    # Other programs hash the file: of a folder we know no such hash, so its name has to do.
+    comparable = said.request is not None or (named[0].kind == "file" and len(said.base_hash) >= SURE)
+    if named[0].weight_hash and said.base_hash and comparable:
         wrong = "has other weights than the picture was made with"
         raise BadInput(name, wrong, "add the old ones under another name")
     return named[0]
@@ -67,14 +73,15 @@ def same_adapter(ws: "Workspace", mark: AdapterMark, family: str) -> Adapter:
     found = ws.catalog.find(Adapter, mark.id) if mark.id else None
     if found is not None and found.tensor_sha256 == mark.tensor_sha256:
         return found
-    if len(mark.tensor_sha256) == 64:
-        same = ws.catalog.list(Adapter, tensor_sha256=mark.tensor_sha256, limit=1)
+    wanted = mark.tensor_sha256.lower()
+    if len(wanted) == 64:
+        same = ws.catalog.list(Adapter, tensor_sha256=wanted, limit=1)
         if same:
             return same[0]
     found = found or find_adapter(ws, mark.name, family)
-    if found.tensor_sha256 and not found.tensor_sha256.startswith(mark.tensor_sha256):
-        wrong = "has other weights than the picture was made with"
-        raise BadInput(f"adapter {mark.name}", wrong, "import the old file, or ask for the new one by name")
+    if found.tensor_sha256 and not found.tensor_sha256.startswith(wanted):
+        do = "import the old file, or ask for the new one by name"
+        raise BadInput(f"adapter {mark.name}", "has other weights than are meant", do)
     return found
 
 
@@ -100,6 +107,8 @@ def _from_others(
             scheduler=said.scheduler,
             **said.more,
         )
-    except (ValidationError, ValueError) as error:
-        wrong = "says settings that cannot be drawn here"
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        wrong = f"says settings that cannot be drawn here ({field}: {first['input']!r:.40})"
         raise BadInput(str(path), wrong, "give them by hand: `studio sample --help`") from error

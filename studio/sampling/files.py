@@ -13,6 +13,7 @@ from PIL import Image
 from registry.errors import BadInput, StudioError
 from registry.files import atomic_write
 from studio.datasets.decode import Decoded, Decoders, read_file
+from studio.datasets.picture import FORMATS
 from studio.sampling.request import SampleRequest
 
 if TYPE_CHECKING:
@@ -78,10 +79,10 @@ def upright_size(path: Path) -> tuple[int, int]:
         BadInput: it is no picture.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             turned = image.getexif().get(ORIENTATION, 1) >= TURNED
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInput(path.name, "cannot be read as a picture", "give a PNG, JPEG or WebP file") from error
     return (height, width) if turned else (width, height)
 

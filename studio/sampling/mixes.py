@@ -72,7 +72,7 @@ def read_mix(ws: "Workspace", text: str, what: str, family: str = "") -> tuple[A
         NotFound: an adapter is not here.
     """
     try:
-        mix = Mix.model_validate(json.loads(text))
+        mix = Mix.model_validate(json.loads(text.removeprefix("\ufeff")))
     except (ValueError, RecursionError) as error:
         wrong = f"is not a mix of adapters ({_why(error)})"
         raise BadInput(what, wrong, "save one on the Sample page, or with --save-mix") from None
@@ -93,7 +93,7 @@ def read_mix_file(ws: "Workspace", path: Path, family: str = "") -> tuple[Adapte
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8") if len(data) <= MAX_BYTES else ""
+        text = data.decode("utf-8-sig") if len(data) <= MAX_BYTES else ""
     except OSError as error:
         raise BadInput(str(path), f"cannot be read ({error.strerror})", "check the path") from error
     except UnicodeDecodeError:

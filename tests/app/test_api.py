@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.testclient import TestClient
 
+from registry.errors import StudioError
 from registry.records import Adapter, Base, Job, JobKind, JobState, Run, Sample
 from studio.api import sdapi
 from studio.api.application import mounts
@@ -24,6 +25,7 @@ from studio.sampling.request import SampleRequest
 from studio.sampling.submit import job_of
 from studio.workspace import Workspace
 
+JSON = {"Content-Type": "application/json"}
 TOKEN = "sixteen-characters-long"
 
 
@@ -165,7 +167,59 @@ def test_a_body_without_end_is_refused(client: TestClient, monkeypatch: pytest.M
     assert "is larger than" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize(
+    ("address", "send", "code", "says"),
+    [
+        ("generate", {"content": b"{", "headers": JSON}, 422, "request: is not JSON"),
+        ("generate", {"content": b"[" * 100_000, "headers": JSON}, 4, ""),
+        ("generate", {"content": b'{"prompt": "\xff"}', "headers": JSON}, 4, ""),
+        ("generate", {"content": b"{}"}, 422, "Content-Type"),
+        ("generate", {"json": {"prompt": [[]] * 600_000}}, 413, "has more than 500,000 values"),
+        ("nowhere", {"json": {}}, 404, "Not Found"),
+        ("bases", {"json": {}}, 405, "Method Not Allowed"),
+    ],
+)
+def test_every_fault_has_one_shape(
+    client: TestClient, address: str, send: dict[str, Any], code: int, says: str
+):
+    answer = client.post(f"/api/v1/{address}", **send)
+    assert str(answer.status_code).startswith(str(code)), answer.text
+    assert answer.json().keys() == {"error", "detail"}
+    assert says in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("address", ["/sdapi/v1/png-info", "/api/v1/generate"])
+def test_a_bomb_is_refused_by_its_header(client: TestClient, address: str):
+    made = io.BytesIO()
+    Pillow.new("1", (20_000, 20_000)).save(made, format="PNG")
+    text = base64.b64encode(made.getvalue()).decode()
+    answer = client.post(address, json={"prompt": "x", "image": text})
+    assert answer.status_code == 400, answer.text
+    init = client.post("/sdapi/v1/img2img", json={"prompt": "x", "init_images": [text]})
+    assert init.status_code == 400, init.text
+
+
+def test_what_nobody_can_draw_is_not_in_the_queue(
+    client: TestClient, filled: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    def fail() -> None:
+        raise StudioError("worker", "did not start", "see the log")
+
+    monkeypatch.setattr(state, "wake_worker", fail)
+    answer = client.post("/api/v1/generate", json={"base": "pocket", "prompt": "x"})
+    assert (answer.status_code, answer.json()["detail"]) == (500, "worker: did not start. see the log.")
+    newest = filled.catalog.list(Sample, limit=1)[0]
+    assert job_of(filled, newest).state is JobState.CANCELLED
+
+
 # --- who may use it
+
+
+@pytest.mark.parametrize(
+    "headers", [{"host": "[::1"}, {"host": "["}, {"host": "evil@127.0.0.1"}, {"origin": "http://["}]
+)
+def test_broken_addresses_are_refused(client: TestClient, headers: dict[str, str]):
+    assert client.get("/api/v1/bases", headers=headers).status_code in {400, 403}
 
 
 def test_on_this_machine_it_is_open(filled: Workspace):
@@ -252,7 +306,7 @@ def test_progress_is_that_of_the_first_in_turn(client: TestClient, filled: Works
     [
         ("txt2img", {"restore_faces": True}, "restore_faces: is not built in here"),
         ("txt2img", {"styles": ["x"]}, "styles: is not built in here"),
-        ("txt2img", {"alwayson_scripts": {"ControlNet": {"args": [{"model": "x"}]}}}, "script ControlNet"),
+        ("txt2img", {"alwayson_scripts": {"ControlNet": {"args": [{"model": "x"}]}}}, "script 'ControlNet'"),
         ("txt2img", {"sampler_name": "Eular"}, "sampler 'Eular': is unknown"),
         ("txt2img", {"width": 4}, "width: "),
         ("txt2img", {"batch_size": 9, "n_iter": 9}, "count: "),
@@ -261,7 +315,20 @@ def test_progress_is_that_of_the_first_in_turn(client: TestClient, filled: Works
         ("img2img", {"init_images": ["!"]}, "init_images.0: is not base64"),
         ("img2img", {"init_images": ["AAAA"]}, "init_images.0: cannot be read as a picture"),
         ("img2img", {"init_images": [png()], "resize_mode": 2}, "resize_mode: is not built in here"),
-        ("png-info", {"image": "AAAA"}, "is not a sound PNG"),
+        ("png-info", {"image": "AAAA"}, "image: is not a sound PNG"),
+        (
+            "txt2img",
+            {"sampler_name": "Euler a", "scheduler": "karras"},
+            "does not go with Euler a",
+        ),
+        ("txt2img", {"scheduler": "karras"}, "is given without a sampler"),
+        ("txt2img", {"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}, "hr_upscaler 'R-ESRGAN 4x+'"),
+        ("txt2img", {"override_settings": {"CLIP_stop_at_last_layers": "abc"}}, "CLIP_stop_at_last_layers"),
+        ("txt2img", {"override_settings": {"sd_vae": "x.pt"}}, "override_settings.sd_vae"),
+        ("txt2img", {"alwayson_scripts": [1]}, "alwayson_scripts: is no object"),
+        ("txt2img", {"seed_resize_from_w": 64}, "seed_resize_from_w"),
+        ("options", {"CLIP_stop_at_last_layers": 99}, "CLIP_stop_at_last_layers"),
+        ("options", {"CLIP_stop_at_last_layers": "abc"}, "CLIP_stop_at_last_layers"),
     ],
 )
 def test_what_has_no_counterpart_is_said(client: TestClient, path: str, body: dict[str, Any], says: str):

@@ -209,7 +209,9 @@ function makeTool(root, data, report) {
   choose(false);
 
   // Whoever presses "Make pictures" right after a stroke means the stroke, too.
-  const soon = (event) => { if (timer && !event.composedPath().includes(canvas)) hand(); };
+  const soon = (event) => {
+    if (timer && (event.key === "Enter" || !event.composedPath().includes(canvas))) hand();
+  };
   tool.rest = () => {
     document.removeEventListener("pointerdown", soon, true);
     document.removeEventListener("keydown", soon, true);

@@ -35,9 +35,9 @@ def mix_file(base: Base, choices: Sequence[AdapterChoice]) -> None:
             return
         st.session_state["mix-taken"] = mark
         with shell.guarded():
-            from studio.sampling.mixes import read_mix
+            from studio.sampling.mixes import MAX_BYTES, read_mix
 
-            text = dropped.getvalue().decode("utf-8", "replace")
+            text = dropped.getvalue()[:MAX_BYTES].decode("utf-8", "replace")
             chosen = read_mix(shell.workspace(), text, dropped.name, base.family)
             mix.set_mix([mix.Part.of(choice.model_dump()) for choice in chosen])
             st.rerun()

@@ -270,7 +270,7 @@ def _more(base: Base) -> dict[str, Any]:
         skip = st.number_input(
             "Layers of the text encoder to leave out (clip skip)",
             0,
-            MOST_SKIPPED,
+            max(MOST_SKIPPED, int(st.session_state.get("s-clip_skip") or 0)),
             key="s-clip_skip",
             persist_state=KEPT,
             help="As A1111 counts: 0 and 1 leave none out, 2 leaves out the last",

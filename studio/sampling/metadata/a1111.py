@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from registry.files import file_stem
-from studio.sampling.metadata.said import AdapterMark, PictureMetadata, UsedAdapter, number, whole
+from studio.sampling.metadata.said import AdapterMark, PictureMetadata, UsedAdapter, number, sound, whole
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import a1111_names, scheduler_from_a1111
 
@@ -21,6 +21,7 @@ _OURS = ("fill", "original", "noise", "nothing")
 _PAIR = re.compile(r'(\w[\w \-/]{1,40}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _TAG = re.compile(r"<lora:([^:>]+):(-?[\d.]+)(?::(-?[\d.]+))?>")
 _NEGATIVE = "Negative prompt:"
+MAX_LINE = 20_000  # characters of pairs: a longer line is prompt
 
 
 def a1111_parameters(
@@ -59,7 +60,8 @@ def a1111_parameters(
 def parse_a1111(text: str) -> PictureMetadata:
     """What A1111's text says; a last line with fewer than three pairs is prompt."""
     lines = text.strip().split("\n")
-    pairs = {key: _unquote(value) for key, value in _PAIR.findall(lines[-1])}
+    last = lines[-1] if len(lines[-1]) <= MAX_LINE else ""
+    pairs = {key: _unquote(value) for key, value in _PAIR.findall(last)}
     if len(pairs) < 3:
         pairs = {}
     else:
@@ -164,7 +166,7 @@ def _unquote(text: str) -> str:
     if text[:1] != '"':
         return text.strip()
     try:
-        return str(json.loads(text))
+        return sound(str(json.loads(text)))
     except ValueError:
         return text
 

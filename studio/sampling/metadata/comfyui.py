@@ -7,7 +7,9 @@ extensions are understood as far as they follow the usual names.
 """
 
 import json
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from studio.sampling.metadata.said import (
@@ -23,7 +25,8 @@ from studio.sampling.metadata.said import (
 from studio.sampling.metadata.words import our_scheduler
 
 KEY = "prompt"
-MAX_NODES = 2000
+CLASS, ZERO = "class_type", "ConditioningZeroOut"
+MAX_NODES, MAX_INPUTS, MAX_SAMPLERS = 2000, 200, 20  # a picture must not cost minutes
 _SAMPLER = ("positive", "guider")  # a node with one of these and a latent is what draws
 _TEXTS = ("text", "text_g", "text_l", "t5xxl", "clip_l", "string", "value", "prompt")
 _CHECKPOINTS = ("ckpt_name", "unet_name", "model_name")
@@ -37,7 +40,7 @@ def parse_comfyui(said: str) -> PictureMetadata | None:
         graph = entries(json.loads(said))
     except (ValueError, RecursionError):
         return None
-    nodes = {key: entries(entries(node).get("inputs")) for key, node in list(graph.items())[:MAX_NODES]}
+    nodes = {key: _inputs(entries(node)) for key, node in list(graph.items())[:MAX_NODES]}
     sampler = _sampler(nodes)
     if sampler is None:
         return None
@@ -79,40 +82,70 @@ class _First:
         return None
 
 
+def _inputs(node: dict[str, Any]) -> dict[str, Any]:
+    """What goes into a node, and under CLASS what it is."""
+    inputs = dict(islice(entries(node.get("inputs")).items(), MAX_INPUTS))
+    return inputs | {CLASS: text(node.get(CLASS))}
+
+
 def _sampler(nodes: Nodes) -> dict[str, Any] | None:
     """The node that draws; of several the first one: the others refine what it drew."""
-    found = [
-        node
-        for node in nodes.values()
+    found = {
+        key: node
+        for key, node in nodes.items()
         if any(name in node for name in _SAMPLER) and ("latent_image" in node or "latent" in node)
-    ]
-    for node in found:
-        latent = _behind(nodes, node.get("latent_image", node.get("latent")))
-        if not any(other in latent for other in found):
+    }
+    for key, node in list(found.items())[:MAX_SAMPLERS]:
+        latent = _keys_behind(nodes, node.get("latent_image", node.get("latent")))
+        if not (found.keys() - {key}) & latent.keys():
             return node
-    return found[0] if found else None
+    return next(iter(found.values()), None)
 
 
 def _behind(nodes: Nodes, link: Any) -> list[dict[str, Any]]:
     """The node that a link leads to and all behind it, nearest first."""
+    return [nodes[key] for key in _keys_behind(nodes, link)]
+
+
+def _keys_behind(nodes: Nodes, link: Any) -> dict[str, None]:
     seen: dict[str, None] = {}
-    waiting = [link]
+    waiting = deque([link])
     while waiting:
-        target = items(waiting.pop(0))
-        key = str(target[0]) if len(target) == 2 else ""
-        if key not in nodes or key in seen:
-            continue
-        seen[key] = None
-        waiting += list(nodes[key].values())
-    return [nodes[key] for key in seen]
+        key, _ = _target(waiting.popleft())
+        if key in nodes and key not in seen:
+            seen[key] = None
+            waiting.extend(value for value in nodes[key].values() if isinstance(value, list))
+    return seen
+
+
+def _target(link: Any) -> tuple[str, int]:
+    """Node and output of a link; "" for a value."""
+    parts = items(link)
+    return (str(parts[0]), whole(parts[1]) or 0) if len(parts) == 2 else ("", 0)
 
 
 def _words(nodes: Nodes, link: Any) -> str:
-    """The text that a conditioning was made of: the nearest node with a text."""
-    for node in _behind(nodes, link):
+    """The text that a conditioning was made of: the nearest node with a text.
+
+    Nodes that pass both sides on (ControlNet) have the positive one as output 0, the negative as output 1.
+    """
+    seen: set[tuple[str, int]] = set()
+    waiting = deque([link])
+    while waiting:
+        place = _target(waiting.popleft())
+        if place in seen or place[0] not in nodes:
+            continue
+        seen.add(place)
+        node = nodes[place[0]]
+        if node[CLASS] == ZERO:
+            continue
+        if "positive" in node and "negative" in node:
+            waiting.append(node["negative" if place[1] == 1 else "positive"])
+            continue
         for name in _TEXTS:
             if found := text(node.get(name)).strip():
                 return found
+        waiting.extend(value for value in node.values() if isinstance(value, list))
     return ""
 
 

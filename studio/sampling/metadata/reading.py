@@ -1,7 +1,7 @@
 """Reading what a picture says about itself, whichever program wrote it."""
 
 import json
-import zlib
+import lzma
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,15 +20,16 @@ from studio.sampling.request import SampleRequest
 
 PARAMETERS = "parameters"
 FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_PIXELS = 64_000_000  # by the header; nothing is decoded here
-MAX_OWN = 2**20  # bytes of our own JSON, unpacked
+MAX_PIXELS = 64_000_000  # by the header
+MAX_TEXT = 2**20  # characters of a text that is looked at: a longer one is no account of a picture
+MAX_OWN, MAX_MEMORY = 2**20, 2**27  # bytes of our own JSON, unpacked, and for unpacking it
 EXIF_IFD, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
-OWN_HEAD = b"lora_studio\0"  # before our own JSON in EXIF's MakerNote, deflated
+OWN_HEAD = b"lora_studio\0"  # before our own JSON in EXIF's MakerNote, packed by LZMA
 _MAKE, _MODEL = 0x010F, 0x0110  # where ComfyUI writes "workflow:{...}" and "prompt:{...}"
 
 
 def read_metadata(path: Path) -> PictureMetadata:
-    """What the picture at `path` says about itself; decodes no pixels.
+    """What the picture at `path` says about itself.
 
     Our own JSON counts most, then A1111's text, then those of SwarmUI, InvokeAI and ComfyUI.
 
@@ -62,6 +63,7 @@ def read_metadata(path: Path) -> PictureMetadata:
 
 def _others(texts: dict[str, str]) -> PictureMetadata:
     """What other programs' texts say; empty when there are none."""
+    texts = {key: text for key, text in texts.items() if len(text) <= MAX_TEXT}
     parameters = texts.get(PARAMETERS, "")
     if found := parse_swarmui(parameters):
         return found
@@ -85,7 +87,7 @@ def _texts(path: Path) -> dict[str, str]:
             return _exif_texts(image.getexif())
     except FileNotFoundError as error:
         raise BadInput(str(path), "does not exist", "check the path") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInput(
             str(path), "is not a sound PNG, JPEG or WebP picture", "choose another file"
         ) from error
@@ -108,15 +110,17 @@ def _comment_text(comment: bytes) -> str:
     """EXIF 2.3, UserComment: 8 bytes name the encoding; A1111 writes big-endian UTF-16."""
     code, body = comment[:8], comment[8:]
     if code.startswith(b"UNICODE"):
-        return body.decode("utf-16-le" if body[1:2] == b"\0" else "utf-16-be", "replace").strip("\0")
+        # Whichever order: such a text holds ASCII, half of which is zeros.
+        little = body[1::2].count(0) > body[::2].count(0)
+        return body.decode("utf-16-le" if little else "utf-16-be", "replace").strip("\0")
     return body.decode("utf-8", "replace").strip("\0")
 
 
 def _inflated(data: bytes) -> str:
     """Our own JSON; "" when it is damaged or far too long for it."""
     try:
-        return zlib.decompressobj().decompress(data, MAX_OWN).decode("ascii")
-    except (zlib.error, UnicodeDecodeError):
+        return lzma.LZMADecompressor(memlimit=MAX_MEMORY).decompress(data, MAX_OWN).decode("utf-8")
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError):
         return ""
 
 
@@ -136,6 +140,6 @@ def _own(text: str) -> tuple[SampleRequest, dict[str, Any], tuple[AdapterMark, .
             for item in value["adapters"]
         )
         base = cast(dict[str, Any], dict(value["base"]))
-    except (ValueError, KeyError, TypeError, RecursionError, ValidationError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, ValidationError):
         return None
     return request, base, adapters

@@ -81,7 +81,12 @@ def number(value: Any) -> float | None:
 
 def text(value: Any) -> str:
     """A text that a request can hold; "" for anything else."""
-    return value[:LONGEST] if isinstance(value, str) else ""
+    return sound(value[:LONGEST]) if isinstance(value, str) else ""
+
+
+def sound(value: str) -> str:
+    """Without halves of characters (surrogates), which JSON can name and no file can hold."""
+    return value.encode("utf-8", "replace").decode("utf-8")
 
 
 def entries(value: Any) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Writing a picture with what made it: A1111's `parameters` for other tools, our own JSON for us.
 
 PNG holds both as texts. JPEG and WebP hold A1111's text where A1111 puts it, in EXIF's UserComment, and our
-JSON in EXIF's MakerNote, deflated: all of EXIF must fit into 64 KB there.
+JSON in EXIF's MakerNote, packed: all of EXIF must fit into 64 KB there.
 """
 
 import json
-import zlib
+import lzma
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from studio.sampling.metadata.reading import EXIF_IFD, MAKER_NOTE, OWN_HEAD, PAR
 from studio.sampling.metadata.said import OWN, UsedAdapter
 from studio.sampling.request import SampleRequest
 
+MAX_EXIF = 65_500  # bytes: a segment of a JPEG holds 65,533
 LOSSLESS = 100  # quality of WebP from which on nothing is lost
 
 
@@ -87,14 +88,23 @@ def _options(request: SampleRequest, parameters: str, own: str) -> dict[str, Any
         texts.add_text(PARAMETERS, parameters)
         texts.add_text(OWN, own)
         return {"pnginfo": texts}
-    exif = Image.Exif()
-    held = exif.get_ifd(EXIF_IFD)
-    held[USER_COMMENT] = _comment(parameters)
-    held[MAKER_NOTE] = OWN_HEAD + zlib.compress(own.encode("ascii"), 9)
-    options: dict[str, Any] = {"exif": exif, "quality": request.quality}
+    options: dict[str, Any] = {"exif": _exif(parameters, own), "quality": request.quality}
     if request.format == "jpeg":
         return options | {"subsampling": 0}  # colours as sharp as light; costs a fifth in size
     return options | {"lossless": request.quality == LOSSLESS}
+
+
+def _exif(parameters: str, own: str) -> bytes:
+    """Both texts; where they do not fit, ours, which says everything; else A1111's; else none."""
+    comment = {USER_COMMENT: _comment(parameters)}
+    plain = json.dumps(json.loads(own), ensure_ascii=False).encode("utf-8", "replace")
+    note = {MAKER_NOTE: OWN_HEAD + lzma.compress(plain)}
+    for held in (comment | note, note, comment):
+        exif = Image.Exif()
+        exif.get_ifd(EXIF_IFD).update(held)
+        if len(data := exif.tobytes()) <= MAX_EXIF:
+            return data
+    return b""
 
 
 def _comment(text: str) -> bytes:

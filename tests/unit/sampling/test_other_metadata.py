@@ -1,6 +1,7 @@
 """What pictures of ComfyUI, InvokeAI and SwarmUI say; JPEG and WebP of ours; nothing foreign breaks it."""
 
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from registry.errors import BadInput
 from studio.sampling.metadata.a1111 import a1111_parameters, parse_a1111
 from studio.sampling.metadata.comfyui import parse_comfyui
 from studio.sampling.metadata.invokeai import parse_invokeai
@@ -120,6 +122,61 @@ def test_comfyui_of_two_passes_is_told_by_the_first(tmp_path: Path):
     assert (found.seed, found.steps, found.width) == (156680208700286, 20, 512)
 
 
+def test_comfyui_tells_the_sides_of_a_control_apart(tmp_path: Path):
+    passed = {"positive": ["6", 0], "negative": ["7", 0], "strength": 1.0, "control_net": ["21", 0]}
+    graph = PLAIN | {
+        "20": {"class_type": "ControlNetApplyAdvanced", "inputs": passed},
+        "3": {"class_type": "KSampler",
+              "inputs": PLAIN["3"]["inputs"] | {"positive": ["20", 0], "negative": ["20", 1]}},
+    }  # fmt: skip
+    found = said(tmp_path, prompt=json.dumps(graph))
+    assert (found.prompt, found.negative) == ("a cat in ink", "blurry")
+    zero = {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["6", 0]}}
+    inputs = PLAIN["3"]["inputs"] | {"negative": ["22", 0]}
+    graph = PLAIN | {"22": zero, "3": {"class_type": "KSampler", "inputs": inputs}}
+    found = said(tmp_path, prompt=json.dumps(graph))
+    assert (found.prompt, found.negative) == ("a cat in ink", "")
+
+
+def test_large_graphs_cost_little():
+    many = {"class_type": "X", "inputs": {f"i{n}": ["6", 0] for n in range(20_000)}}
+    samplers = {f"s{n}": PLAIN["3"] for n in range(1500)}
+    for graph in (PLAIN | {"6": many}, PLAIN | samplers):
+        start = time.process_time()
+        assert parse_comfyui(json.dumps(graph)) is not None
+        assert time.process_time() - start < 0.5
+
+
+def test_texts_that_are_no_account_of_a_picture_are_left_alone(tmp_path: Path):
+    start = time.process_time()
+    assert said(tmp_path, parameters="a" * 3_000_000).source == ""
+    assert time.process_time() - start < 0.5
+
+
+def test_damaged_values_are_no_fault(tmp_path: Path):
+    half = json.dumps(SWARM).replace("a fox", "\\ud800 fox")
+    assert said(tmp_path, parameters=half).prompt == "? fox"
+    assert parse_a1111('x\nSteps: 7, Seed: 1, Foo bar: "\\ud800", CFG scale: 7').pairs["Foo bar"] == "?"
+    own = {"request": {"base": "b"}, "base": {}, "adapters": [{"name": "x"}]}
+    own["adapters"] = [{"name": "x", "weight": 10**400, "text_weight": None, "tensor_sha256": "", "id": ""}]
+    assert said(tmp_path, lora_studio=json.dumps(own)).source == ""
+
+
+@pytest.mark.parametrize("words", ["一个女孩, smile", "가나다", "\u3000x", "Ѐ ya"])
+def test_any_script_comes_back_from_exif(tmp_path: Path, words: str):
+    request = REQUEST.model_copy(update={"prompt": words, "format": "jpeg"})
+    write_picture(Image.new("RGB", (8, 8)), tmp_path / "a.jpg", request)
+    found = read_metadata(tmp_path / "a.jpg")
+    assert found.texts["parameters"].startswith(words)
+    assert found.pairs["Seed"] == "5"
+
+
+def test_a_bomb_is_one_line(tmp_path: Path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(BadInput):
+        read_metadata(tmp_path / "bomb.png")
+
+
 def test_comfyui_in_webp(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0110] = "prompt:" + json.dumps(PLAIN)
@@ -209,7 +266,12 @@ def test_every_format_says_how_it_was_made(tmp_path: Path, format: str, kind: st
     assert found.texts["parameters"].startswith("猫 in ink\nNegative prompt: blurry\n")
 
 
-@pytest.mark.parametrize("words", ["a cat, " * 1400, "猫と犬" * 3000])
+def _random_words() -> str:
+    draw = random.Random(1)
+    return "".join(chr(draw.randrange(0x4E00, 0x9FFF)) for _ in range(10_000))
+
+
+@pytest.mark.parametrize("words", ["a cat, " * 1400, "猫と犬" * 3000, _random_words()])
 def test_the_longest_prompts_fit_into_a_jpeg(tmp_path: Path, words: str):
     texts = {"prompt": words, "negative": words[::-1], "template": words, "format": "jpeg"}
     request = REQUEST.model_copy(update=texts)
