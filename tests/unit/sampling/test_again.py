@@ -86,7 +86,7 @@ def test_an_adapter_is_found_by_its_weights(ws: Workspace, ink: Adapter, tmp_pat
 
 def test_other_weights_are_refused(ws: Workspace, ink: Adapter, tmp_path: Path):
     picture = written(ws, ink, tmp_path / "a.png", tensor_sha256="0" * 64)
-    with pytest.raises(BadInput, match="adapter ink: has other weights than the picture was made with"):
+    with pytest.raises(BadInput, match="adapter ink: has other weights than are meant"):
         request_of(ws, picture)
     picture = written(ws, ink, tmp_path / "b.png", base_hash="0" * 64)
     with pytest.raises(BadInput, match="base pocket: has other weights than the picture was made with"):
