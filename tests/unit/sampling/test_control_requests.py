@@ -168,13 +168,14 @@ def test_the_command_line(ws: Workspace, photo: Path):
         "model": "",
         "preprocess": True,
         "preprocessor": "",
+        "guess": False,
     }
     (fields,) = choices(
-        ws, [f"depth:{photo}:0.8:0.1:0.5"], ["edges"], maps=True, preprocessor="/models/depth"
+        ws, [f"depth:{photo}:0.8:0.1:0.5"], ["edges"], maps=True, preprocessor="/models/depth", guess=True
     )
     assert fields == {
         "kind": "depth", "image": str(photo), "weight": 0.8, "start": 0.1, "end": 0.5, "preprocess": False,
-        "model": ws.catalog.get(Base, "edges").id, "preprocessor": "/models/depth",
+        "model": ws.catalog.get(Base, "edges").id, "preprocessor": "/models/depth", "guess": True,
     }  # fmt: skip
     (fields,) = choices(ws, ["canny:/a:b.png:1"], [])
     assert (fields["image"], fields["weight"]) == ("/a:b.png", 1.0)
