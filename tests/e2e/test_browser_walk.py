@@ -173,7 +173,7 @@ def compare_with_and_without(workspace: Workspace, page: Page, adapter: Adapter)
             pictures.append(np.asarray(picture.convert("RGB"), dtype=np.float64))
         if expected == 1:
             press(page, "Leave out")
-            expect(page.get_by_text("Strength")).to_have_count(0)
+            expect(page.get_by_text("Strength", exact=True)).to_have_count(0)
     assert pictures[0].shape == (64, 64, 3)
     assert np.abs(pictures[0] - pictures[1]).mean() > 0.5  # of 255: twelve steps already change the picture
 
