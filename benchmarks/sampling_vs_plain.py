@@ -29,7 +29,7 @@ PLAIN = """
 import json, sys, torch
 from pathlib import Path
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True)
+pipe = StableDiffusionPipeline.from_pretrained(sys.argv[1], local_files_only=True).to(torch.float32)
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 pipe.set_progress_bar_config(disable=True)
 for line in sys.stdin:
