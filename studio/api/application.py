@@ -17,7 +17,6 @@ MAX_BODY = 128 * 2**20  # bytes; a request with its pictures is held in memory
 MAX_PARTS = 500_000  # values of a body: each costs 30 bytes of memory or more, and parsing stops all else
 STATUS = {NotFound: 404, BadInput: 400, WorkspaceBusy: 409}
 TITLES = {v1.PREFIX: "LoRA Studio", sdapi.PREFIX: "LoRA Studio, for clients of A1111"}
-PREFIXES = tuple(TITLES)
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -164,6 +164,12 @@ def progress(ws: "Workspace", sample: Sample) -> dict[str, Any]:
     return news | {"state": str(job.state), "error": job.error}
 
 
+def share_done(news: dict[str, Any], count: int) -> float:
+    """How much of a sample of `count` pictures is drawn, 0 to 1, by what `progress` says."""
+    within = news["step"] / news["steps"] if news["steps"] else 0.0
+    return min(1.0, (max(0, int(news["picture"]) - 1) + within) / count)
+
+
 def prepare_folder(out: Path) -> None:
     """Make the folder for the pictures; before they are drawn, so that no time is spent for nothing.
 

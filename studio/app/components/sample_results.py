@@ -59,12 +59,11 @@ def making(known: tuple[str, ...]) -> None:
 
 
 def _progress(job: Job, sample: Sample) -> None:
-    from studio.sampling.submit import cancel, progress
+    from studio.sampling.submit import cancel, progress, share_done
 
     news = progress(shell.workspace(), sample)
     count = int(news["pictures"]) or int(sample.request.get("count", 1))
-    within = news["step"] / news["steps"] if news["steps"] else 0.0
-    fraction = min(1.0, (max(0, int(news["picture"]) - 1) + within) / count)
+    fraction = share_done(news, count)
     with st.container(key=f"panel-making-{sample.id}"):
         picture, facts = st.columns([1, 2], vertical_alignment="center")
         with picture:

@@ -67,7 +67,7 @@ def write_picture(
     parameters = a1111_parameters(
         one, base_name=base_name, base_hash=base_hash, base_scheduler=base_scheduler, adapters=adapters
     )
-    options = _options(request, parameters.replace("\0", " "), json.dumps(own))
+    options = _options(request, parameters.replace("\0", " "), own)
     with atomic_path(path) as temporary:
         image.save(temporary, format=request.format, **options)
 
@@ -81,12 +81,12 @@ def picture_request(request: SampleRequest, index: int) -> SampleRequest:
     return request.model_copy(update=alone)
 
 
-def _options(request: SampleRequest, parameters: str, own: str) -> dict[str, Any]:
-    """What Pillow is told; `own` is ASCII, readable by every tool."""
+def _options(request: SampleRequest, parameters: str, own: dict[str, Any]) -> dict[str, Any]:
+    """What Pillow is told."""
     if request.format == "png":
         texts = PngInfo()
         texts.add_text(PARAMETERS, parameters)
-        texts.add_text(OWN, own)
+        texts.add_text(OWN, json.dumps(own))  # ASCII: readable by every tool
         return {"pnginfo": texts}
     options: dict[str, Any] = {"exif": _exif(parameters, own), "quality": request.quality}
     if request.format == "jpeg":
@@ -94,10 +94,10 @@ def _options(request: SampleRequest, parameters: str, own: str) -> dict[str, Any
     return options | {"lossless": request.quality == LOSSLESS}
 
 
-def _exif(parameters: str, own: str) -> bytes:
+def _exif(parameters: str, own: dict[str, Any]) -> bytes:
     """Both texts; where they do not fit, ours, which says everything; else A1111's; else none."""
     comment = {USER_COMMENT: _comment(parameters)}
-    plain = json.dumps(json.loads(own), ensure_ascii=False).encode("utf-8", "replace")
+    plain = json.dumps(own, ensure_ascii=False).encode("utf-8", "replace")
     note = {MAKER_NOTE: OWN_HEAD + lzma.compress(plain)}
     for held in (comment | note, note, comment):
         exif = Image.Exif()
