@@ -132,12 +132,12 @@ def fill(catalog, count):
     )  # fmt: skip
 
 
-def slowest(catalog, queries):
-    """Best of five for each query, milliseconds; the worst of them."""
+def slowest(catalog, queries, tries):
+    """Best of `tries` for each query, milliseconds, because other work runs beside; the worst of them."""
     times = []
     for query in queries:
         taken = []
-        for _ in range(5):
+        for _ in range(tries):
             started = time.perf_counter()
             catalog.search_adapters(**query)
             taken.append((time.perf_counter() - started) * 1000)
@@ -152,9 +152,9 @@ QUERIES = [{}, {"query": "adapter 99"}, {"tags": ("tag7",)}, {"sort": "name"}, {
 
 def test_a_thousand_adapters_are_searched_in_20_ms(catalog):
     fill(catalog, 1000)
-    assert slowest(catalog, QUERIES) < 20
+    assert slowest(catalog, QUERIES, tries=25) < 20
 
 
 def test_twenty_thousand_adapters_are_searched_without_waiting(catalog):
     fill(catalog, 20_000)
-    assert slowest(catalog, QUERIES) < 300
+    assert slowest(catalog, QUERIES, tries=5) < 300
