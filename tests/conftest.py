@@ -1,11 +1,14 @@
 """Fixtures shared by all tests."""
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.support.bases import save_base
+from tests.support.new_workspaces import copy_new_catalogs, hash_packaged_bases_once
 from tests.support.runs import draw_pictures
 from trainers.rundir import ManifestItem
 
@@ -19,6 +22,20 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all-points", action="store_true", help="sweeps of faults at every point, not a sample"
     )
+
+
+def pytest_collection_finish():
+    """What test modules imported stays; looking through it for garbage would take half a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_workspaces(tmp_path_factory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        copy_new_catalogs(patch, tmp_path_factory.mktemp("catalog"))
+        hash_packaged_bases_once(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from trainers.garbage import seldom_collecting
 from trainers.metrics import Reporter, process_rank
 from trainers.recipe import Recipe, load_frozen
 from trainers.rundir import RECIPE, RunDir
@@ -54,16 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(reporter: Reporter, stop: StopFlag) -> int:
     """Set up and train; everything heavy is imported here, after the first heartbeat."""
-    usual = gc.get_threshold()
-    gc.set_threshold(5_000_000, 50, 100)  # libraries make objects that stay: looking through them costs 1.6 s
-    spare_bitsandbytes(load_frozen(reporter.rundir.file(RECIPE)))
-    from trainers.guards import is_memory
-    from trainers.loop import train
-    from trainers.session import open_session
+    with seldom_collecting():
+        spare_bitsandbytes(load_frozen(reporter.rundir.file(RECIPE)))
+        from trainers.guards import is_memory
+        from trainers.loop import train
+        from trainers.session import open_session
 
-    session = open_session(reporter.rundir, reporter, stop)
-    gc.freeze()  # ... and as much again whenever a long run collects
-    gc.set_threshold(*usual)
+        session = open_session(reporter.rundir, reporter, stop)
+        gc.freeze()  # what is there now stays for the whole run: no need ever to look through it
     try:
         train(session)
     except (RuntimeError, MemoryError) as error:

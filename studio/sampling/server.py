@@ -15,6 +15,7 @@ import os
 import queue
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import IO, TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from registry.errors import StudioError
 from registry.files import atomic_path, write_json
 from studio.sampling.metadata.writing import write_picture
 from studio.sampling.task import PREVIEW, PROGRESS, SampleTask, map_name, picture_name
+from trainers.garbage import seldom_collecting
 from trainers.spared import spare
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class Server:
     def serve(self) -> None:
         """Answer requests until stdin closes."""
         threading.Thread(target=self._read, daemon=True).start()
+        loading = ExitStack()
+        loading.enter_context(seldom_collecting())  # to the end of the first picture: it loads libraries too
         from studio.sampling.engine import Engine  # seconds; meanwhile the reader already listens
 
         engine = Engine()
@@ -58,6 +62,7 @@ class Server:
         while (order := self._orders.get()) is not None:
             if order["do"] == "sample":
                 answer = self._sample(engine, order)
+                loading.close()
                 self._busy = False  # before the answer: the next request may be here right after it
                 self._answer(answer)
             elif order["do"] == "unload":

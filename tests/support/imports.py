@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def tensor(start: int = 0, end: int = 8, shape: tuple[int, ...] = (2,), dtype: s
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
 
 
+@cache
 def bad_files() -> dict[str, tuple[bytes, str]]:
     """Name -> content and what its error must say: the first 23 bad files (the 24th is a base's matter)."""
     import pickle
