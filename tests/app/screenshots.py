@@ -57,7 +57,6 @@ CLICKS = {  # what is clicked, one after the other, before the picture is taken
     "adapters-select": ("Select", "All on this page"),
     "adapters-extract": ("Take an adapter out",),
     "adapter-facts": ("Name, tags and note", "Licence and consent", "File and fingerprints"),
-    "adapter-trash": ("To the trash",),
     "adapter-proofs": ("Exported: 1 file",),
     "adapter-export": ("Export",),
     "adapter-exported": ("Export", "Write and check"),
