@@ -13,7 +13,7 @@ page = st.navigation(
     {
         "": [st.Page("app_pages/home.py", title="Home", icon=":material/home:", default=True)],
         "Make": [
-            st.Page("app_pages/datasets.py", title="Datasets", icon=":material/photo_library:"),
+            st.Page("app_pages/datasets.py", title="Data sets", icon=":material/photo_library:"),
             st.Page("app_pages/train.py", title="Train", icon=":material/model_training:"),
             st.Page("app_pages/runs.py", title="Runs", icon=":material/timeline:"),
         ],

@@ -49,7 +49,8 @@ TO_Q = "attentions.0.transformer_blocks.0.attn1.to_q"
 BLOCKS = (*(f"down_blocks.{n}" for n in range(3)), "mid_block", *(f"up_blocks.{n}" for n in (1, 2, 3)))
 Q_PROJ = "text_encoder.text_model.encoder.layers.{}.self_attn.q_proj"
 NAN = (
-    "run zibbo the robot: the loss is not finite at step 120, picture 07.png. Lower optimizer.lr and resume."
+    "step 120: the loss is not finite (pictures: 07.png). Lower optimizer.lr, set train.precision to bf16 or "
+    "fp32, or look at these pictures."
 )
 
 IMPORTED = ImportReport(

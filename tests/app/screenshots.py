@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from registry.records import Adapter, Base, Dataset, FileState, Image, Job, JobKind, Run, RunState
 from studio.control_facts import CONTROLNET
@@ -26,8 +27,19 @@ from tests.support.browser import find_browser, launch_arguments
 WIDTHS = {"wide": (1280, 900), "narrow": (390, 844)}
 THEMES = ("light", "dark")
 START_SECONDS = 30
+TALL = "document.querySelector('[data-testid=stMainBlockContainer]')?.scrollHeight || 0"
+LOADED = """() => {
+  const images = (root) => [...root.querySelectorAll("*")].flatMap((element) =>
+    element.shadowRoot ? images(element.shadowRoot) : element.matches("img") ? [element] : []);
+  return images(document).every((image) => image.complete);
+}"""
 CLICKS = {  # what is clicked, one after the other, before the picture is taken
     "train-everything": ("Everything",),
+    "bases-add": ("Add a base", "More"),
+    "dataset-captions": ("Write captions",),
+    "dataset-mask": ("Mask",),
+    "dataset-rights": ("Trained on it: 1 adapter", "Licence and consent"),
+    "run-settings": ("Settings of this run", "Log"),
     "adapters-filter": ("Filter",),
     "sample-start": ("Start from this",),
     "sample-brush": ("Start from this", "Change only a part (inpaint)", "Invert", "Mask as a file"),
@@ -37,9 +49,14 @@ CLICKS = {  # what is clicked, one after the other, before the picture is taken
         "Vary this seed (variation)",
     ),
     "sample-control": ("Steer by a picture (ControlNet)", "A picture that steers"),
+    "sample-more": ("More",),
+    "sample-settings": ("Settings of a picture",),
+    "sample-pick": ("Add an adapter",),
+    "sample-mix-file": ("Mix as a file",),
     "sample-nothing-steers": ("Steer by a picture (ControlNet)",),
     "adapters-select": ("Select", "All on this page"),
     "adapters-extract": ("Take an adapter out",),
+    "adapter-facts": ("Name, tags and note", "Licence and consent", "File and fingerprints"),
     "adapter-proofs": ("Exported: 1 file",),
     "adapter-export": ("Export",),
     "adapter-exported": ("Export", "Write and check"),
@@ -86,12 +103,16 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
     neon = catalog.get(Dataset, "neon signs")
     picture = catalog.list(Image, dataset_id=neon.id, order="position")[0]
     return found | {
-        "dataset-detail": f"/datasets?dataset={neon.id}",
+        **dict.fromkeys(
+            ("dataset-detail", "dataset-captions", "dataset-mask", "dataset-rights"),
+            f"/datasets?dataset={neon.id}",
+        ),
         "run-live": f"/runs?run={running.id}",
-        "run-failed": f"/runs?run={failed.id}",
+        **dict.fromkeys(("run-failed", "run-settings"), f"/runs?run={failed.id}"),
         "runs-compare": "/runs?compare=1",
         **adapter_views(workspace),
         "train-everything": "/train",
+        "bases-add": "/bases",
         "adapters-filter": "/adapters",
         "adapters-select": "/adapters",
         "adapters-add": "/adapters?add=1",
@@ -99,7 +120,9 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
         "adapters-picture": f"/adapters?picture={picture.pixel_hash}",
         "adapters-import": f"/adapters?imports={catalog.list(Job, kind=JobKind.IMPORT)[0].id}",
         **sample_views(workspace),
-        "sample-mix": f"/sample?adapter={catalog.get(Adapter, 'neon signs').id}",
+        **dict.fromkeys(
+            ("sample-mix", "sample-mix-file"), f"/sample?adapter={catalog.get(Adapter, 'neon signs').id}"
+        ),
     }
 
 
@@ -110,7 +133,8 @@ def sample_views(workspace: Workspace) -> dict[str, str]:
         kind="folder",
     )  # fmt: skip
     workspace.catalog.add(net)
-    return dict.fromkeys(("sample-start", "sample-brush", "sample-passes", "sample-control"), "/sample")
+    alone = ("start", "brush", "passes", "control", "more", "settings", "pick")
+    return dict.fromkeys((f"sample-{view}" for view in alone), "/sample")
 
 
 def adapter_views(workspace: Workspace) -> dict[str, str]:
@@ -168,9 +192,14 @@ def settle(page: Page) -> None:
 
 def grow(page: Page, wide: int, high: int) -> None:
     """Make the window as tall as the page: Streamlit scrolls inside, so full_page shows nothing more."""
-    tall = page.evaluate("document.querySelector('[data-testid=stMainBlockContainer]')?.scrollHeight || 0")
-    page.set_viewport_size({"width": wide, "height": min(max(high, int(tall) + 20), 3200)})
-    page.wait_for_timeout(700)
+    for _ in range(3):  # what comes into sight may still load and make the page taller
+        tall = int(page.evaluate(TALL))
+        page.set_viewport_size({"width": wide, "height": min(max(high, tall + 20), 3200)})
+        page.wait_for_timeout(700)
+        with contextlib.suppress(PlaywrightTimeout):  # pictures out of sight load when somebody scrolls there
+            page.wait_for_function(LOADED, timeout=4_000)
+        if int(page.evaluate(TALL)) == tall:
+            break
 
 
 @contextlib.contextmanager

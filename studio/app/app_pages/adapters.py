@@ -103,7 +103,7 @@ def cards(found: Page) -> None:
     """The adapters of this page; a click opens one, or chooses it while one is choosing."""
     chosen = adapter_bulk.chosen()
     shown = [card(adapter, chosen or ()) for adapter in found.adapters]
-    clicked = gallery(shown, key="adapters-grid", picking=chosen is not None, on_star=star)
+    clicked = gallery(shown, key="adapters-grid", picking=chosen is not None, on_heart=heart)
     if not clicked:
         return
     if chosen is None:
@@ -117,7 +117,7 @@ def card(adapter: Adapter, chosen: Sequence[str]) -> Card:
     return replace(adapter_card(adapter), selected=adapter.id in chosen)
 
 
-def star(id: str) -> None:
+def heart(id: str) -> None:
     """A favourite, or not any more."""
     catalog = shell.workspace().catalog
     if found := catalog.find(Adapter, id):

@@ -38,7 +38,7 @@ def page() -> None:
             row(part)
     if all(base.builtin for base in bases):
         st.caption(
-            f"The pocket base is tiny and made for trying things out. For real pictures add {KNOWN}: a "
+            f"The pocket bases are tiny and made for trying things out. For real pictures add {KNOWN}: a "
             "diffusers folder, a .safetensors checkpoint, or its name on the hub."
         )
 

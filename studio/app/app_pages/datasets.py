@@ -27,7 +27,7 @@ def page() -> None:
 def listing() -> None:
     """Cards."""
     catalog = shell.workspace().catalog
-    shell.heading("Datasets", "Pictures with a few words each: what training learns from.")
+    shell.heading("Data sets", "Pictures with a few words each: what training learns from.")
     total = catalog.count(Dataset)
     if not total:
         with st.container(key="empty-datasets", horizontal_alignment="center"):

@@ -177,7 +177,7 @@ def settings(run: Run) -> None:
             instead = f":gray[instead of {md(value_text(change.preset))}]"
             st.markdown(f"- `{change.key}` {md(value_text(change.value))} {instead}")
         text = to_toml(recipe)
-        st.code(text, language="toml", height=260)
+        st.code(text, language="toml", height=400, wrap_lines=True)
         st.download_button(
             "Save as TOML", text, f"{run.id}.toml", "application/toml", icon=":material/download:"
         )

@@ -1,6 +1,5 @@
 """Settings: is this machine fit, where things are, who may come in."""
 
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -8,7 +7,7 @@ import streamlit as st
 
 from registry.records import Adapter, Dataset, Run, Sample
 from studio.app import shell
-from studio.app.words import md, size
+from studio.app.words import md
 from studio.settings import TOKENS, tokens_present
 from studio.workspace import Workspace
 
@@ -83,14 +82,12 @@ def places(workspace: Workspace) -> None:
     """Where everything lies and how much there is."""
     st.header("Workspace", anchor=False)
     st.code(str(workspace.home), language=None)
-    usage = shutil.disk_usage(workspace.home)
     catalog = workspace.catalog
     figures = (
         ("Data sets", f"{catalog.count(Dataset):,}"),
         ("Runs", f"{catalog.count(Run):,}"),
         ("Adapters", f"{catalog.count(Adapter):,}"),
         ("Samples", f"{catalog.count(Sample):,}"),
-        ("Free on this disk", size(usage.free)),
     )
     with st.grid("auto", min_column_width=120):
         for label, value in figures:

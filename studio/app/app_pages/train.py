@@ -249,7 +249,7 @@ def everything(choice: Choice) -> tuple[bool, dict[str, str]]:
     with st.expander("As a file (TOML)", icon=":material/description:"):
         if not wrong:
             text = to_toml(apply_sets(choice.start, sets(choice.changed)))
-            st.code(text, language="toml", height=300)
+            st.code(text, language="toml", height=400, wrap_lines=True)
             st.download_button(
                 "Save", text, f"{choice.preset}.toml", "application/toml", icon=":material/download:"
             )

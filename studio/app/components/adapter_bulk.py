@@ -76,7 +76,7 @@ def _actions(ids: Sequence[str]) -> None:
         with st.popover("Rate", icon=":material/star_rate:", key="bulk-rate-menu"):
             st.feedback("stars", key=_STARS, on_change=_rate)
             st.button("No rating", key="bulk-unrate", type="tertiary", on_click=_rate)
-        with st.popover("Favourite", icon=":material/star:", key="bulk-favourite-menu"):
+        with st.popover("Favourite", icon=":material/favorite:", key="bulk-favourite-menu"):
             st.button("Make favourites", key="bulk-favourite", on_click=_favourite, args=(True,))
             st.button("No favourites any more", key="bulk-plain", on_click=_favourite, args=(False,))
         if st.button("Export", icon=":material/ios_share:", key="bulk-export"):

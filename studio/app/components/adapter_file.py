@@ -45,8 +45,8 @@ def banner(adapter: Adapter) -> None:
 
 def _unread(adapter: Adapter) -> None:
     st.markdown(
-        ":material/hourglass_empty: **Not read yet.** It was listed by the head of its file; its weights are "
-        "checked in the background, or now."
+        ":material/hourglass_empty: **Not read yet.** Only the head of its file is known. The rest is read "
+        "in the background, or now."
     )
     if st.button("Read it now", key="file-read"):
         from studio.adapter_files import settled

@@ -20,15 +20,14 @@ def forecast_card(
     time = duration(cost.minutes * 60) if cost.minutes is not None else "not known yet"
     memory = size(cost.memory_bytes) if cost.memory_bytes else "not known yet"
     with st.grid(2, min_column_width=110, gap="small"):
-        for label, value, term in (
-            ("Steps", f"{cost.steps:,}", ""),
-            ("Time", time, ""),
-            ("Memory", memory, ""),
-            ("Disk, at most", size(cost.disk_bytes), ""),
+        for label, value in (
+            ("Steps", f"{cost.steps:,}"),
+            ("Time", time),
+            ("Memory", memory),
+            ("Disk, at most", size(cost.disk_bytes)),
         ):
             with st.container():
-                st.caption(label)
-                st.markdown(f"**{md(value)}**{term}")
+                shell.fact(label, value)
     st.caption(md(" ".join(cost.notes)))
     usual = preset(base.family, recipe.goal, base.name)
     for remark in idle_remarks(recipe, usual, traits_of(shell.workspace(), base)):

@@ -1,4 +1,7 @@
 // Cards in a responsive grid. All text goes in as textContent: names and captions are foreign.
+const FULL_HEART = "\u2665\uFE0E";  // U+FE0E: as text, not as a coloured emoji
+const OPEN_HEART = "\u2661\uFE0E";
+
 export default function (component) {
   const { data, parentElement, setTriggerValue, setStateValue } = component;
   const root = parentElement.querySelector("#grid");
@@ -62,18 +65,18 @@ export default function (component) {
       item.append(act);
     }
     if (data.picking) item.append(make("span", "check", card.selected ? "\u2713" : ""));
-    if (data.stars) {
-      const star = make("button", card.favourite ? "star on" : "star", card.favourite ? "\u2605" : "\u2606");
-      star.type = "button";
-      star.title = card.favourite ? "No favourite any more" : "Make it a favourite";
-      star.setAttribute("aria-label", `Favourite: ${card.title}`);
-      star.setAttribute("aria-pressed", String(card.favourite));
-      star.onclick = () => setTriggerValue("starred", card.id);
-      item.append(star);
+    if (data.hearts) {
+      const heart = make("button", card.favourite ? "heart on" : "heart", card.favourite ? FULL_HEART : OPEN_HEART);
+      heart.type = "button";
+      heart.title = card.favourite ? "No favourite any more" : "Make it a favourite";
+      heart.setAttribute("aria-label", `Favourite: ${card.title}`);
+      heart.setAttribute("aria-pressed", String(card.favourite));
+      heart.onclick = () => setTriggerValue("hearted", card.id);
+      item.append(heart);
     } else if (card.favourite) {
-      const star = make("span", "star on", "\u2605");
-      star.title = "Favourite";
-      item.append(star);
+      const heart = make("span", "heart on", FULL_HEART);
+      heart.title = "Favourite";
+      item.append(heart);
     }
     if (data.opens && card.zoom) {
       const eye = make("button", "zoom", "\u2922");

@@ -43,7 +43,7 @@ class Card:
     images: tuple[str, ...] = ()  # URLs of our own routes; up to 4
     badges: tuple[tuple[str, str], ...] = ()  # text, tone: "", accent, good, warn, bad
     selected: bool = False
-    favourite: bool = False  # a star in the corner
+    favourite: bool = False  # a heart in the corner
     zoom: str = ""  # URL of the picture at full size
     zoom_text: str = ""
     alt: str = ""
@@ -73,7 +73,7 @@ def gallery(
     fit: str = "cover",
     framed: bool = True,
     picking: bool = False,
-    on_star: Callable[[str], None] | None = None,
+    on_heart: Callable[[str], None] | None = None,
 ) -> str | None:
     """Cards in a grid; returns the id of the card that was just clicked.
 
@@ -86,7 +86,7 @@ def gallery(
         fit: "cover" crops to the ratio, "contain" shows the whole picture.
         framed: Whether cards have a border.
         picking: Show a check mark on each card: clicks choose instead of opening.
-        on_star: Called with the id of a card whose star was clicked; None = stars only show.
+        on_heart: Called with the id of a card whose heart was clicked; None = hearts only show.
     """
     data: dict[str, Any] = {
         "cards": [_clean(asdict(card)) for card in cards],
@@ -96,13 +96,13 @@ def gallery(
         "fit": fit,
         "framed": framed,
         "picking": picking,
-        "stars": on_star is not None,
+        "hearts": on_heart is not None,
     }
     happened = _GALLERY(
-        key=key, data=data, on_opened_change=_noop, on_starred_change=_noop, on_acted_change=_noop
+        key=key, data=data, on_opened_change=_noop, on_hearted_change=_noop, on_acted_change=_noop
     )
-    if on_star is not None and (starred := happened.get("starred")):
-        on_star(starred)
+    if on_heart is not None and (hearted := happened.get("hearted")):
+        on_heart(hearted)
     return happened.get("opened")
 
 
