@@ -261,7 +261,8 @@ def tensors_in(value):
 @pytest.mark.slow
 def test_the_command_builds_resumes_and_packs(tmp_path, capfd):
     """Everything in processes of its own, by time; the second call finds all done."""
-    plan = BuildPlan(("pocket", "pocket-xl"), minutes=0.02, pictures=20, together=True, pack=tmp_path / "packed", options=TINY)
+    kinds, packed = ("pocket", "pocket-xl"), tmp_path / "packed"
+    plan = BuildPlan(kinds, minutes=0.02, pictures=20, together=True, pack=packed, options=TINY)
     assert build(tmp_path / "out", plan, quiet) == []
     assert build(tmp_path / "out", plan, quiet, resume=True) == []
     said = capfd.readouterr().err
