@@ -30,7 +30,7 @@ def ws(tmp_path: Path) -> Workspace:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_learned(ws: Workspace, kind: str):
     dataset = demo_dataset(ws, kind)
-    figures = likeness(ws, dataset, learn(ws, dataset, kind, *short(140)), kind)
+    figures = likeness(ws, dataset, learn(ws, dataset, kind, *short(80)), kind)
     print(f"{kind}: {figures.closed:.0%} of the distance closed")
     assert figures.adapter.total < figures.base.total
     assert figures.closed > 0.4
@@ -39,7 +39,7 @@ def test_each_kind_is_learned(ws: Workspace, kind: str):
 @pytest.mark.parametrize("base", OTHER_FAMILIES)
 def test_every_family_learns_a_style(ws: Workspace, base: str):
     dataset = demo_dataset(ws, "style")
-    adapter = learn(ws, dataset, "style", *short(140), base=base)
+    adapter = learn(ws, dataset, "style", *short(80), base=base)
     figures = likeness(ws, dataset, adapter, "style", base_name=base)
     print(f"{base}: {figures.closed:.0%} of the distance closed")
     assert adapter.family == ws.catalog.get(Base, base).family
@@ -48,7 +48,7 @@ def test_every_family_learns_a_style(ws: Workspace, base: str):
 
 def test_preservation_keeps_other_prompts_closer_to_the_base(ws: Workspace):
     dataset = demo_dataset(ws, "character", pictures=12)
-    without = drift(ws, learn(ws, dataset, "character", *short(140)))
-    kept = drift(ws, learn(ws, dataset, "character", *short(140), "preservation.mode=base_prediction"))
+    without = drift(ws, learn(ws, dataset, "character", *short(80)))
+    kept = drift(ws, learn(ws, dataset, "character", *short(80), "preservation.mode=base_prediction"))
     print(f"other prompts drift by {without:.3f} without preservation, {kept:.3f} with it")
     assert kept < 0.95 * without
