@@ -36,3 +36,19 @@ def test_a_deferred_package_gives_way_to_its_submodules():
         "defer('xml.dom'); defer('no_such_library.part')\n"
         "assert 'no_such_library.part' not in sys.modules\n"
     )
+
+
+def test_a_function_taken_on_sight_loads_its_library_when_it_is_called():
+    """transformers takes one of scipy's with every model, for losses of object detectors."""
+    run(
+        "import sys, trainers.families.base\n"
+        "import transformers.models.clip.modeling_clip\n"
+        "from transformers.loss import loss_for_object_detection\n"
+        "loaded = lambda: 'scipy.optimize._lsap' in sys.modules\n"
+        "assert not loaded()\n"
+        "rows, columns = loss_for_object_detection.linear_sum_assignment([[2, 1], [1, 2]])\n"
+        "assert (rows.tolist(), columns.tolist()) == ([0, 1], [1, 0])\n"
+        "assert loaded()\n"
+        "from scipy.optimize import linear_sum_assignment, minimize\n"
+        "assert type(sys.modules['scipy.optimize']).__name__ == 'module'\n"
+    )
