@@ -41,7 +41,7 @@ def main() -> int:
                     "adapter": round(figures.adapter.total, 3),
                     "floor": round(figures.floor.total, 3),
                     "closed": round(figures.closed, 3),
-                    "drift": round(drift(ws, adapter), 3),
+                    "drift": round(drift(ws, adapter)[0], 3),
                 }
                 print(json.dumps(line), flush=True)
     return 0

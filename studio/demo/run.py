@@ -248,9 +248,20 @@ def train_adapter(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset,
 def draw_both(
     ws: "Workspace", base: Base, adapter: Adapter, prompts: list[str]
 ) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Pictures without and with the adapter: for each prompt the same seeds; all wait for one sampler."""
+    """Pictures without and with the adapter, see `draw_with`."""
+    plain, styled = draw_with(ws, base, (None, adapter), prompts)
+    return plain, styled
+
+
+def draw_with(
+    ws: "Workspace", base: Base, adapters: Sequence[Adapter | None], prompts: list[str]
+) -> list[list[Image.Image]]:
+    """Pictures of the prompts with each of the adapters, None = without any.
+
+    For each prompt the same seeds; all wait for one sampler.
+    """
     width, height = default_size(ws, base)
-    choices: tuple[tuple[AdapterChoice, ...], ...] = ((), (AdapterChoice(id=adapter.id),))
+    choices = [(AdapterChoice(id=adapter.id),) if adapter else () for adapter in adapters]
     samples = [
         [
             submit(
@@ -267,8 +278,7 @@ def draw_both(
     ]  # fmt: skip
     every = [sample for group in samples for sample in group]
     attend(ws, lambda: all(job_of(ws, sample).state in ENDED for sample in every), kinds=(JobKind.SAMPLE,))
-    plain, styled = ([picture for sample in group for picture in _pictures(ws, sample)] for group in samples)
-    return plain, styled
+    return [[picture for sample in group for picture in _pictures(ws, sample)] for group in samples]
 
 
 def _pictures(ws: "Workspace", sample: Sample) -> list[Image.Image]:

@@ -13,7 +13,7 @@ from studio.compare.floor import through_autoencoder
 from studio.compare.style import StyleFigures, measure_style
 from studio.datasets.ingest import create_dataset, images_of
 from studio.demo.prompts import PROMPTS, held_out_prompts
-from studio.demo.run import draw_both, open_picture, train_adapter
+from studio.demo.run import draw_both, draw_with, open_picture, train_adapter
 from studio.pocket.pictures import TRIGGERS, demo_set
 from studio.sampling.defaults import default_size
 from studio.workspace import POCKET, Workspace
@@ -58,9 +58,10 @@ def likeness(
     return measure_style(pictures, plain, adapted, floor)
 
 
-def drift(ws: Workspace, adapter: Adapter) -> float:
-    """How far pictures of other things move from the base's: root mean square of pixels, 0 to 1."""
-    return distance(*draw_both(ws, ws.catalog.get(Base, POCKET), adapter, list(OTHERS)))
+def drift(ws: Workspace, *adapters: Adapter) -> list[float]:
+    """How far pictures of other things move from the base's: root mean square of pixels, 0 to 1; of each."""
+    plain, *moved = draw_with(ws, ws.catalog.get(Base, POCKET), (None, *adapters), list(OTHERS))
+    return [distance(plain, pictures) for pictures in moved]
 
 
 def distance(one: Sequence[Image.Image], other: Sequence[Image.Image]) -> float:
