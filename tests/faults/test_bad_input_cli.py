@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from studio import adapters as adapters_module
 from studio.cli import app, run
 from studio.sampling import submit as submit_module
 from studio.workspace import Workspace
+from tests.support.cli import call_here
 from tests.support.pictures import encoded, pixels
 from tests.support.sampling import add_adapter
 
@@ -39,15 +41,9 @@ def home(tmp_path):
 
 
 @pytest.fixture
-def studio(home, capsys):
+def studio(home):
     """studio(*words) -> (exit code, stdout, stderr), in this process."""
-
-    def call(*words):
-        code = run(["--home", str(home), *map(str, words)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+    return partial(call_here, home)
 
 
 @pytest.fixture

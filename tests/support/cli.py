@@ -1,17 +1,35 @@
 """`studio` as a person types it, on a workspace of its own."""
 
+import io
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from studio.cli import run
 from studio.workspace import Workspace
 
 PATIENCE = 60.0  # seconds until a worker holds the workspace
+
+
+class Said(NamedTuple):
+    """How a command ended and what it printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def call_here(home: Path, *words: object) -> Said:
+    """`studio --home HOME WORDS`, in this process."""
+    out, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(errors):
+        code = run(["--home", str(home), *map(str, words)])
+    return Said(code, out.getvalue(), errors.getvalue())
 
 
 class Studio:

@@ -1,4 +1,4 @@
-"""New workspaces without the wait: tests make some two thousand, at 0.25 s of CPU time each."""
+"""New workspaces without the wait: most tests make one, at 0.25 s of CPU time."""
 
 import os
 import shutil

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ from safetensors.numpy import save_file
 
 from registry.hashing import hash_adapter
 from registry.records import Adapter
-from studio.cli import run
 from studio.workspace import Workspace
+from tests.support.cli import call_here
 
 TO_Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -40,14 +41,8 @@ def ws(tmp_path):
 
 
 @pytest.fixture
-def studio(ws, capsys):
-    def call(*words):
-        capsys.readouterr()
-        code = run(["--home", str(ws.home), *map(str, words)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def studio(ws):
+    return partial(call_here, ws.home)
 
 
 def listed(studio, *words):

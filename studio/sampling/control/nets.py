@@ -61,10 +61,9 @@ class Nets:
 
     def trim(self, in_use: int = 0) -> None:
         """Forget all but the last `KEPT` beyond those in use."""
-        too_many = len(self._loaded) - in_use - KEPT
-        if too_many <= 0:  # of every request without controls: looking for garbage takes 0.3 s
+        if len(self._loaded) <= in_use + KEPT:  # as of every request without controls: `collect` is slow
             return
-        for _ in range(too_many):
+        while len(self._loaded) > in_use + KEPT:
             self._loaded.popitem(last=False)
         gc.collect()
 

@@ -1,9 +1,6 @@
 """Operations on adapters of a workspace: what is made, what it inherits, what is refused; the commands."""
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,25 +13,16 @@ from registry.formats.operations.merge import MergeSettings
 from registry.formats.operations.ranks import RankRule
 from registry.records import Adapter, Base
 from studio.adapters import export, trash, verify
-from studio.cli import run
 from studio.operations import Use, merge, resize, xray
 from tests.support.adapters import files, form_of, make_form, write_run_file
+from tests.support.cli import call_here
 from tests.support.sampling import ALL_MODULES, MODULES, add_adapter, add_file, pocket_shapes
 
 
-class Said(NamedTuple):
-    """What a command printed."""
-
-    stdout: str
-    stderr: str
-
-
 def cli(ws, *arguments, code=0):
-    out, errors = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(errors):
-        ended = run(["--home", str(ws.home), *arguments])
-    assert ended == code, errors.getvalue()
-    return Said(out.getvalue(), errors.getvalue())
+    done = call_here(ws.home, *arguments)
+    assert done.code == code, done.stderr
+    return done
 
 
 def test_a_merge_is_the_sum_and_knows_where_it_came_from(ws, ink, wash):
