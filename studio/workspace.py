@@ -153,6 +153,10 @@ class Workspace:
         """The directory of a run, there or not."""
         return RunDir(self.home / "runs" / run_id)
 
+    def sample_dir(self, sample_id: str) -> Path:
+        """The directory of a request for pictures and what was drawn, there or not."""
+        return self.home / "samples" / sample_id
+
     @contextmanager
     def hold(self, owner: str) -> Generator[None]:
         """Be the one process that works here; meanwhile the catalog is backed up every hour.

@@ -33,7 +33,7 @@ from studio.bases import list_bases
 from studio.sampling.metadata.reading import PARAMETERS, read_metadata
 from studio.sampling.metadata.said import PictureMetadata
 from studio.sampling.schedulers import SCHEDULERS, SCHEDULES
-from studio.sampling.submit import FOLDER, files_of, progress, share_done
+from studio.sampling.submit import files_of, progress, share_done
 from studio.sampling.task import PREVIEW
 from studio.workspace import Workspace
 
@@ -118,7 +118,7 @@ def progress_of(skip_current_image: bool = False) -> dict[str, Any]:
     news, count = progress(ws, sample), int(sample.request["count"])
     fraction = share_done(news, count)
     left = _left(sample.id, fraction) if job.state is JobState.LEASED else 0.0
-    preview = ws.home / FOLDER / sample.id / PREVIEW
+    preview = ws.sample_dir(sample.id) / PREVIEW
     image = as_text(preview) if news["preview"] and preview.is_file() and not skip_current_image else None
     seen = {
         "interrupted": job.cancel,

@@ -17,7 +17,7 @@ from studio.app import state
 from studio.bases import list_bases, list_parts
 from studio.sampling.defaults import default_guidance, size_for
 from studio.sampling.request import SampleRequest
-from studio.sampling.submit import FOLDER, cancel, files_of, job_of, progress
+from studio.sampling.submit import cancel, files_of, job_of, progress
 from studio.sampling.task import PREVIEW
 from studio.workspace import Workspace
 
@@ -115,7 +115,7 @@ def picture(sample_id: str, index: int) -> FileResponse:
 def preview(sample_id: str) -> FileResponse:
     """The picture being drawn, as it is so far."""
     ws = state.current()
-    path = ws.home / FOLDER / ws.catalog.get(Sample, sample_id).id / PREVIEW
+    path = ws.sample_dir(ws.catalog.get(Sample, sample_id).id) / PREVIEW
     if not path.is_file():
         raise NotFound(f"sample {sample_id}", "has no preview now", "see its progress")
     return FileResponse(path, headers={"Cache-Control": "no-store"})

@@ -18,6 +18,7 @@ from registry.files import inside
 from registry.records import Adapter, Run, Sample
 from studio.app import state
 from studio.app.thumbs import FORMATS, thumbnail
+from studio.sampling.task import PREVIEW
 
 HASH = re.compile(r"[0-9a-f]{64}")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")
@@ -78,7 +79,7 @@ def sample_live(request: Request) -> Response:
     found = workspace.catalog.find(Sample, request.path_params["id"])
     if found is None:
         return MISSING
-    return _picture(request, workspace.home / "samples" / found.id / "preview.png", cache=LIVE, small=False)
+    return _picture(request, workspace.sample_dir(found.id) / PREVIEW, cache=LIVE, small=False)
 
 
 def run_preview(request: Request) -> Response:

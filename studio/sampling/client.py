@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from registry.errors import StudioError
@@ -105,12 +104,9 @@ class SamplerClient:
 
     # -- parts
 
-    def _folder(self, sample_id: str) -> Path:
-        return self._ws.home / "samples" / sample_id
-
     def _send_task(self) -> None:
         self._tries += 1
-        folder = self._folder(self._sample)
+        folder = self._ws.sample_dir(self._sample)
         try:
             if not (folder / REQUEST).exists():
                 raise StudioError(f"sample {self._sample}", "has lost its request file", "ask for it again")
@@ -162,7 +158,7 @@ class SamplerClient:
 
     def _finish(self, event: dict[str, Any]) -> None:
         """The files are there: now the row may say so."""
-        folder = self._folder(self._sample)
+        folder = self._ws.sample_dir(self._sample)
         files = tuple(self._ws.relative(folder / name) for name in event["files"])
         sample = self._ws.catalog.update(Sample, self._sample, files=files)
         result = {"files": list(files), "warnings": event["warnings"], "seconds": event["seconds"]}

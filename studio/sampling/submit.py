@@ -32,7 +32,6 @@ from trainers.families import FAMILIES
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
-FOLDER = "samples"
 MIN_SIZE = 16  # pixels
 ENDED = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
 
@@ -75,7 +74,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
         for choice, adapter in zip(request.adapters, adapters, strict=True)
     )
     sample_id = new_id()
-    folder = ws.home / FOLDER / sample_id
+    folder = ws.sample_dir(sample_id)
     request = request.model_copy(
         update={
             "base": base.id,
@@ -158,7 +157,7 @@ def progress(ws: "Workspace", sample: Sample) -> dict[str, Any]:
     news |= {"preview": False}
     try:
         if job.state is not JobState.QUEUED:
-            news |= read_json(ws.home / FOLDER / sample.id / PROGRESS)
+            news |= read_json(ws.sample_dir(sample.id) / PROGRESS)
     except (FileNotFoundError, Damaged):
         pass  # nothing said yet
     return news | {"state": str(job.state), "error": job.error}

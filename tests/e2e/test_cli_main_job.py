@@ -14,7 +14,7 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory) -> Studio:
-    return Studio(tmp_path_factory.mktemp("home"))
+    return Studio(tmp_path_factory.mktemp("home"), apart=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The main job on toy bases of SDXL, SD3.5 and FLUX.1, up to the exported adapter in diffusers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,12 @@ SETS = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def studio(tmp_path: Path) -> Studio:
-    return Studio(tmp_path / "home")
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory) -> Iterator[Studio]:
+    """One worker and its one warm sampler for all of them."""
+    studio = Studio(tmp_path_factory.mktemp("home"))
+    with studio.working():
+        yield studio
 
 
 def toy(name: str, folder: Path) -> Path:
@@ -56,18 +60,18 @@ def drawn_by_diffusers(name: str, folder: Path, adapter: Path | None) -> np.ndar
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["sdxl", "sd35", "flux1"])
 def test_the_main_job(studio, tmp_path, name):
-    folder = toy(name, tmp_path / "base")
+    folder, discs = toy(name, tmp_path / "base"), f"{name}-discs"
     pictures = tmp_path / "pictures"
     for item in draw_pictures(pictures):
         Path(item.image).with_suffix(".txt").write_text(f"{item.caption}, [trigger]")
-    base = studio("bases", "add", "toy", folder)
+    base = studio("bases", "add", name, folder)
     assert (base["family"], base["kind"]) == (name, "folder")
-    studio("datasets", "add", "discs", pictures, "--trigger", "sks")
+    studio("datasets", "add", discs, pictures, "--trigger", "sks")
     options = [word for item in SETS for word in ("--set", item)]
-    run = studio("train", "--dataset", "discs", "--base", "toy", "--name", "discs", *options, "--wait")
+    run = studio("train", "--dataset", discs, "--base", name, "--name", discs, *options, "--wait")
     trained = studio("runs", "show", run["id"])
     assert (trained["state"], trained["step"], len(trained["adapters"])) == ("finished", 4, 1)
-    previews = list((tmp_path / "home" / "runs" / run["id"] / "previews").glob("*.png"))
+    previews = list((studio.home / "runs" / run["id"] / "previews").glob("*.png"))
     assert len(previews) == 3  # the base's, the first step's and the last
     adapter = studio("adapters", "show", trained["adapters"][0])
     encoders = FAMILIES[name].load_class().clip_encoders
@@ -76,18 +80,17 @@ def test_the_main_job(studio, tmp_path, name):
     def draw(where: str, *more: object) -> np.ndarray:
         options = ["--prompt", PROMPT, "--seed", SEED, "--steps", STEPS, "--cfg", CFG]
         options += ["--size", f"{SIDE}x{SIDE}"]
-        files = studio("sample", "--base", "toy", *options, "--out", tmp_path / where, *more)["files"]
+        files = studio("sample", "--base", name, *options, "--out", tmp_path / where, *more)["files"]
         return np.asarray(Image.open(files[0]).convert("RGB"), np.float32) / 255
 
-    with studio.working():
-        plain, full = draw("plain"), draw("full", "--adapter", "discs:1")
-        assert np.array_equal(plain, draw("off", "--adapter", "discs:0"))
+    plain, full = draw("plain"), draw("full", "--adapter", f"{discs}:1")
+    assert np.array_equal(plain, draw("off", "--adapter", f"{discs}:0"))
     assert np.abs(full - plain).max() > 2 / 255, "the adapter must show"
     assert np.abs(drawn_by_diffusers(name, folder, None) - plain).max() < 1e-3 + 0.5 / 255
 
     for layout in ("auto", "kohya", "diffusers"):
         out = tmp_path / f"{layout}.safetensors"
-        report = studio("adapters", "export", "discs", "--format", layout, "--out", out)
+        report = studio("adapters", "export", discs, "--format", layout, "--out", out)
         assert report["matched"] == report["modules"] > 0
         verdicts = {tool["tool"]: tool["verdict"] for tool in report["tools"]}
         if layout == "auto":

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,16 +38,17 @@ class Studio:
 
     Args:
         home: The workspace.
+        apart: Every command in a process of its own, which costs a second each.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, apart: bool = False) -> None:
         self.home = home
+        self._call = self._call_apart if apart else partial(call_here, home)
 
     def __call__(self, *words: object, code: int = 0, text: bool = False) -> Any:
         """What a call gave that ended with `code`: its JSON, or its text; its error when it is not 0."""
-        command = self._command(*words) + ([] if text else ["--json"])
-        done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-        assert done.returncode == code, done.stderr
+        done = self._call(*words) if text else self._call(*words, "--json")
+        assert done.code == code, done.stderr
         assert "Traceback" not in done.stderr
         return done.stderr if code else done.stdout if text else json.loads(done.stdout)
 
@@ -66,6 +68,10 @@ class Studio:
             process.terminate()
             process.wait(30)
             ws.catalog.close()
+
+    def _call_apart(self, *words: object) -> Said:
+        done = subprocess.run(self._command(*words), capture_output=True, text=True, timeout=280, check=False)
+        return Said(done.returncode, done.stdout, done.stderr)
 
     def _command(self, *words: object) -> list[str]:
         return [sys.executable, "-m", "studio.cli", "--home", str(self.home), *map(str, words)]

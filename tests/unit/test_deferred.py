@@ -23,6 +23,19 @@ def test_scipys_statistics_wait_until_a_sampler_asks_for_beta():
     )
 
 
+def test_scipys_integrals_wait_until_lms_draws():
+    run(
+        "import sys, trainers.families.base\n"
+        "from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler\n"
+        "loaded = lambda: 'scipy.integrate._quadpack_py' in sys.modules\n"
+        "scheduler = LMSDiscreteScheduler()\n"
+        "scheduler.set_timesteps(3)\n"
+        "assert not loaded()\n"
+        "assert scheduler.get_lms_coefficient(1, 0, 0) != 0\n"
+        "assert loaded()\n"
+    )
+
+
 def test_a_deferred_package_gives_way_to_its_submodules():
     run(
         "import sys\n"

@@ -7,11 +7,11 @@ import pytest
 
 from registry.errors import BadInput
 from registry.records import Base, Run
-from studio.cli import run as studio
 from studio.runs.checks import check_fit, traits_of
 from studio.runs.forecast import forecast
 from studio.runs.layers import check_patterns
 from studio.workspace import Workspace
+from tests.support.cli import Said, call_here
 from tests.support.supervision import make_dataset
 from trainers.recipe import Recipe, apply_sets, preset
 
@@ -27,10 +27,8 @@ def recipe(*sets: str) -> Recipe:
     return apply_sets(preset("sd15", "style", "pocket"), sets)
 
 
-def call(ws: Workspace, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    code = studio(["--home", str(ws.home), "train", "--dataset", "shapes", *words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def train(ws: Workspace, *words: str) -> Said:
+    return call_here(ws.home, "train", "--dataset", "shapes", *words)
 
 
 @pytest.mark.parametrize("forecast", [(), ("--forecast",)], ids=["train", "forecast"])
@@ -49,11 +47,9 @@ def call(ws: Workspace, capsys: pytest.CaptureFixture[str], *words: str) -> tupl
         (["train.resolution=40"], "train.resolution: is 40, sides are multiples of 16. use 32"),
     ],
 )
-def test_nothing_is_queued(
-    ws: Workspace, capsys: pytest.CaptureFixture[str], forecast: tuple[str, ...], sets: list[str], wrong: str
-):
+def test_nothing_is_queued(ws: Workspace, forecast: tuple[str, ...], sets: list[str], wrong: str):
     options = [word for item in sets for word in ("--set", item)]
-    code, out, err = call(ws, capsys, *options, *forecast)
+    code, out, err = train(ws, *options, *forecast)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert wrong in err
@@ -109,21 +105,21 @@ def test_a_base_without_t5_is_known_by_its_folder(ws: Workspace, tmp_path: Path)
     assert traits_of(ws, schnell).guidance_input is False
 
 
-def test_what_has_no_effect_is_said_in_forecast_and_train(ws: Workspace, capsys: pytest.CaptureFixture[str]):
+def test_what_has_no_effect_is_said_in_forecast_and_train(ws: Workspace):
     idle = ("--set", "data.text_length=128")
     said = "data.text_length has no effect here: it counts only with bases that read captions with T5."
-    code, out, err = call(ws, capsys, *idle, "--forecast")
+    code, out, err = train(ws, *idle, "--forecast")
     assert (code, err) == (0, "")
     assert f"Warning: {said}" in out
-    code, out, err = call(ws, capsys, *idle)
+    code, out, err = train(ws, *idle)
     assert code == 0
     assert f"warning: {said}\n" in err
-    code, out, err = call(ws, capsys, *idle, "--forecast", "--json")
+    code, out, err = train(ws, *idle, "--forecast", "--json")
     assert json.loads(out)["warnings"] == [said.removesuffix(".")]
 
 
-def test_a_forecast_is_in_words_and_units(ws: Workspace, capsys: pytest.CaptureFixture[str]):
-    code, out, err = call(ws, capsys, "--forecast")
+def test_a_forecast_is_in_words_and_units(ws: Workspace):
+    code, out, err = train(ws, "--forecast")
     assert (code, err) == (0, "")
     assert "not known yet" in out
     assert " MB" in out
@@ -131,15 +127,15 @@ def test_a_forecast_is_in_words_and_units(ws: Workspace, capsys: pytest.CaptureF
     assert "Each of the 3 pictures is shown 1067 times." in out.splitlines()
 
 
-def test_a_forecast_counts_regularisation_pictures(ws: Workspace, capsys: pytest.CaptureFixture[str]):
+def test_a_forecast_counts_regularisation_pictures(ws: Workspace):
     kept = make_dataset(ws, "others", 2)
     base, dataset = ws.catalog.get(Base, "pocket"), make_dataset(ws, "again")
     alone, both = (forecast(ws, recipe(), base, dataset, other) for other in (None, kept))
     assert both.disk_bytes > alone.disk_bytes
     assert "Each of the 3 pictures is shown 533 times." in both.notes
-    code, out, _ = call(ws, capsys, "--forecast", "--regularisation", "others")
+    code, out, _ = train(ws, "--forecast", "--regularisation", "others")
     assert code == 0
     assert "Every second showing is one of 2 regularisation pictures." in out
-    code, _, err = call(ws, capsys, "--forecast", "--regularisation", "shapes")
+    code, _, err = train(ws, "--forecast", "--regularisation", "shapes")
     assert (code, err.count("\n")) == (2, 1)
     assert "is also what is to be learned" in err

@@ -17,7 +17,7 @@ from studio.sampling.engine import Engine
 from studio.sampling.files import picture_size
 from studio.sampling.metadata.writing import picture_request
 from studio.sampling.request import SampleRequest
-from studio.sampling.submit import FOLDER, submit
+from studio.sampling.submit import submit
 from studio.sampling.task import SampleTask
 from studio.workspace import Workspace
 from tests.support.modes import mask, picture, saved
@@ -32,12 +32,12 @@ def ws(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def folders(ws: Workspace) -> set[Path]:
-    place = ws.home / FOLDER
+    place = ws.home / "samples"
     return set(place.iterdir()) if place.exists() else set()
 
 
 def draw(ws: Workspace, sample: Sample) -> np.ndarray:
-    task = SampleTask.read(ws.home / FOLDER / sample.id).resolved(ws.resolve)
+    task = SampleTask.read(ws.sample_dir(sample.id)).resolved(ws.resolve)
     pictures: list[Any] = []
     Engine(device="cpu").draw(task, keep=lambda _, one, __: pictures.append(one))
     return np.asarray(pictures[0])
@@ -46,12 +46,12 @@ def draw(ws: Workspace, sample: Sample) -> np.ndarray:
 def test_files_are_kept_with_the_sample_and_make_it_again(ws: Workspace, tmp_path: Path):
     files = {"image": saved(picture(), tmp_path / "a.png"), "mask": saved(mask(), tmp_path / "m.png")}
     first = submit(ws, request(ws, strength=0.8, steps=3, **files))
-    assert first.request["image"] == f"{FOLDER}/{first.id}/image.png"
-    assert first.request["mask"] == f"{FOLDER}/{first.id}/mask.png"
+    assert first.request["image"] == f"samples/{first.id}/image.png"
+    assert first.request["mask"] == f"samples/{first.id}/mask.png"
     for file in files.values():
         Path(file).unlink()
     again = submit(ws, SampleRequest.model_validate(first.request))
-    assert again.request["image"] == f"{FOLDER}/{again.id}/image.png"
+    assert again.request["image"] == f"samples/{again.id}/image.png"
     assert np.array_equal(draw(ws, first), draw(ws, again))
 
 
