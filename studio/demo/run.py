@@ -254,7 +254,13 @@ def draw_both(
 
 
 def draw_with(
-    ws: "Workspace", base: Base, adapters: Sequence[Adapter | None], prompts: list[str]
+    ws: "Workspace",
+    base: Base,
+    adapters: Sequence[Adapter | None],
+    prompts: list[str],
+    *,
+    steps: int = STEPS,
+    seeds: int = SEEDS_PER_PROMPT,
 ) -> list[list[Image.Image]]:
     """Pictures of the prompts with each of the adapters, None = without any.
 
@@ -267,8 +273,8 @@ def draw_with(
             submit(
                 ws,
                 SampleRequest(
-                    base=base.id, adapters=choice, prompt=prompt, steps=STEPS, cfg=GUIDANCE,
-                    seed=FIRST_SEED + index * SEEDS_PER_PROMPT, count=SEEDS_PER_PROMPT,
+                    base=base.id, adapters=choice, prompt=prompt, steps=steps, cfg=GUIDANCE,
+                    seed=FIRST_SEED + index * seeds, count=seeds,
                     width=width, height=height,
                 ),
             )

@@ -4,51 +4,67 @@ A part of the shipped recipes' steps: enough to see it, in a few minutes. `bench
 `benchmarks/style_closed.py` go all the way.
 """
 
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 
 import pytest
 
-from registry.records import Base
-from studio.workspace import Workspace
+from registry.records import Adapter, Base, Dataset
+from studio.workspace import POCKET, Workspace
+from tests.support.cli import Studio
 from tests.support.learning import KINDS, demo_dataset, drift, learn, likeness
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 OTHER_FAMILIES = ("pocket-xl", "pocket-sd35")
+SHORT = ("train.max_steps=80", "checkpoints.every=80", "checkpoints.keep_best=false")
+QUICKLY = {"steps": 12, "seeds": 1}
 
 
-def short(steps: int) -> list[str]:
-    """A run of so many steps, with one checkpoint at its end."""
-    return [f"train.max_steps={steps}", f"checkpoints.every={steps}", "checkpoints.keep_best=false"]
+@pytest.fixture(scope="module")
+def ws(tmp_path_factory) -> Iterator[Workspace]:
+    """One worker and its warm sampler for all of them."""
+    studio = Studio(tmp_path_factory.mktemp("home"))
+    with studio.working():
+        yield Workspace.open(studio.home)
 
 
-@pytest.fixture
-def ws(tmp_path: Path) -> Workspace:
-    return Workspace.open(tmp_path / "home")
+@pytest.fixture(scope="module")
+def dataset(ws: Workspace) -> Callable[[str], Dataset]:
+    """The demo's data set of a kind."""
+    return cache(partial(demo_dataset, ws))
+
+
+@pytest.fixture(scope="module")
+def learned(ws: Workspace, dataset: Callable[[str], Dataset]) -> Callable[..., Adapter]:
+    """An adapter of 80 steps, each trained once."""
+
+    @cache
+    def train(kind: str, *sets: str, base: str = POCKET) -> Adapter:
+        return learn(ws, dataset(kind), kind, *SHORT, *sets, base=base)
+
+    return train
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_is_learned(ws: Workspace, kind: str):
-    dataset = demo_dataset(ws, kind)
-    figures = likeness(ws, dataset, learn(ws, dataset, kind, *short(80)), kind)
+def test_each_kind_is_learned(ws, dataset, learned, kind):
+    figures = likeness(ws, dataset(kind), learned(kind), kind, **QUICKLY)
     print(f"{kind}: {figures.closed:.0%} of the distance closed")
     assert figures.adapter.total < figures.base.total
     assert figures.closed > 0.4
 
 
 @pytest.mark.parametrize("base", OTHER_FAMILIES)
-def test_every_family_learns_a_style(ws: Workspace, base: str):
-    dataset = demo_dataset(ws, "style")
-    adapter = learn(ws, dataset, "style", *short(80), base=base)
-    figures = likeness(ws, dataset, adapter, "style", base_name=base)
+def test_every_family_learns_a_style(ws, dataset, learned, base):
+    adapter = learned("style", base=base)
+    figures = likeness(ws, dataset("style"), adapter, "style", base_name=base, **QUICKLY)
     print(f"{base}: {figures.closed:.0%} of the distance closed")
     assert adapter.family == ws.catalog.get(Base, base).family
     assert figures.closed >= 0.5
 
 
-def test_preservation_keeps_other_prompts_closer_to_the_base(ws: Workspace):
-    dataset = demo_dataset(ws, "character", pictures=12)
-    ways = ("preservation.mode=none", "preservation.mode=base_prediction")
-    without, kept = drift(ws, *(learn(ws, dataset, "character", *short(80), way) for way in ways))
-    print(f"other prompts drift by {without:.3f} without preservation, {kept:.3f} with it")
-    assert kept < 0.95 * without
+def test_preservation_keeps_other_prompts_closer_to_the_base(ws, learned):
+    kept = learned("character", "preservation.mode=base_prediction")
+    without, with_it = drift(ws, learned("character"), kept, **QUICKLY)
+    print(f"other prompts drift by {without:.3f} without preservation, {with_it:.3f} with it")
+    assert with_it < 0.95 * without

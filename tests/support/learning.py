@@ -13,7 +13,7 @@ from studio.compare.floor import through_autoencoder
 from studio.compare.style import StyleFigures, measure_style
 from studio.datasets.ingest import create_dataset, images_of
 from studio.demo.prompts import PROMPTS, held_out_prompts
-from studio.demo.run import draw_both, draw_with, open_picture, train_adapter
+from studio.demo.run import draw_with, open_picture, train_adapter
 from studio.pocket.pictures import TRIGGERS, demo_set
 from studio.sampling.defaults import default_size
 from studio.workspace import POCKET, Workspace
@@ -42,9 +42,12 @@ def learn(ws: Workspace, dataset: Dataset, kind: str, *sets: str, base: str = PO
 
 
 def likeness(
-    ws: Workspace, dataset: Dataset, adapter: Adapter, kind: str, *, base_name: str = POCKET
+    ws: Workspace, dataset: Dataset, adapter: Adapter, kind: str, *, base_name: str = POCKET, **drawing: int
 ) -> StyleFigures:
-    """How near the pictures of prompts that were not trained come to the training pictures."""
+    """How near the pictures of prompts that were not trained come to the training pictures.
+
+    `drawing` is what `draw_with` takes: steps and seeds.
+    """
     base, training = ws.catalog.get(Base, base_name), images_of(ws, dataset)
     trained = {image.caption for image in training}
     if kind == "style":
@@ -52,15 +55,17 @@ def likeness(
     else:
         drawn = dict.fromkeys(words for _, words in demo_set(kind, 40, OTHER_SEED))
         prompts = list(drawn)[:PROMPTS_OF_ITS_OWN]
-    plain, adapted = draw_both(ws, base, adapter, [replace_trigger(p, dataset.trigger) for p in prompts])
+    texts = [replace_trigger(prompt, dataset.trigger) for prompt in prompts]
+    plain, adapted = draw_with(ws, base, (None, adapter), texts, **drawing)
     pictures = [open_picture(ws, image) for image in training]
     floor = through_autoencoder(ws.resolve(base.location), pictures, default_size(ws, base))
     return measure_style(pictures, plain, adapted, floor)
 
 
-def drift(ws: Workspace, *adapters: Adapter) -> list[float]:
+def drift(ws: Workspace, *adapters: Adapter, **drawing: int) -> list[float]:
     """How far pictures of other things move from the base's: root mean square of pixels, 0 to 1; of each."""
-    plain, *moved = draw_with(ws, ws.catalog.get(Base, POCKET), (None, *adapters), list(OTHERS))
+    base = ws.catalog.get(Base, POCKET)
+    plain, *moved = draw_with(ws, base, (None, *adapters), list(OTHERS), **drawing)
     return [distance(plain, pictures) for pictures in moved]
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from registry.errors import BadInput
+from registry.files import read_json
 
 FILES = ("*.json", "*.txt", "*.csv", "*.jinja", "*.safetensors")  # no pickles, no code
 SECONDS = 15.0  # to wait for the hub's first answer
@@ -77,6 +78,23 @@ def find(model: str, revision: str = "") -> Place:
     except Exception as error:
         raise _explained(model, error) from error
     return Place(Path(where), model, commit or Path(where).name)
+
+
+def require_type(place: Place, *types: str) -> str:
+    """The `model_type` of the place's config, one of `types`.
+
+    Asked before anything is built: transformers fills what another model's config lacks from its defaults,
+    and a Florence-2 of those takes 2 GB before it turns out to be none.
+
+    Raises:
+        BadInput: a model of another type, or a config that cannot be read.
+    """
+    config = read_json(place.file("config.json"))
+    found = str(config.get("model_type", "")) if isinstance(config, dict) else ""
+    if found not in types:
+        wrong = f"is {f'a {found}' if found else 'of an unknown type'}"
+        raise BadInput(place.name, wrong, f"use a model of {' or '.join(types)}")
+    return found
 
 
 def load_model(kind: Any, place: Place, device: torch.device) -> Any:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
-from studio.datasets.captioners.base import Captioner, Place, load_model, load_part, moved
+from studio.datasets.captioners.base import Captioner, Place, load_model, load_part, moved, require_type
 from studio.datasets.captioners.table import CaptionOptions
 
 BEAMS = 3
@@ -36,7 +36,12 @@ class Blip:
 
 
 def load(place: Place, options: CaptionOptions, device: torch.device) -> Captioner:
-    """BLIP from its folder."""
+    """BLIP from its folder.
+
+    Raises:
+        BadInput: another model.
+    """
+    require_type(place, "blip")
     return Blip(
         load_model(BlipForConditionalGeneration, place, device), load_part(BlipProcessor, place), options
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
 from registry.errors import BadInput
-from studio.datasets.captioners.base import Captioner, Place, load_model, load_part, moved
+from studio.datasets.captioners.base import Captioner, Place, load_model, load_part, moved, require_type
 from studio.datasets.captioners.table import CaptionOptions
 
 TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
@@ -44,11 +44,12 @@ def load(place: Place, options: CaptionOptions, device: torch.device) -> Caption
     """Florence-2 from its folder.
 
     Raises:
-        BadInput: the prompt is none of its tasks, or the model is in the layout of its first release.
+        BadInput: the prompt is none of its tasks, or another model.
     """
     task = options.prompt or options.info.prompt
     if task not in TASKS:
         raise BadInput("prompt", f"{task[:60]!r} is no task of Florence-2", f"use {', '.join(TASKS)}")
+    require_type(place, "florence2")
     return Florence(
         load_model(Florence2ForConditionalGeneration, place, device),
         load_part(Florence2Processor, place),

@@ -5,7 +5,6 @@ the parts that are put together here: the picture's patches, and a chat with as 
 model merges patches into.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 
-from registry.errors import BadInput
-from studio.datasets.captioners.base import Captioner, Place, load_model, load_part, moved
+from studio.datasets.captioners.base import Captioner, Place, load_model, load_part, moved, require_type
 from studio.datasets.captioners.table import CaptionOptions
 
 CLASSES: dict[str, Any] = {
@@ -65,11 +63,8 @@ def load(place: Place, options: CaptionOptions, device: torch.device) -> Caption
     Raises:
         BadInput: another model.
     """
-    kind = str(json.loads(place.file("config.json").read_text(encoding="utf-8")).get("model_type"))
-    if kind not in CLASSES:
-        raise BadInput(place.name, f"is a {kind}", f"use a model of {' or '.join(CLASSES)}")
     return Qwen(
-        load_model(CLASSES[kind], place, device),
+        load_model(CLASSES[require_type(place, *CLASSES)], place, device),
         load_part(AutoImageProcessor, place),
         load_part(AutoTokenizer, place),
         options,

@@ -69,7 +69,7 @@ def test_another_model_is_refused_in_one_line(name: str, folders: dict[str, Path
     other = folders["wd" if name != "wd" else "blip"]
     with pytest.raises(BadInput) as caught:
         load(name, other)
-    assert str(caught.value).startswith(str(other))
+    assert str(caught.value).startswith(f"{other}: {'has no' if name == 'wd' else 'is a '}")
     assert "\n" not in str(caught.value)
 
 
