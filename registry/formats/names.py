@@ -7,7 +7,7 @@ back is unique, for any number of blocks and layers.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -19,20 +19,20 @@ class TemplateIndex(Generic[T]):
     """Things by templates in which `#` stands for an index.
 
     Looked up by what stays of a name when all its numbers are taken out, so that few patterns are tried.
+    A pattern is compiled when it is first tried: all of them would cost every process 0.25 s at its start.
     """
 
     def __init__(self) -> None:
-        self._rows: dict[str, list[tuple[re.Pattern[str], T]]] = {}
+        self._rows: dict[str, list[tuple[str, T]]] = {}
 
     def add(self, template: str, value: T) -> None:
         """Let names of the form `template` find `value`; what was added first counts."""
-        pattern = re.compile(index_pattern(template))
-        self._rows.setdefault(_NUMBERS.sub("#", template), []).append((pattern, value))
+        self._rows.setdefault(_NUMBERS.sub("#", template), []).append((template, value))
 
     def find(self, text: str) -> tuple[T, tuple[str, ...]] | None:
         """The value for `text` and its indices."""
-        for pattern, value in self._rows.get(_NUMBERS.sub("#", text), ()):
-            if found := pattern.fullmatch(text):
+        for template, value in self._rows.get(_NUMBERS.sub("#", text), ()):
+            if found := _compiled(template).fullmatch(text):
                 return value, found.groups()
         return None
 
@@ -69,6 +69,11 @@ def remembered(function: Callable[[str], T]) -> Callable[[str], T]:
     """`function` of a name, with its answers kept: the files of a tool all have the same thousand names."""
     known = lru_cache(REMEMBERED)(function)
     return lambda name: known(name) if len(name) <= LONGEST else function(name)
+
+
+@cache
+def _compiled(template: str) -> re.Pattern[str]:
+    return re.compile(index_pattern(template))
 
 
 def index_pattern(template: str) -> str:
