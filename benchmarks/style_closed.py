@@ -25,7 +25,7 @@ from studio.compare.floor import through_autoencoder
 from studio.compare.style import StyleFigures, measure_style
 from studio.datasets.ingest import create_dataset, images_of
 from studio.demo.prompts import held_out_prompts
-from studio.demo.run import FOREIGN_TRIGGER, OWN_PICTURES, OWN_SEED, draw_both, open_picture, train_adapter
+from studio.demo.run import FOREIGN_TRIGGER, OWN_PICTURES, OWN_SEED, draw_with, open_picture, train_adapter
 from studio.pocket.pictures import TRIGGERS
 from studio.sampling.defaults import default_size
 from studio.workspace import POCKET, Workspace
@@ -68,7 +68,7 @@ class Bench:
         training = [open_picture(self.ws, image) for image in images]
         captions = [final_caption(image.caption, dataset.trigger) for image in images]
         prompts = held_out_prompts(dataset.trigger, captions)
-        plain, styled = draw_both(self.ws, self.base, adapter, prompts)
+        plain, styled = draw_with(self.ws, self.base, (None, adapter), prompts)
         size = default_size(self.ws, self.base)
         floor = through_autoencoder(self.ws.resolve(self.base.location), training, size)
         return measure_style(training, plain, styled, floor)

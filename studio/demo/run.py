@@ -97,6 +97,7 @@ def run_demo(
     pictures: Path | None = None,
     progress: Say | None = None,
     recipe: Recipe | None = None,
+    steps: int = STEPS,
 ) -> DemoResult:
     """Train a style on the pocket base and show what it does.
 
@@ -106,6 +107,7 @@ def run_demo(
         pictures: A person's own folder instead of the demo's drawings.
         progress: Takes one line of news.
         recipe: Instead of the preset "pocket-style".
+        steps: Of every picture that is drawn.
 
     Raises:
         BadInput: the folder has no usable pictures.
@@ -140,7 +142,7 @@ def run_demo(
         captions = [final_caption(image.caption, dataset.trigger) for image in images]
         prompts = held_out_prompts(dataset.trigger, captions)
         say(f"drawing {len(prompts)} prompts that no training picture has, with and without the adapter")
-        plain, styled = draw_both(ws, base, adapter, prompts)
+        plain, styled = draw_with(ws, base, (None, adapter), prompts, steps=steps)
 
     with clock.stage("export"):
         exports = {layout: _export(ws, adapter, layout, out) for layout in LAYOUTS}
@@ -243,14 +245,6 @@ def train_adapter(ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset,
     adapters = ws.catalog.list(Adapter, run_id=run.id, limit=1)
     assert adapters, "a finished run has its adapter"
     return adapters[0]
-
-
-def draw_both(
-    ws: "Workspace", base: Base, adapter: Adapter, prompts: list[str]
-) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Pictures without and with the adapter, see `draw_with`."""
-    plain, styled = draw_with(ws, base, (None, adapter), prompts)
-    return plain, styled
 
 
 def draw_with(

@@ -89,7 +89,7 @@ def test_exports_are_proven(studio, trained, tmp_path, layout):
 
 
 def test_trash_and_restore(studio, trained):
-    adapter = trained["adapters"][0]
+    studio, adapter = Studio(studio.home), trained["adapters"][0]
     studio("adapters", "trash", adapter)
     assert [a["id"] for a in studio("adapters", "list", "--trashed")] == [adapter]
     assert studio("adapters", "list") == []
@@ -100,6 +100,7 @@ def test_trash_and_restore(studio, trained):
 
 
 def test_lists_hold_ids_and_names(studio, trained):
+    studio = Studio(studio.home)
     for kind in ("bases", "datasets", "runs", "adapters", "recipes"):
         rows = studio(kind, "list")
         assert rows, kind

@@ -22,7 +22,7 @@ def short_recipe():
 def test_the_demo_leaves_adapter_pictures_and_report(tmp_path, short_recipe):
     ws, out = Workspace.open(tmp_path / "home"), tmp_path / "out"
     said = []
-    result = run_demo(ws, out, progress=said.append, recipe=short_recipe)
+    result = run_demo(ws, out, progress=said.append, recipe=short_recipe, steps=8)
     run = ws.catalog.get(Run, result.run_id)
     assert run.state is RunState.FINISHED
     assert ws.catalog.get(Adapter, result.adapter_id).trigger_words == ("neonsign",)

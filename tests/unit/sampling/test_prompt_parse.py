@@ -202,18 +202,18 @@ def test_escaped_text_says_itself(text: str):
 )  # fmt: skip
 def test_ten_thousand_characters_take_a_moment(unit: str):
     """Less than 100 ms each, and no more than in proportion to their length."""
+    assert seconds((unit * 10_000)[:10_000]) < 0.1
+    assert seconds((unit * 80_000)[:80_000]) < 0.8
 
-    def seconds(size: int) -> float:
-        text = (unit * size)[:size]
-        best = 9.0
-        for _ in range(3):
-            start = process_time()
-            parse(text).at(1, 2)
-            best = min(best, process_time() - start)
-        return best
 
-    assert seconds(10_000) < 0.1
-    assert seconds(80_000) < 0.8
+def seconds(text: str) -> float:
+    """CPU time to read it, the least of three: a look for garbage may fall into one."""
+    best = 9.0
+    for _ in range(3):
+        start = process_time()
+        parse(text).at(1, 2)
+        best = min(best, process_time() - start)
+    return best
 
 
 @pytest.mark.parametrize(
@@ -221,6 +221,4 @@ def test_ten_thousand_characters_take_a_moment(unit: str):
 )
 def test_nested_brackets_take_a_moment(start: str, end: str):
     count = 10_000 // (len(start) + len(end))
-    began = process_time()
-    parse(start * count + "x" + end * count).at(0, 20)
-    assert process_time() - began < 0.1
+    assert seconds(start * count + "x" + end * count) < 0.1
