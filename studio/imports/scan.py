@@ -29,8 +29,10 @@ def absolute(source: str | Path) -> Path:
 
     Raises:
         NotFound: nothing is there.
-        BadInput: it is neither a file nor a folder.
+        BadInput: it is empty, or neither a file nor a folder.
     """
+    if not str(source):  # not the current folder: "$LORAS" that is not set
+        raise BadInput("path", "is empty", "name a file or a folder")
     path = Path(os.path.abspath(expand_home(source)))  # noqa: PTH100
     try:
         there, plain = path.exists(), path.is_dir() or path.is_file()
