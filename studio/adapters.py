@@ -22,7 +22,7 @@ from registry.hashing import hash_adapter
 from registry.ids import new_id
 from registry.records import Adapter, Base, Dataset, FileState, Run, now
 from studio.adapter_files import FOLDER, copy_file, judge, require_file, settled, verify
-from studio.exporting import THUMBNAIL, thumbnail_of
+from studio.exporting import THUMBNAIL, refuse_originals, thumbnail_of
 from studio.exports import captions_of, facts_for_export, remember, sidecar_for
 from studio.keywords import keywords_of_run
 from studio.provenance import inherited
@@ -147,6 +147,7 @@ def export(
     path = require_file(ws, adapter)
     if out.is_dir() and layout != "peft":
         out = out / f"{file_stem(adapter.name)}.safetensors"
+    refuse_originals(ws, out, layout)
     ours = training_metadata(facts_for_export(ws, adapter, publish=publish))
     header = read_header(path)
     # What an imported file says of its training is all that is known; a run knows better than its file.
