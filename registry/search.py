@@ -12,12 +12,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, true
 
 from registry.errors import BadInput
-from registry.records import JSON
+from registry.records import JSON, FileState
 from registry.tables import AdapterRow, fold, fold_line
 
 UNIDENTIFIED = "unidentified"  # as a family: those whose family is not known
 MAX_WORDS = 16
 MAX_WORD = 100  # characters
+LARGEST = 2**63 - 1  # that a database can compare with
 
 Entity = type[AdapterRow]  # the table, or an alias of it
 Make = Callable[[Entity, Any], ColumnElement[bool]]
@@ -46,6 +47,14 @@ class AdapterQuery:
     has_preview: bool | None = None
     has_licence: bool | None = None
     trashed: bool = False  # True: only the trash, False: only what is not in it
+
+    def __post_init__(self) -> None:
+        if self.file_state and self.file_state not in {*FileState}:
+            states = ", ".join(FileState)
+            raise BadInput(f"file state {self.file_state[:40]!r}", "is unknown", f"use one of {states}")
+        for name in ("min_rank", "max_rank", "min_size", "max_size"):
+            if abs(getattr(self, name) or 0) > LARGEST:
+                raise BadInput(name.replace("_", " "), "is too large a number", f"use at most {LARGEST}")
 
     @property
     def words(self) -> tuple[str, ...]:

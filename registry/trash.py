@@ -1,6 +1,7 @@
 """A bin: what a person deletes can be taken back until the bin is emptied."""
 
 import errno
+import os
 import re
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -47,15 +48,19 @@ class Trash:
             BadInput: something else is at `to` already.
         """
         entry = self._entry(record_id)
-        content = entry / str(read_json(entry / _SLIP)["name"]) if (entry / _SLIP).exists() else entry / "-"
-        if not content.exists():
+        content = self._content(entry)
+        if content is None:
             raise NotFound(f"trash entry {record_id}", "is not there", "it may have been emptied")
-        if to.exists():
+        if os.path.lexists(to):
             raise BadInput(str(to), "exists already", "move it away first")
         to.parent.mkdir(parents=True, exist_ok=True)
         _move(content, to)
         _discard(entry)
         return to
+
+    def holds(self, record_id: str) -> bool:
+        """Whether there is something to restore."""
+        return self._content(self._entry(record_id)) is not None
 
     def empty(self, older_than: timedelta = timedelta(0)) -> int:
         """Delete the entries that are at least `older_than` old, for good; returns how many."""
@@ -68,6 +73,13 @@ class Trash:
     def _entries(self) -> list[Path]:
         found = self.root.iterdir() if self.root.is_dir() else iter(())
         return sorted(p for p in found if p.is_dir() and not p.name.endswith(TEMPORARY))
+
+    def _content(self, entry: Path) -> Path | None:
+        """What lies in an entry. A relative link leads nowhere from here, and is whole again at its place."""
+        if not (entry / _SLIP).exists():
+            return None
+        content = entry / str(read_json(entry / _SLIP)["name"])
+        return content if os.path.lexists(content) else None
 
     def _entry(self, record_id: str) -> Path:
         if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", record_id):

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
 FOLDER = "adapters"
 TRASHED = "trashed"
+# What to say of a file that was not read again: the row keeps the state alone.
+_KEPT = {
+    FileState.EDITED: ("same weights, other metadata", ""),
+    FileState.CHANGED: (
+        "its weights are not those that were registered, or not sound",
+        "put the original back",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ def judge(ws: "Workspace", adapter: Adapter, *, full: bool = True) -> FileCheck:
     if not adapter.tensor_sha256:
         return FileCheck(adapter, path, FileState.NEW, "not hashed yet", status=status)
     if not full and _untouched(adapter, status):
-        return FileCheck(adapter, path, adapter.file_state, "", status=status)
+        detail, do = _KEPT.get(adapter.file_state, ("", ""))
+        return FileCheck(adapter, path, adapter.file_state, detail, do, status)
     try:
         read_header(path)  # the tensors' hash does not cover it
         hashes = hash_adapter(path)

@@ -4,7 +4,7 @@ Order of things: a file is durable before its row appears, and a row goes before
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,8 @@ from registry.formats.peft_config import PeftConfig
 from registry.hashing import hash_adapter
 from registry.ids import new_id
 from registry.records import Adapter, Base, Dataset, FileState, Run, now
-from studio.adapter_files import FOLDER, copy_file, require_file, settled, verify
-from studio.exporting import THUMBNAIL, thumbnail_of
+from studio.adapter_files import FOLDER, copy_file, judge, require_file, settled, verify
+from studio.exporting import THUMBNAIL, refuse_originals, thumbnail_of
 from studio.exports import captions_of, facts_for_export, remember, sidecar_for
 from studio.keywords import keywords_of_run
 from studio.provenance import inherited
@@ -147,6 +147,7 @@ def export(
     path = require_file(ws, adapter)
     if out.is_dir() and layout != "peft":
         out = out / f"{file_stem(adapter.name)}.safetensors"
+    refuse_originals(ws, out, layout)
     ours = training_metadata(facts_for_export(ws, adapter, publish=publish))
     header = read_header(path)
     # What an imported file says of its training is all that is known; a run knows better than its file.
@@ -201,13 +202,23 @@ def restore(ws: "Workspace", key: str) -> Adapter:
     if adapter.trashed_at is None:
         raise BadInput(f"adapter {adapter.name}", "is not in the trash", "")
     path = ws.resolve(adapter.path)
-    if not path.exists():  # it is still there when a trashing was cut short
+    if path.exists():  # a trashing was cut short, or it lies there again
+        _require_ours(ws, adapter, path)
+    else:
         try:
             ws.trash.restore(adapter.id, path)
         except NotFound:
             if adapter.file_state is not FileState.MISSING:  # else there was none to put into the trash
                 raise
     return ws.catalog.update(Adapter, adapter.id, trashed_at=None)
+
+
+def _require_ours(ws: "Workspace", adapter: Adapter, path: Path) -> None:
+    """Refuse to take `path` for the file of an adapter whose own lies in the trash."""
+    if ws.trash.holds(adapter.id) and judge(ws, replace(adapter, trashed_at=None)).state == FileState.CHANGED:
+        raise BadInput(
+            str(path), f"is another file than that of adapter {adapter.name}", "move it away first"
+        )
 
 
 def set_family(ws: "Workspace", key: str, family: str) -> Adapter:

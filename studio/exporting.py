@@ -1,13 +1,15 @@
 """How an export makes LoRA of other methods, and the preview that goes into the file."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.errors import BadInput
 from registry.formats.convert import ToLora
 from registry.formats.operations.edit import thumbnail
 from registry.formats.operations.sources import BaseWeights
-from registry.records import Adapter, Base
+from registry.formats.peft import WEIGHTS
+from registry.records import Adapter, Base, Export
 from studio.bases import check_available
 
 if TYPE_CHECKING:
@@ -53,6 +55,31 @@ def conversion(
     folder = ws.resolve(record.config) if record.config else None
     weights = BaseWeights(check_available(ws, record), record.family, folder)
     return ToLora(settings.rank, settings.max_error, weights)
+
+
+def refuse_originals(ws: "Workspace", out: Path, layout: str) -> None:
+    """Refuse to export over the file of an adapter, which --overwrite would lose for good.
+
+    A file that was exported may be written anew, also when it was taken in since (from a watched folder).
+
+    Args:
+        ws: The workspace.
+        out: File to write, with or without its suffix; a folder for peft.
+        layout: Of the export.
+
+    Raises:
+        BadInput: an adapter's file is there.
+    """
+    places = out.rglob(WEIGHTS) if layout == "peft" else (out, out.with_name(out.name + ".safetensors"))
+    paths = {
+        ws.relative(path): path for place in places for path in (place, place.resolve()) if path.is_file()
+    }
+    for place, adapter in ws.catalog.adapters_at(paths).items():
+        written = ws.catalog.list(
+            Export, path=ws.relative(out if layout == "peft" else paths[place]), limit=1
+        )
+        if adapter.trashed_at is None and not written:
+            raise BadInput(str(paths[place]), f"is the file of adapter {adapter.name}", "choose another name")
 
 
 def thumbnail_of(ws: "Workspace", adapter: Adapter) -> dict[str, str]:

@@ -59,14 +59,22 @@ def build(where: str, parts: Mapping[str, Array], strength: Strength) -> LoraFac
     return factors
 
 
-def scalar_of(parts: Mapping[str, Array], part: str) -> float | None:
-    """Value of a part that is one number, or None."""
+def scalar_of(where: str, parts: Mapping[str, Array], part: str) -> float | None:
+    """Value of a part that is one number; None when it is not there.
+
+    Raises:
+        BadInput: it is several numbers or none: going on would mean a strength that nobody wrote.
+    """
     value = parts.get(part)
-    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
+    if value is None:
+        return None
+    if value.size != 1:
+        raise BadInput(where, f"has {value.size} numbers as its {part}, not one", _AGAIN)
+    return float(value.reshape(-1)[0])
 
 
 def _build(where: str, parts: Mapping[str, Array], strength: Strength) -> LoraFactors | Factors | None:
-    alpha = scalar_of(parts, "alpha")
+    alpha = scalar_of(where, parts, "alpha")
     alpha = strength.alpha if alpha is None else alpha
     if "oft_R" in parts:
         config = strength.config or {}
@@ -93,7 +101,7 @@ def _build(where: str, parts: Mapping[str, Array], strength: Strength) -> LoraFa
 
 def _lora(where: str, parts: Mapping[str, Array], alpha: float | None) -> LoraFactors:
     """LoRA; a core (Tucker) is multiplied into `down`, which is exact and keeps the rank."""
-    down, up, scale = parts.get("down"), parts.get("up"), scalar_of(parts, "scale")
+    down, up, scale = parts.get("down"), parts.get("up"), scalar_of(where, parts, "scale")
     if scale is not None and down is not None and alpha is None:
         alpha = scale * down.shape[0]
     if "mid" in parts and down is not None:

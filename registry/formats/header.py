@@ -146,7 +146,18 @@ def _parse(file: str, raw: bytes, data_size: int, *, data_start: int) -> Header:
         else:
             tensors[name] = _tensor(file, name, value, data_start)
     _check_cover(file, tensors, data_start, data_start + data_size)
+    if b"\\u" in raw:
+        _check_texts(file, [*tensors, *metadata, *metadata.values()])
     return Header(tensors, metadata)
+
+
+def _check_texts(file: str, texts: list[str]) -> None:
+    """Half a surrogate pair can be written as an escape; it is no text, and the library refuses it."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        wrong = "has half a character (an escape from \\ud800 to \\udfff alone) in its header"
+        raise BadInput(file, wrong, "ask its author for a sound file") from error
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -57,7 +57,7 @@ def _options(
     trashed: Annotated[bool, typer.Option("--trashed", help="What is in the trash instead.")] = False,
 ) -> Options:
     asked = {
-        "family": base_family, "method": method, "origin": origin, "tags": tuple(tag or ()),
+        "family": _family(base_family), "method": method, "origin": origin, "tags": tuple(tag or ()),
         "trigger": trigger, "base_id": _base(base), "min_rank": min_rank, "max_rank": max_rank,
         "min_rating": min_rating, "favourite": favourite, "has_preview": preview, "has_licence": licence,
         "min_size": _bytes(min_size), "max_size": _bytes(max_size), "since": _date("--since", since),
@@ -97,6 +97,16 @@ def adapter_query(
     return replace(begin, query=f"{begin.query} {query}".strip(), **(filters or {}))
 
 
+def _family(name: str) -> str:
+    from registry.errors import BadInput
+    from registry.search import UNIDENTIFIED
+
+    known = ("", *FAMILIES, UNIDENTIFIED)
+    if name not in known:
+        raise BadInput(f"family {name[:40]!r}", "is unknown", f"use one of {', '.join(known[1:])}")
+    return name
+
+
 def _base(key: str) -> str:
     from registry.records import Base
 
@@ -104,7 +114,11 @@ def _base(key: str) -> str:
 
 
 def _bytes(megabytes: float | None) -> int | None:
-    return None if megabytes is None else int(megabytes * MEGABYTE)
+    from registry.search import LARGEST
+
+    if megabytes is None:
+        return None
+    return int(megabytes * MEGABYTE) if megabytes * MEGABYTE < LARGEST else LARGEST  # also of infinity
 
 
 def _date(option: str, text: str) -> datetime | None:

@@ -111,6 +111,8 @@ def verify(
     from registry.errors import BadInput
     from studio.adapter_files import verify as verify_adapter
 
+    if every and adapter:
+        raise BadInput("adapter", "is named beside --all", "give one of them")
     if every:
         verify_all(full=full, search=search or [])
         return

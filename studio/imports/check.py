@@ -40,7 +40,7 @@ def check_all(
     for page in _pages(ws):
         changes: dict[str, dict[str, Any]] = {}
         for adapter in page:
-            check = _look(ws, adapter, full)
+            check = _look(ws, adapter, full, report)
             report.done += 1
             report.counts[check.state] = report.counts.get(check.state, 0) + 1
             if seen := check.changes():
@@ -62,16 +62,21 @@ def _pages(ws: "Workspace") -> Iterator[list[Adapter]]:
     seen = 0
     while page := ws.catalog.list(Adapter, trashed_at=None, order="created_at", limit=PAGE, offset=seen):
         yield page
-        seen += len(page)
+        # A listed one that turned out to be unsound or a duplicate has lost its row: the rest moved up.
+        listed = [adapter.id for adapter in page if not adapter.tensor_sha256]
+        seen += len(page) - sum(ws.catalog.find(Adapter, id) is None for id in listed)
 
 
-def _look(ws: "Workspace", adapter: Adapter, full: bool) -> FileCheck:
+def _look(ws: "Workspace", adapter: Adapter, full: bool, report: CheckReport) -> FileCheck:
     check = judge(ws, adapter, full=full)
     if check.state != FileState.NEW:
         return check
     try:
         return judge(ws, take_now(ws, adapter), full=False)
     except BadInput as error:  # its row is gone
+        report.add(
+            "changed", adapter.name, f"taken out of the catalog: {error.wrong}. {error.do}".rstrip(". ")
+        )
         return FileCheck(adapter, check.path, FileState.NEW, error.wrong)
     except StudioError:
         return check

@@ -1,5 +1,6 @@
 """Which files of the given sources are meant as weights."""
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ def absolute(source: str | Path) -> Path:
 
     Raises:
         NotFound: nothing is there.
-        BadInput: it is neither a file nor a folder.
+        BadInput: it is empty, or neither a file nor a folder.
     """
+    if not str(source):  # not the current folder: "$LORAS" that is not set
+        raise BadInput("path", "is empty", "name a file or a folder")
     path = Path(os.path.abspath(expand_home(source)))  # noqa: PTH100
     try:
         there, plain = path.exists(), path.is_dir() or path.is_file()
@@ -81,7 +84,9 @@ def look(path: Path) -> Found:
     try:
         status = path.stat()
     except OSError as error:
-        wrong = "is a link to nothing" if path.is_symlink() else f"cannot be read ({error.strerror})"
+        wrong = f"cannot be read ({error.strerror})"
+        if path.is_symlink():
+            wrong = "is a link in a circle" if error.errno == errno.ELOOP else "is a link to nothing"
         return Found(path, error=str(BadInput(str(path), wrong, "check the file")))
     return Found(path, status.st_size, status.st_mtime_ns)
 
@@ -92,7 +97,7 @@ def _walk(root: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             name = entry.name.lower()
             if name.endswith(TEMPORARY) or Path(name).suffix not in ADAPTERS | FOREIGN:
                 continue
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 yield folder / entry.name
 
 

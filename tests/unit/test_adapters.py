@@ -185,6 +185,19 @@ def test_a_trashing_cut_short_can_be_undone_and_finished(ws, adapter, monkeypatc
     assert verify(ws, adapter.id).state == "ok"
 
 
+def test_another_file_in_its_place_stops_a_restore(ws, adapter):
+    path = ws.resolve(adapter.path)
+    kept = path.read_bytes()
+    trash(ws, adapter.id)
+    write_run_file(make_form(seed=9), path)
+    with pytest.raises(BadInput, match=r"is another file than that of adapter ink\. move it away first"):
+        restore(ws, adapter.id)
+    assert verify(ws, adapter.id).state == "trashed"
+    path.unlink()
+    restore(ws, adapter.id)
+    assert path.read_bytes() == kept
+
+
 def test_an_emptied_trash_is_said_to_be_empty(ws, adapter):
     trash(ws, adapter.id)
     ws.trash.empty()

@@ -73,6 +73,26 @@ def test_a_filter_is_saved_used_replaced_and_removed(studio):
     assert studio("adapters", "list", "--filter", "inks")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("--file-state", "lost", "file state 'lost': is unknown. use one of new, ok, edited"),
+     ("--base-family", "sdx", "family 'sdx': is unknown. use one of sd15"),
+     ("--min-rank", 10**20, "min rank: is too large a number. use at most"),
+     ("--max-rank", -(10**20), "max rank: is too large a number. use at most")],
+)  # fmt: skip
+def test_a_filter_that_cannot_be_is_refused_and_not_kept(studio, option, value, words):
+    for command in (("list",), ("filters", "save", "odd")):
+        code, _, err = studio("adapters", *command, option, value)
+        assert (code, err.count("\n")) == (2, 1)
+        assert words in err
+    assert json.loads(studio("--json", "adapters", "filters", "list")[1]) == []
+
+
+def test_a_size_without_end_is_a_size(studio):
+    assert listed(studio, "--max-size", "inf") == listed(studio, "--max-size", "1e30") == listed(studio)
+    assert listed(studio, "--min-size", "inf") == []
+
+
 def test_several_are_tagged_rated_and_marked(ws, studio):
     assert studio("adapters", "tag", "ink 0", "chalk", "--add", "new", "--remove", "old")[0] == 0
     assert ws.catalog.get(Adapter, "chalk").tags == ("new",)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from registry.formats.header import read_header
 from registry.formats.load import load_adapter
 from registry.formats.tensors import save
 from registry.hashing import hash_adapter
+from registry.ids import new_id
 from registry.records import Adapter, Base
 from studio.adapters import export
 from studio.exporting import THUMBNAIL, conversion
@@ -98,3 +100,30 @@ def test_thumbnail_and_licence_are_in_the_file_and_the_thumbnail_only_if_wanted(
         assert max(picture.size) == 256
     export(ws, "lora", "kohya", tmp_path / "b.safetensors", thumbnail=False)
     assert THUMBNAIL not in read_header(tmp_path / "b.safetensors").metadata
+
+
+def test_no_export_goes_over_the_file_of_an_adapter(ws, tmp_path):
+    parts = {"lora_down.weight": noise(2, 32), "lora_up.weight": noise(32, 2)}
+    own = ws.home / "adapters" / "lora.safetensors"
+    adapter = registered(ws, parts, "lora")
+    kept = own.read_bytes()
+    (tmp_path / "linked").symlink_to(own.parent)
+    for place in (own, own.with_suffix(""), own.parent, tmp_path / "linked" / "lora.safetensors"):
+        with pytest.raises(BadInput, match=r"is the file of adapter lora\. choose another name"):
+            export(ws, "lora", "diffusers", place, dtype="fp16", overwrite=True)
+    assert own.read_bytes() == kept
+    out = tmp_path / "out.safetensors"
+    export(ws, "lora", "kohya", out)
+    ws.catalog.add(replace(adapter, id=new_id(), name="taken in", tensor_sha256="a" * 64, path=str(out)))
+    export(ws, "lora", "kohya", out, overwrite=True)
+
+
+def test_no_peft_export_replaces_the_folder_of_an_adapter(ws, tmp_path):
+    adapter = registered(ws, {"lora_down.weight": noise(2, 32), "lora_up.weight": noise(32, 2)}, "lora")
+    folder = tmp_path / "mine" / "text_encoder"
+    folder.mkdir(parents=True)
+    original = ws.resolve(adapter.path).rename(folder / "adapter_model.safetensors")
+    ws.catalog.update(Adapter, adapter.id, path=str(original))
+    with pytest.raises(BadInput, match=r"is the file of adapter lora"):
+        export(ws, "lora", "peft", tmp_path / "mine", overwrite=True)
+    assert original.exists()

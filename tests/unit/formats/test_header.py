@@ -77,6 +77,11 @@ FAULTS = {
         pack({"__metadata__": {"k": 1}, "a": tensor()}, b"0" * 8),
         "has metadata 'k' that is not text",
     ),
+    "15 half a character": (
+        pack({"__metadata__": {"k": "\ud800"}, "a": tensor()}, b"0" * 8),
+        "has half a character",
+    ),
+    "15 half a character in a name": (pack({"\udfff": tensor()}, b"0" * 8), "has half a character"),
     "15 metadata is a list": (pack({"__metadata__": [1]}), "has metadata that is not a JSON object"),
     "16 duplicate": (pack(TWICE, b"0" * 16), "holds tensor 'a' twice"),
     "18 200k tensors": (

@@ -182,6 +182,18 @@ def test_factors_that_do_not_fit_are_one_line(down, up, wrong):
         make_factors("module 'x'", down, up, 1.0)
 
 
+@pytest.mark.parametrize("part", ["alpha", "scale"])
+@pytest.mark.parametrize("values", [[], [1, 2]])
+def test_a_strength_that_is_no_single_number_is_refused(part, values):
+    tensors = {
+        "lora_unet_conv_in.lora_down.weight": np.ones((3, 4, 3, 3), np.float32),
+        "lora_unet_conv_in.lora_up.weight": np.ones((8, 3, 1, 1), np.float32),
+        f"lora_unet_conv_in.{part}": np.array(values, np.float32),
+    }
+    with pytest.raises(BadInput, match=rf"has {len(values)} numbers as its {part}, not one"):
+        reading.read(tensors, {}, "sd15")
+
+
 def test_the_same_module_under_two_prefixes_is_refused():
     tensors = {}
     for prefix in ("lora_te_", "lora_te1_"):

@@ -9,6 +9,8 @@ from registry.formats.header import read_header
 from registry.formats.tensors import read_tensors, save
 from registry.records import Adapter, FileState
 from studio.adapter_files import verify
+from studio.imports import submit as imports
+from studio.imports.task import perform
 from studio.workspace import Workspace
 from tests.support.imports import look_after, take_in, write_adapter
 
@@ -76,7 +78,10 @@ def test_a_flip_that_keeps_the_time_is_seen_by_a_full_look_only(ws, folder):
     os.utime(file, ns=(time, time))
     assert look_after(ws).counts == {"ok": 1}
     assert look_after(ws, full=True).counts == {"changed": 1}
-    assert look_after(ws).counts == {"changed": 1}, "what is known to be changed stays so, without reading"
+    again = look_after(ws)
+    assert again.counts == {"changed": 1}, "what is known to be changed stays so, without reading"
+    assert "its weights are not those that were registered" in again.changed[0][1]
+    assert "put the original back" in again.changed[0][1]
     flip_a_bit(file)
     os.utime(file, ns=(time + 1, time + 1))
     assert look_after(ws).counts == {"ok": 1}, "the original is back"
@@ -130,3 +135,19 @@ def test_one_adapter_is_verified_and_its_row_says_so(ws, folder):
     file.unlink()
     assert verify(ws, "a").state == "missing"
     assert ws.catalog.get(Adapter, "a").file_state is FileState.MISSING
+
+
+def test_listed_ones_that_are_unsound_are_told_and_nobody_is_left_out(ws, folder, monkeypatch):
+    for number in range(5):
+        write_adapter(folder / f"{number}.safetensors", number)
+    job = imports.submit(ws, [folder])
+    with monkeypatch.context() as patch:
+        patch.setattr("studio.imports.task.Taker.take", lambda _self, _item: None)
+        perform(ws, job)
+    (folder / "0.safetensors").write_bytes(b"no longer an adapter")
+    monkeypatch.setattr("studio.imports.check.PAGE", 2)
+    report = look_after(ws)
+    assert states(ws) == {str(number): "ok" for number in range(1, 5)}
+    assert report.done == 5
+    assert report.changed[0][0] == "0"
+    assert "taken out of the catalog" in report.changed[0][1]

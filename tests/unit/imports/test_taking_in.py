@@ -133,11 +133,12 @@ def test_weights_of_another_kind_are_refused_by_name_and_odd_files_are_told(ws, 
     (folder / "old.ckpt").write_bytes(b"PK\x03\x04" + b"\0" * 90)
     (folder / "old.pt").write_bytes(b"\x80\x02" + b"\0" * 90)
     (folder / "gone.safetensors").symlink_to(folder / "nowhere")
+    (folder / "round.safetensors").symlink_to(folder / "round.safetensors")
     (folder / "b\udcff.safetensors").write_bytes(b"")
     report = take_in(ws, folder)
     lines = " ".join(line for _, line in report.bad)
-    assert report.count("bad") == 4
-    for words in ("zip archive", "is a pickle", "is a link to nothing", "not UTF-8"):
+    assert report.count("bad") == 5
+    for words in ("zip archive", "is a pickle", "is a link to nothing", "is a link in a circle", "not UTF-8"):
         assert words in lines
     with pytest.raises(NotFound, match="does not exist"):
         imports.submit(ws, [folder / "nothing"])

@@ -151,6 +151,8 @@ def test_import_at_the_command_line(capsys, ws, folder):
     assert shown["identified"]["confidence"] == "high"
     code, out, err = studio(capsys, ws, "--json", "adapters", "import", folder / "x.ckpt")
     assert (code, json.loads(out)["counts"]) == (2, {"bad": 1})
+    code, _, err = studio(capsys, ws, "adapters", "import", "")
+    assert (code, err) == (2, "error: path: is empty. name a file or a folder.\n")
     code, _, err = studio(capsys, ws, "adapters", "import", folder / "none")
     assert code == 2
     assert err.startswith("error: ")
@@ -166,6 +168,7 @@ def test_verify_all_and_set_family_at_the_command_line(capsys, ws, folder):
     assert f"missing a: {file}" in err
     assert ws.catalog.get(Adapter, "a").file_state is FileState.MISSING
     assert studio(capsys, ws, "adapters", "verify")[0] == 2
+    assert studio(capsys, ws, "adapters", "verify", "a", "--all")[0] == 2, "which of the two is meant?"
     assert studio(capsys, ws, "adapters", "set-family", "a", "sdxl")[0] == 0
     row = ws.catalog.get(Adapter, "a")
     assert (row.family, row.metadata["identified"]["reason"]) == ("sdxl", "set by hand")

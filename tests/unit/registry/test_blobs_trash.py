@@ -95,6 +95,18 @@ def test_restore_does_not_overwrite(trash, tmp_path):
     assert trash.restore("id1", tmp_path / "b").read_text() == "old"
 
 
+def test_a_relative_link_goes_and_comes_back(trash, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a").write_text("1")
+    link = tmp_path / "links" / "a"
+    link.parent.mkdir()
+    link.symlink_to("../real/a")
+    trash.put(link, "id1")
+    assert not link.is_symlink()
+    assert trash.restore("id1", link).read_text() == "1"
+    assert link.is_symlink()
+
+
 def test_a_second_delete_of_the_same_record_replaces_the_first(trash, tmp_path):
     for text in ("1", "2"):
         (tmp_path / "a").write_text(text)
