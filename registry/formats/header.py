@@ -27,6 +27,7 @@ DTYPE_BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
+INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 _BINARY = re.compile(rb"[^\t\n\r\x20-\x7e\x80-\xff]")
 AGAIN = "download or copy it again"
 

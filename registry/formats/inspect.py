@@ -14,7 +14,8 @@ from registry.formats.detect import FLOW, Shape, identify
 from registry.formats.diffusers import ADAPTER_METADATA, Strengths
 from registry.formats.families import PEFT_ROOT, family_format, modern_path
 from registry.formats.grammar import Grouped
-from registry.formats.header import Header, read_header
+from registry.formats.header import INTEGERS, Header, read_header, shown
+from registry.formats.internal import check_pair
 from registry.formats.peft_config import PeftConfig, peft_config
 from registry.formats.reading import peft_configs, require_whole_base
 from registry.formats.tensors import read_scalars, stored_dtype
@@ -68,8 +69,8 @@ def facts_of(path: Path, header: Header, peft: PeftConfig | None = None) -> Adap
     """`inspect_adapter` for a header that is read already; `peft` as in `load.load_adapter`.
 
     Raises:
-        BadInput: it holds no adapter, one that fits only a base that was changed for it, or the configuration
-            beside it is unsound.
+        BadInput: it holds no adapter, an unsound one, one that fits only a base that was changed for it, or
+            the configuration beside it is unsound.
     """
     new_words = [name for name in header.tensors if is_word(name) and is_known(name)]
     peft = peft or peft_config(path, header.tensors, header.metadata)
@@ -88,6 +89,8 @@ def facts_of(path: Path, header: Header, peft: PeftConfig | None = None) -> Adap
         method = "embedding"
     if not method:
         raise BadInput(str(path), "has no adapter weights", "import checkpoints with studio bases add")
+    if not foreign:
+        _check_sound(path, header, groups)
     found = identify(groups, header.metadata)
     ranks = Counter(rank for parts in groups.modules.values() if (rank := _rank(parts)))
     rank = ranks.most_common(1)[0][0] if ranks else 0
@@ -150,6 +153,17 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
             if isinstance(tokens, str) and tokens.strip():
                 words.append(tokens.strip())
     return tuple(dict.fromkeys(words))
+
+
+def _check_sound(path: Path, header: Header, groups: Grouped[Shape]) -> None:
+    """What can be known without the weights: LoRA's factors fit each other, and all weights are floats."""
+    for module, parts in groups.modules.items():
+        if ("down" in parts or "up" in parts) and "mid" not in parts:
+            check_pair(f"{path}, module {shown(module)}", parts.get("down"), parts.get("up"))
+    for name, info in header.tensors.items():
+        if info.dtype in INTEGERS and len(info.shape) > 1:
+            wrong = f"tensor {shown(name)} holds whole numbers ({info.dtype}), not weights"
+            raise BadInput(str(path), wrong, "ask for fp32, fp16 or bf16")
 
 
 def _boft(groups: Grouped[Shape]) -> str:

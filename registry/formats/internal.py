@@ -18,6 +18,8 @@ from registry.formats.words import components as word_components
 if TYPE_CHECKING:
     from registry.formats.factors import Factors
 
+_AGAIN = "ask its author for a sound file"
+
 
 @dataclass(frozen=True)
 class LoraFactors:
@@ -116,20 +118,31 @@ def make_factors(where: str, down: Array | None, up: Array | None, alpha: float 
     Raises:
         BadInput: a half is missing or the halves do not fit; `where` names the module.
     """
-    do = "ask its author for a sound file"
-    if down is None or up is None:
-        raise BadInput(where, f"lacks its {'down' if down is None else 'up'} weights", do)
-    if down.ndim not in {2, 4} or up.ndim not in {2, 4} or any(n != 1 for n in up.shape[2:]):
-        shapes = f"{down.shape} and {up.shape}"
-        raise BadInput(where, f"has factors of shapes {shapes}, neither linear nor convolution", do)
-    if down.shape[0] != up.shape[1] or down.size == 0 or up.size == 0:
-        raise BadInput(where, f"has factors of shapes {down.shape} and {up.shape} that do not fit", do)
+    check_pair(where, None if down is None else down.shape, None if up is None else up.shape)
+    assert down is not None
+    assert up is not None
     if up.ndim != down.ndim:  # a convolution's second half may be stored flat, and the other way round
         up = up.reshape(*up.shape[:2], *[1] * (down.ndim - 2))
     strength = float(down.shape[0]) if alpha is None else float(alpha)
     if not np.isfinite(strength):
-        raise BadInput(where, "has an alpha that is not finite", do)
+        raise BadInput(where, "has an alpha that is not finite", _AGAIN)
     return LoraFactors(down, up, strength)
+
+
+def check_pair(where: str, down: tuple[int, ...] | None, up: tuple[int, ...] | None) -> None:
+    """Check the shapes of LoRA's two factors: (rank, in) or (rank, in, kh, kw), and (out, rank) or with 1, 1.
+
+    Raises:
+        BadInput: a half is missing or the halves do not fit; `where` names the module.
+    """
+    if down is None or up is None:
+        raise BadInput(where, f"lacks its {'down' if down is None else 'up'} weights", _AGAIN)
+    if len(down) not in {2, 4} or len(up) not in {2, 4} or any(n != 1 for n in up[2:]):
+        raise BadInput(
+            where, f"has factors of shapes {down} and {up}, neither linear nor convolution", _AGAIN
+        )
+    if down[0] != up[1] or 0 in down or 0 in up:
+        raise BadInput(where, f"has factors of shapes {down} and {up} that do not fit", _AGAIN)
 
 
 def unknown_module(name: str, family: str) -> BadInput:

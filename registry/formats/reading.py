@@ -47,7 +47,7 @@ def read(tensors: Mapping[str, Array], metadata: Mapping[str, str], family: str 
         else:
             found.add(name, *place, parts, strengths)
     if not found.modules and not found.others and not found.biases:
-        raise _nothing(groups, names, ignored)
+        raise _nothing(groups, family, ignored)
     return AdapterForm(
         family, found.modules, found.others, strengths.configs, biases=found.biases, ignored=tuple(ignored)
     )
@@ -172,11 +172,14 @@ def _value(config: Mapping[str, Any], table: str, path: str, default: Any) -> An
     return value
 
 
-def _nothing(groups: grammar.Grouped[Array], names: FamilyFormat, ignored: list[str]) -> BadInput:
+def _nothing(groups: grammar.Grouped[Array], family: str, ignored: list[str]) -> BadInput:
     if groups.modules:
-        name = next(iter(groups.modules))
-        wrong = f"is not part of {names.name}, like all {len(groups.modules)} modules of the file"
-        return BadInput(f"module {shown(name)}", wrong, "check which base it was trained on")
+        module = f"module {shown(next(iter(groups.modules)))}"
+        if not family:
+            do = "say what it is for with studio adapters set-family"
+            return BadInput(module, "is part of no family that is known, like all of the file", do)
+        wrong = f"is not part of {family}, like all of the file"
+        return BadInput(module, wrong, "check which base it was trained on")
     first = f" (the first is {shown(ignored[0])})" if ignored else ""
     return BadInput(
         "its tensors", f"are no adapter weights{first}", "see docs/formats.md for what can be read"

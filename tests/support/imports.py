@@ -88,8 +88,9 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     import pickle
 
     key = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight"
-    whole = save({key: np.ones((4, 768), np.float16)})
-    nan = save({key: np.full((4, 768), np.nan, np.float16)})
+    up = {key.replace("lora_A", "lora_B"): np.ones((320, 4), np.float16)}
+    whole = save({key: np.ones((4, 768), np.float16), **up})
+    nan = save({key: np.full((4, 768), np.nan, np.float16), **up})
     twice = f'{{"a": {json.dumps(tensor())}, "a": {json.dumps(tensor(8, 16))}}}'
     many = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(120_000)}
     return {

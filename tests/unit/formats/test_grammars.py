@@ -1,6 +1,7 @@
 """Odd keys, mixed files, dtypes, and what is refused by name; families from headers alone."""
 
 import json
+import re
 
 import ml_dtypes
 import numpy as np
@@ -101,8 +102,30 @@ def test_a_file_of_which_nothing_is_understood_is_refused(tmp_path):
         load_adapter(tmp_path / "a.safetensors")
     save(tmp_path / "b.safetensors", {"x.y.lora_A.weight": noise(2, 4), "x.y.lora_B.weight": noise(4, 2)}, {})
     assert inspect_adapter(tmp_path / "b.safetensors").family == ""
-    with pytest.raises(BadInput, match=r"module 'x\.y': is not part of sd15, like all 1 modules"):
+    with pytest.raises(BadInput, match=r"module 'x\.y': is part of no family that is known"):
         load_adapter(tmp_path / "b.safetensors")
+    with pytest.raises(BadInput, match=r"module 'x\.y': is not part of sd21, like all of the file"):
+        load_adapter(tmp_path / "b.safetensors", "sd21")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "wrong"),
+    [
+        ({"lora_A.weight": noise(2, 4)}, "module 'x.y': lacks its up weights"),
+        ({"lora_B.weight": noise(4, 2)}, "module 'x.y': lacks its down weights"),
+        ({"lora_A.weight": noise(2, 4), "lora_B.weight": noise(4, 3)}, "(2, 4) and (4, 3) that do not fit"),
+        ({"lora_A.weight": noise(0, 4), "lora_B.weight": noise(4, 0)}, "(0, 4) and (4, 0) that do not fit"),
+        ({"lora_A.weight": noise(8), "lora_B.weight": noise(4, 2)}, "neither linear nor convolution"),
+        (
+            {"lora_A.weight": np.ones((2, 4), np.int8), "lora_B.weight": np.ones((4, 2), np.int8)},
+            "tensor 'x.y.lora_A.weight' holds whole numbers (I8)",
+        ),
+    ],
+)
+def test_factors_that_can_mean_nothing_show_in_the_header(tmp_path, tensors, wrong):
+    save(tmp_path / "a.safetensors", {f"x.y.{name}": value for name, value in tensors.items()}, {})
+    with pytest.raises(BadInput, match=re.escape(wrong)):
+        inspect_adapter(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(
