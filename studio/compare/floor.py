@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import Image
 
+from trainers.spared import spare
+
 BATCH = 16
 
 
@@ -19,10 +21,7 @@ def through_autoencoder(
         pictures: Of any size and mode; covered and cropped to `size`.
         size: (width, height) in pixels, as the base draws.
     """
-    import sys
-
-    # diffusers imports it on sight, for a second and a warning; an autoencoder needs no 8-bit optimizer.
-    sys.modules.setdefault("bitsandbytes", None)  # pyright: ignore[reportArgumentType]
+    spare("bitsandbytes")  # an autoencoder needs no 8-bit optimizer
     import numpy as np
     import torch
     from diffusers import AutoencoderKL

@@ -17,7 +17,7 @@ from tests.support.learning import KINDS, demo_dataset, drift, learn, likeness
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 OTHER_FAMILIES = ("pocket-xl", "pocket-sd35")
-SHORT = ("train.max_steps=80", "checkpoints.every=80", "checkpoints.keep_best=false")
+SHORT = ("train.max_steps=60", "checkpoints.every=60", "checkpoints.keep_best=false")
 QUICKLY = {"steps": 12, "seeds": 1}
 
 
@@ -37,7 +37,7 @@ def dataset(ws: Workspace) -> Callable[[str], Dataset]:
 
 @pytest.fixture(scope="module")
 def learned(ws: Workspace, dataset: Callable[[str], Dataset]) -> Callable[..., Adapter]:
-    """An adapter of 80 steps, each trained once."""
+    """An adapter of 60 steps, each trained once."""
 
     @cache
     def train(kind: str, *sets: str, base: str = POCKET) -> Adapter:

@@ -86,7 +86,8 @@ def detail(run: Run) -> None:
     if st.button("All runs", icon=":material/arrow_back:", type="tertiary"):
         shell.stay()
     shell.heading(md(run.name))
-    run_compare.once_more(run)
+    with st.container():  # there also while it is empty: what follows keeps its place when the run ends
+        run_compare.once_more(run)
     watch(run.id, run.state)
     outcome(run)
     settings(run)

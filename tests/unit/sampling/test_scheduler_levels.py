@@ -2,6 +2,7 @@
 
 import inspect
 from itertools import pairwise
+from time import process_time
 from typing import Any
 
 import diffusers
@@ -136,6 +137,16 @@ def test_levels_of_flow_matching(name: str, family: str):
     theirs.set_timesteps(STEPS, **mu)
     same(ours, theirs)
     assert float(ours.sigmas[-1]) == 0, "it ends at the picture"
+
+
+def test_each_is_fresh_and_made_in_a_moment():
+    """DPM2 works out the levels of a thousand times when it is made: once is enough."""
+    first = make_scheduler("DPM2", CONFIGS["sd15"])
+    first.set_timesteps(STEPS)
+    start = process_time()
+    second = make_scheduler("DPM2", CONFIGS["sd15"])
+    assert process_time() - start < 0.1
+    assert len(second.sigmas) > len(first.sigmas)
 
 
 def test_published_steps():

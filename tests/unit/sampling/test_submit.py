@@ -20,7 +20,6 @@ from studio.sampling.defaults import default_size
 from studio.sampling.metadata.reading import read_metadata
 from studio.sampling.request import AdapterChoice
 from studio.sampling.submit import (
-    FOLDER,
     cancel,
     check_adapter,
     collect,
@@ -89,7 +88,7 @@ def test_what_is_wrong_is_said_at_the_door(ws: Workspace, tmp_path: Path):
     with pytest.raises(NotFound, match="of adapter ink is not there"):
         submit(ws, request(ws, adapters=(AdapterChoice(id=ink.id),)))
     assert ws.catalog.count(Sample) == ws.catalog.count(Job) == 0
-    assert list((ws.home / FOLDER).iterdir()) == []
+    assert list((ws.home / "samples").iterdir()) == []
 
 
 def test_an_adapter_for_another_text_width_is_refused_with_both(ws: Workspace):
@@ -116,7 +115,7 @@ def test_what_has_no_place_is_asked_about(ws: Workspace):
         submit(ws, request(ws, adapters=(AdapterChoice(id="partly", blocks={"MIDDLE": 1.0}),)))
     assert ws.catalog.count(Sample) == 0
     sample = submit(ws, request(ws, adapters=choice, partial=True))
-    (written,) = SampleTask.read(ws.home / FOLDER / sample.id).adapters
+    (written,) = SampleTask.read(ws.sample_dir(sample.id)).adapters
     assert (written.blocks, written.schedule) == ({"MID": 0.5}, ((0.0, 0.0), (1.0, 1.0)))
 
 
@@ -149,7 +148,7 @@ def test_the_request_file_survives_a_move_of_the_workspace(ws: Workspace, tmp_pa
     ws.catalog.close()
     ws.home.rename(tmp_path / "moved")
     moved = Workspace.open(tmp_path / "moved")
-    task = SampleTask.read(moved.home / FOLDER / sample.id).resolved(moved.resolve)
+    task = SampleTask.read(moved.sample_dir(sample.id)).resolved(moved.resolve)
     assert Path(task.adapters[0].path).is_file()
     assert (Path(task.base.location) / "model_index.json").is_file()
 
@@ -200,7 +199,7 @@ def test_a_sampler_that_dies_gets_a_second_chance_and_then_it_is_said(warm: tupl
         drawing = progress(ws, sample)["step"] > 0
         if drawing and client.pid and client.pid not in killed and len(killed) < times:
             killed.add(client.pid)
-            (ws.home / FOLDER / sample.id / PROGRESS).unlink()
+            (ws.sample_dir(sample.id) / PROGRESS).unlink()
             os.kill(client.pid, signal.SIGKILL)
         return job_of(ws, sample).state in {JobState.DONE, JobState.FAILED}
 
@@ -237,7 +236,7 @@ def test_a_sample_that_ends_its_workers_is_not_tried_for_ever(ws: Workspace):
 def test_a_request_file_that_is_lost_is_said(warm: tuple[Workspace, SamplerClient]):
     ws, _ = warm
     sample = submit(ws, request(ws))
-    (ws.home / FOLDER / sample.id / REQUEST).unlink()
+    (ws.sample_dir(sample.id) / REQUEST).unlink()
     work(warm).run(once=True)
     assert "lost its request file" in job_of(ws, sample).error
 

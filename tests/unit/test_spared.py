@@ -1,0 +1,14 @@
+"""Libraries that a process does without."""
+
+import subprocess
+import sys
+
+
+def test_what_diffusers_knows_already_is_not_taken_from_it():
+    code = (
+        "import diffusers\n"
+        "from trainers.spared import spare\n"
+        "spare('bitsandbytes')\n"
+        "from diffusers import AutoencoderKL\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
