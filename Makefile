@@ -10,7 +10,7 @@ TORCH   := torch===2.13.0
 endif
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST  := $(BIN)/python -m pytest
-JOBS    ?= 3
+JOBS    ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv dev demo app test check lint types unit fmt golden docs docs-check screenshots smoke bench browser postgres programs clean
@@ -58,8 +58,7 @@ types: dev  ## pyright
 	$(BIN)/pyright
 
 unit: dev browser postgres programs
-	# Three workers on two cores: whole walks wait half of their time (browser, disk, other processes).
-	# One thread in each: a second only waits for the others.
+	# Two workers on two cores: a second thread in each only waits for the other's.
 	# Files are dealt out in the order of tests/conftest.py, the longest first.
 	OMP_NUM_THREADS=1 $(PYTEST) tests --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations 30
 
