@@ -157,9 +157,17 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 def _check_sound(path: Path, header: Header, groups: Grouped[Shape]) -> None:
     """What can be known without the weights: LoRA's factors fit each other, and all weights are floats."""
+    sound: set[tuple[Shape | None, Shape | None]] = {
+        (None, None)
+    }  # an adapter has a thousand pairs of few shapes
     for module, parts in groups.modules.items():
-        if ("down" in parts or "up" in parts) and "mid" not in parts:
-            check_pair(f"{path}, module {shown(module)}", parts.get("down"), parts.get("up"))
+        pair = parts.get("down"), parts.get("up")
+        if pair not in sound and "mid" not in parts:
+            try:
+                check_pair(module, *pair)
+                sound.add(pair)
+            except BadInput as error:
+                raise BadInput(f"{path}, module {shown(module)}", error.wrong, error.do) from error
     for name, info in header.tensors.items():
         if info.dtype in INTEGERS and len(info.shape) > 1:
             wrong = f"tensor {shown(name)} holds whole numbers ({info.dtype}), not weights"
