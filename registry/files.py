@@ -12,6 +12,7 @@ import stat
 import unicodedata
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from math import ceil
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -188,7 +189,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     if free < needed:
         raise StudioError(
             str(folder),
-            f"{what} needs {needed / 2**20:.0f} MiB, the disk has {free / 2**20:.0f} MiB free",
+            f"{what} needs {ceil(needed / 2**20)} MiB, the disk has {free // 2**20} MiB free",
             "free some space",
         )
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -144,6 +145,12 @@ def test_space_is_asked_for_before_the_start(tmp_path):
     require_space(tmp_path / "not" / "yet", 1, "a run")
     with pytest.raises(StudioError, match=r"a run needs \d+ MiB, the disk has \d+ MiB free. free some space"):
         require_space(tmp_path, 2**60, "a run")
+
+
+def test_a_little_that_is_needed_is_not_called_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("registry.files.shutil.disk_usage", lambda _: SimpleNamespace(free=2**20 - 1))
+    with pytest.raises(StudioError, match="the export needs 2 MiB, the disk has 0 MiB free"):
+        require_space(tmp_path, 2**20 + 1, "the export")
 
 
 @pytest.mark.parametrize("path", ["../evil", "/etc/passwd", "a/../../evil", "link/x"])
