@@ -18,6 +18,7 @@ from registry.formats.words import components as word_components
 if TYPE_CHECKING:
     from registry.formats.factors import Factors
 
+MAX_ALPHA = 1e9  # beyond it the weights themselves leave fp32; the largest in use are some thousands
 _AGAIN = "ask its author for a sound file"
 
 
@@ -124,8 +125,8 @@ def make_factors(where: str, down: Array | None, up: Array | None, alpha: float 
     if up.ndim != down.ndim:  # a convolution's second half may be stored flat, and the other way round
         up = up.reshape(*up.shape[:2], *[1] * (down.ndim - 2))
     strength = float(down.shape[0]) if alpha is None else float(alpha)
-    if not np.isfinite(strength):
-        raise BadInput(where, "has an alpha that is not finite", _AGAIN)
+    if not abs(strength) <= MAX_ALPHA:  # nor is it a number
+        raise BadInput(where, f"has an alpha of {strength:g}, which no picture survives", _AGAIN)
     return LoraFactors(down, up, strength)
 
 

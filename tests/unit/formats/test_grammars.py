@@ -108,6 +108,13 @@ def test_a_file_of_which_nothing_is_understood_is_refused(tmp_path):
         load_adapter(tmp_path / "b.safetensors", "sd21")
 
 
+@pytest.mark.parametrize("alpha", [3e38, -1e10, float("inf"), float("nan")])
+def test_a_strength_beyond_all_numbers_is_refused(tmp_path, alpha):
+    save(tmp_path / "a.safetensors", plain() | {f"{NAME}.alpha": np.array(alpha, np.float32)}, {})
+    with pytest.raises(BadInput, match=r"has an alpha of .*, which no picture survives|not finite"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize(
     ("tensors", "wrong"),
     [
