@@ -157,9 +157,7 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
 
 def _check_sound(path: Path, header: Header, groups: Grouped[Shape]) -> None:
     """What can be known without the weights: LoRA's factors fit each other, and all weights are floats."""
-    sound: set[tuple[Shape | None, Shape | None]] = {
-        (None, None)
-    }  # an adapter has a thousand pairs of few shapes
+    sound: set[tuple[Shape | None, Shape | None]] = {(None, None)}  # a thousand pairs have few shapes
     for module, parts in groups.modules.items():
         pair = parts.get("down"), parts.get("up")
         if pair not in sound and "mid" not in parts:

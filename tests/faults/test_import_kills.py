@@ -177,7 +177,7 @@ def test_the_sweep_over_every_changing_system_call(template, tmp_path, fault, ca
     need("strace")
     shutil.rmtree(tmp_path / "gone")
     every = pytestconfig.getoption("--all-points")
-    step = (1 if every else 6) if fault == "signal=KILL" else (3 if every else 15)  # paths of errors repeat
+    step = (1 if every else 4) if fault == "signal=KILL" else (3 if every else 10)  # paths of errors repeat
     tried = 0
     expected = None
     for call, count in points(template, tmp_path):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trainers.recipe import AdapterSection, ObjectiveSection
 
 defer("scipy.stats")  # diffusers imports it with every UNet, for Beta noise levels: more CPU time than torch
-defer("scipy.integrate")  # and this, for the coefficients of one scheduler, LMS: 2 s
+defer("scipy.integrate")  # and this, for the coefficients of one scheduler, LMS: 1.6 s
 defer("scipy.optimize", "linear_sum_assignment")  # transformers does, for losses of object detectors: 2 s
 
 Conditioning = dict[str, Tensor]  # every value has batch as axis 0, so it can be cached and collated

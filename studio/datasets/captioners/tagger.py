@@ -9,7 +9,6 @@ green, red.
 """
 
 import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from registry.errors import BadInput
+from registry.files import read_json
 from studio.datasets.captioners.base import Captioner, Place, load_model, load_part
 from studio.datasets.captioners.plain_vit import PlainViT
 from studio.datasets.captioners.table import CaptionOptions
@@ -81,7 +81,7 @@ def load(place: Place, options: CaptionOptions, device: torch.device) -> Caption
         BadInput: no table of tags, another number of them than labels, or a model that needs timm.
     """
     tags = read_tags(place)
-    config = json.loads(place.file("config.json").read_text(encoding="utf-8"))
+    config = read_json(place.file("config.json"))
     if "model_type" not in config and "architecture" in config:
         score, labels = _from_timm(place, config, device)
     else:

@@ -263,7 +263,7 @@ def tensors_in(value):
 @pytest.mark.slow
 def test_the_command_builds_resumes_and_packs(tmp_path, capfd):
     """Everything in processes of its own, by time; the second call finds all done."""
-    kinds, packed = ("pocket",), tmp_path / "packed"
+    kinds, packed = ("pocket", "pocket-xl"), tmp_path / "packed"
     plan = BuildPlan(kinds, minutes=0.02, pictures=20, together=True, pack=packed, options=TINY)
     assert build(tmp_path / "out", plan, quiet) == []
     assert build(tmp_path / "out", plan, quiet, resume=True) == []
