@@ -1,20 +1,19 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests.
+
+What they need is imported in them: the process that deals out the tests reads this file too, and runs none.
+"""
 
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
 
-from tests.support.bases import save_base
-from tests.support.new_workspaces import copy_new_catalogs, hash_packaged_bases_once
-from tests.support.runs import draw_pictures
-from trainers.rundir import ManifestItem
+from trainers.garbage import RARELY
 
-# How long an example takes on a busy machine proves nothing: 0.3 s were seen for one of 0.5 ms.
-settings.register_profile("studio", deadline=None)
-settings.load_profile("studio")
+if TYPE_CHECKING:
+    from trainers.rundir import ManifestItem
 
 
 def pytest_addoption(parser):
@@ -22,6 +21,13 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all-points", action="store_true", help="sweeps of faults at every point, not a sample"
     )
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """Before the test modules come: what defers libraries, and no looking for garbage (7 CPU s of 28)."""
+    if session.config.getoption("dist", "no") == "no":
+        gc.set_threshold(*RARELY)
+        import trainers.families.base  # noqa: F401
 
 
 def pytest_collection_modifyitems(items):
@@ -40,44 +46,57 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_workspaces(tmp_path_factory) -> Iterator[None]:
+def _quick_starts(tmp_path_factory) -> Iterator[None]:
+    """New catalogs, packaged bases, trainers and samplers are there at once."""
+    from tests.support.forked import fork_starts
+    from tests.support.new_workspaces import copy_new_catalogs, hash_packaged_bases_once
+
     with pytest.MonkeyPatch.context() as patch:
         copy_new_catalogs(patch, tmp_path_factory.mktemp("catalog"))
         hash_packaged_bases_once(patch)
+        fork_starts(patch)
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_sd15(tmp_path_factory) -> Path:
     """A real SD1.5 pipeline at toy size, as a diffusers folder; do not change it."""
-    return save_base("sd15", tmp_path_factory.mktemp("bases") / "tiny-sd15")
+    return _toy("sd15", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def tiny_sd21(tmp_path_factory) -> Path:
     """A real SD2.1 pipeline at toy size (v prediction), as a diffusers folder; do not change it."""
-    return save_base("sd21", tmp_path_factory.mktemp("bases") / "tiny-sd21")
+    return _toy("sd21", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory) -> Path:
     """A real SDXL pipeline at toy size, as a diffusers folder; do not change it."""
-    return save_base("sdxl", tmp_path_factory.mktemp("bases") / "tiny-sdxl")
+    return _toy("sdxl", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def tiny_sd35(tmp_path_factory) -> Path:
     """A real SD3.5 pipeline at toy size, T5 included, as a diffusers folder; do not change it."""
-    return save_base("sd35", tmp_path_factory.mktemp("bases") / "tiny-sd35")
+    return _toy("sd35", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def tiny_flux1(tmp_path_factory) -> Path:
     """A real FLUX.1-dev pipeline at toy size, as a diffusers folder; do not change it."""
-    return save_base("flux1", tmp_path_factory.mktemp("bases") / "tiny-flux1")
+    return _toy("flux1", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> list[ManifestItem]:
+def pictures(tmp_path_factory) -> "list[ManifestItem]":
     """Five captioned pictures of 40x40 px."""
+    from tests.support.runs import draw_pictures
+
     return draw_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def _toy(family: str, places: pytest.TempPathFactory) -> Path:
+    from tests.support.bases import save_base
+
+    return save_base(family, places.mktemp("bases") / f"tiny-{family}")

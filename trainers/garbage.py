@@ -4,6 +4,8 @@ import gc
 from collections.abc import Generator
 from contextlib import contextmanager
 
+RARELY = (5_000_000, 50, 100)  # thresholds of `gc`
+
 
 @contextmanager
 def seldom_collecting() -> Generator[None]:
@@ -13,7 +15,7 @@ def seldom_collecting() -> Generator[None]:
     of CPU time (2 cores).
     """
     usual = gc.get_threshold()
-    gc.set_threshold(5_000_000, 50, 100)
+    gc.set_threshold(*RARELY)
     try:
         yield
     finally:

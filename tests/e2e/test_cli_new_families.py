@@ -1,6 +1,5 @@
 """The main job on toy bases of SDXL, SD3.5 and FLUX.1, up to the exported adapter in diffusers."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,8 @@ SETS = (
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory) -> Iterator[Studio]:
-    """One worker and its one warm sampler for all of them."""
-    studio = Studio(tmp_path_factory.mktemp("home"))
-    with studio.working():
-        yield studio
+def studio(tmp_path_factory) -> Studio:
+    return Studio(tmp_path_factory.mktemp("home"))
 
 
 def toy(name: str, folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """From a picture to what holds it, and a run once more, as a person types it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,8 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory) -> Iterator[Studio]:
-    studio = Studio(tmp_path_factory.mktemp("home"))
-    with studio.working():
-        yield studio
+def studio(tmp_path_factory) -> Studio:
+    return Studio(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ A part of the shipped recipes' steps: enough to see it, in a few minutes. `bench
 `benchmarks/style_closed.py` go all the way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 
 import pytest
 
 from registry.records import Adapter, Base, Dataset
 from studio.workspace import POCKET, Workspace
-from tests.support.cli import Studio
 from tests.support.learning import KINDS, demo_dataset, drift, learn, likeness
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -22,11 +21,8 @@ QUICKLY = {"steps": 12, "seeds": 1}
 
 
 @pytest.fixture(scope="module")
-def ws(tmp_path_factory) -> Iterator[Workspace]:
-    """One worker and its warm sampler for all of them."""
-    studio = Studio(tmp_path_factory.mktemp("home"))
-    with studio.working():
-        yield Workspace.open(studio.home)
+def ws(tmp_path_factory) -> Workspace:
+    return Workspace.open(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
-"""What a trainer imports; loaded once by the fork server of `tests.support.runs`: trainers start at once."""
+"""What trainers and samplers import; loaded once, by the server that `tests.support.forked` forks from."""
 
+import trainers.families.base  # first: it defers libraries
+
+# isort: split
 import diffusers.models.autoencoders.autoencoder_kl
 import diffusers.models.unets.unet_2d_condition
 import diffusers.schedulers.scheduling_ddim
@@ -9,7 +12,9 @@ import schedulefree
 import transformers.models.clip.modeling_clip
 import transformers.models.clip.tokenization_clip
 
+import studio.sampling.engine
+import studio.sampling.server
 import trainers.run
 import trainers.session
 
-__all__ = ["diffusers", "prodigyopt", "schedulefree", "trainers", "transformers"]
+__all__ = ["diffusers", "prodigyopt", "schedulefree", "studio", "trainers", "transformers"]

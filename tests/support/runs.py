@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
-import resource
-import signal
-import sys
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,13 +11,14 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from studio.runs.executors import MODULE
+from tests.support.forked import Forked
 from trainers.families import FAMILIES
 from trainers.recipe import Recipe
 from trainers.rundir import KEY_VARIABLE, ManifestItem, RunDir, RunEnv
 
 ROOT = Path(__file__).parents[2]
 KEY = "5c" * 32
-FILE_LIMIT = "STUDIO_TEST_FILE_LIMIT"  # bytes a trainer may write into one file
 COLOURS = ("red", "green", "blue", "orange", "purple", "teal", "black", "pink")
 
 TOY = {
@@ -106,33 +104,20 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
-class Trainer:
-    """`python -m trainers.run DIR` in a session of its own, forked from a server that has torch imported."""
+class Trainer(Forked):
+    """`python -m trainers.run DIR` in a session of its own; output goes to its log.txt."""
 
     def __init__(self, rundir: RunDir, **more: str) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.support.preload"])
-        self.process = context.Process(target=_train, args=(str(rundir.path), environment(**more)))
-        self.process.start()
+        with rundir.file("log.txt").open("ab") as log:
+            super().__init__(MODULE, [str(rundir.path)], env=os.environ | environment(**more), stdout=log)
 
-    @property
-    def pid(self) -> int:
-        """Process and process group."""
-        assert self.process.pid is not None
-        return self.process.pid
-
-    def poll(self) -> int | None:
-        """Exit code, None while it lives; negative: killed by that signal."""
-        return self.process.exitcode
-
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, timeout: float | None = 120) -> int:
         """Exit code."""
-        self.process.join(seconds)
-        code = self.process.exitcode
-        if code is None:
-            self.process.kill()
-            raise TimeoutError(f"the trainer did not end within {seconds} s")
-        return code
+        try:
+            return super().wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
 
     def wait_for_step(self, rundir: RunDir, step: int) -> None:
         """Until the step is in the metrics, or the trainer is gone."""
@@ -150,17 +135,3 @@ def start_trainer(rundir: RunDir, **more: str) -> Trainer:
 def train(rundir: RunDir, **more: str) -> int:
     """Start the trainer and wait for its exit code."""
     return Trainer(rundir, **more).wait()
-
-
-def _train(folder: str, variables: dict[str, str]) -> None:
-    os.setsid()
-    os.environ.update(variables)
-    if limit := variables.get(FILE_LIMIT):
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes beyond it fail with EFBIG, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-    with (Path(folder) / "log.txt").open("ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    from trainers.run import main
-
-    sys.exit(main([folder]))

@@ -4,9 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from studio.workspace import Workspace
 from tests.support.provenance import whole_chain
+
+# How long an example takes on a busy machine proves nothing: 0.3 s were seen for one of 0.5 ms.
+settings.register_profile("studio", deadline=None)
+settings.load_profile("studio")
 
 
 @pytest.fixture(scope="session")

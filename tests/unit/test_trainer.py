@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from registry.hashing import hash_adapter
+from tests.support.forked import FILE_LIMIT
 from tests.support.runs import draw_pictures, resume, start_trainer, train, write_run
 from trainers.guards import NotFinite
 from trainers.metrics import Reporter
@@ -266,7 +267,7 @@ def test_schedule_free_says_that_it_takes_no_schedule(tmp_path, tiny_sd15, pictu
 def test_full_disk_is_told_apart_and_old_checkpoints_stay(tmp_path, tiny_sd15):
     items = draw_pictures(tmp_path / "pictures")
     rundir = write_run(tmp_path / "run", tiny_sd15, items, {"train.max_steps": 50, "checkpoints.every": 1})
-    trainer = start_trainer(rundir, STUDIO_TEST_FILE_LIMIT="200000")
+    trainer = start_trainer(rundir, **{FILE_LIMIT: "200000"})
     assert trainer.wait() == 5, log(rundir)
     assert (rundir.read_status().state, rundir.read_status().kind) == ("failed", "disk")
     assert not rundir.checkpoints()
