@@ -11,7 +11,8 @@ def run(code: str) -> None:
 def test_scipy_waits_until_something_of_it_is_used():
     """diffusers and transformers import it with every model: more CPU time than torch itself."""
     run(
-        "import sys, trainers.families.base\n"
+        "import gc, sys, trainers.families.base\n"
+        "gc.disable()\n"
         "from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler\n"
         "from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler\n"
         "import transformers.models.clip.modeling_clip\n"

@@ -1,10 +1,8 @@
 """Two processes on a CPU (gloo): one result, one writer, one decision to stop."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.support.runs import ROOT, environment, write_run
+from tests.app.screenshots import free_port
+from tests.support.runs import ROOT, environment, start_trainer, write_run
 from trainers.loop import share_gradients
 
 
@@ -40,17 +39,17 @@ def test_two_ranks_train_and_one_writes(tmp_path, tiny_sd15, pictures):
     assert all(torch.isfinite(tensor).all() for tensor in load_file(rundir.adapter).values())
 
 
-@pytest.mark.slow
-def test_ranks_agree_on_stopping(tmp_path, tiny_sd15, pictures):
+def test_one_rank_is_asked_to_stop_and_all_do(tmp_path, tiny_sd15, pictures):
     changes = {"train.max_steps": 100000, "train.batch_size": 1, "checkpoints.every": 50000}
     rundir = write_run(tmp_path / "run", tiny_sd15, pictures[:4], changes)
-    launcher = start_ranks(rundir)
-    while launcher.poll() is None and len(rundir.read_metrics()) < 3:
-        time.sleep(0.05)
-    os.killpg(launcher.pid, signal.SIGTERM)
-    launcher.wait(120)
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [start_trainer(rundir, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"]
+    ranks[0].wait_for_step(rundir, 3)
+    ranks[1].terminate()
+    said = rundir.file("log.txt").read_text
+    assert [rank.wait() for rank in ranks] == [0, 0], said()
     status = rundir.read_status()
-    assert status.state == "stopped", rundir.file("log.txt").read_text()
+    assert status.state == "stopped", said()
     assert [int(folder.name[5:]) for folder in rundir.checkpoints()] == [status.step]
 
 
