@@ -18,11 +18,21 @@ from typing import IO, Any
 
 import pytest
 
-PYTHON = [sys.executable, "-m"]
+PYTHON = sys.executable
 PRELOAD = "tests.support.preload"
-MODULES = ("trainers.run", "studio.sampling.server", "studio.datasets.captioners.child")
+MODULES = (
+    "trainers.run",
+    "studio.sampling.server",
+    "studio.datasets.captioners.child",
+    "studio.pocket.build.worker",
+)
 FILE_LIMIT = "STUDIO_TEST_FILE_LIMIT"  # environment: bytes that the process may write into one file
-USERS = ("studio.runs.executors", "studio.sampling.client", "studio.datasets.captioners.run")
+USERS = (
+    "studio.runs.executors",
+    "studio.sampling.client",
+    "studio.datasets.captioners.run",
+    "studio.pocket.build.together",
+)
 
 
 def fork_starts(patch: pytest.MonkeyPatch) -> None:
@@ -40,7 +50,7 @@ class Forked:
         module: One of `MODULES`.
         arguments: Of its command line.
         stdin, stdout, stderr: As for `subprocess.Popen`; pipes carry text.
-        env: The whole environment.
+        env: The whole environment; ours without.
         start_new_session: As for `subprocess.Popen`.
     """
 
@@ -49,11 +59,11 @@ class Forked:
         module: str,
         arguments: Sequence[str],
         *,
-        env: Mapping[str, str],
-        stdin: Any = subprocess.DEVNULL,
-        stdout: Any = subprocess.DEVNULL,
-        stderr: Any = subprocess.STDOUT,
-        start_new_session: bool = True,
+        env: Mapping[str, str] | None = None,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        start_new_session: bool = False,
         pass_fds: Sequence[int] = (),
     ) -> None:
         self.stdin: IO[str] | None = None
@@ -67,11 +77,12 @@ class Forked:
             ours, stdout = os.pipe()
             mine.append(stdout)
             self.stdout = os.fdopen(ours, encoding="utf-8")
-        streams = [_Inherited(_number(stream)) for stream in (stdin, stdout, stderr)]
+        streams = [_Inherited(_number(stream, own)) for own, stream in enumerate((stdin, stdout, stderr))]
         kept = [_Inherited(number) for number in pass_fds]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([PRELOAD])
-        call = (module, list(arguments), dict(env), streams, kept, start_new_session)
+        variables = dict(os.environ if env is None else env)
+        call = (module, list(arguments), variables, streams, kept, start_new_session)
         self._process = context.Process(target=_run, args=call)
         self._process.start()
         for number in mine:
@@ -104,22 +115,33 @@ class Forked:
             raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
         return code
 
+    def communicate(self, timeout: float | None = None) -> tuple[str, None]:
+        """What it still says on its standard output, to its end."""
+        said = self.stdout.read() if self.stdout is not None else ""
+        self.wait(timeout)
+        return said, None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """To the process alone."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
     def kill(self) -> None:
         """SIGKILL."""
-        self._process.kill()
+        self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
         """SIGTERM."""
-        self._process.terminate()
+        self.send_signal(signal.SIGTERM)
 
 
 def _popen(command: Sequence[str], **options: Any) -> Any:
-    *python, module = command[:3]
-    if python != PYTHON or module not in MODULES:
+    python, *words = (word for word in command if word != "-u")
+    if python != PYTHON or words[0] != "-m" or words[1] not in MODULES:
         return subprocess.Popen(command, **options)
     for name in ("text", "encoding"):
         options.pop(name, None)
-    return Forked(module, command[3:], **options)
+    return Forked(words[1], words[2:], **options)
 
 
 class _Inherited:
@@ -138,7 +160,9 @@ def _arrived(descriptor: Any) -> int:
     return descriptor.detach()
 
 
-def _number(stream: Any) -> int:
+def _number(stream: Any, own: int) -> int:
+    if stream is None:
+        return own
     return stream if isinstance(stream, int) else stream.fileno()
 
 

@@ -12,9 +12,11 @@ import schedulefree
 import transformers.models.clip.modeling_clip
 import transformers.models.clip.tokenization_clip
 
+import studio.pocket.build.worker
 import studio.sampling.engine
 import studio.sampling.server
+import tests.support.supervision
 import trainers.run
 import trainers.session
 
-__all__ = ["diffusers", "prodigyopt", "schedulefree", "studio", "trainers", "transformers"]
+__all__ = ["diffusers", "prodigyopt", "schedulefree", "studio", "tests", "trainers", "transformers"]

@@ -109,7 +109,10 @@ class Trainer(Forked):
 
     def __init__(self, rundir: RunDir, **more: str) -> None:
         with rundir.file("log.txt").open("ab") as log:
-            super().__init__(MODULE, [str(rundir.path)], env=os.environ | environment(**more), stdout=log)
+            super().__init__(
+                MODULE, [str(rundir.path)], env=os.environ | environment(**more), stdin=subprocess.DEVNULL,
+                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
 
     def wait(self, timeout: float | None = 120) -> int:
         """Exit code."""

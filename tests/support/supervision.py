@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from studio.runs.supervise import Limits
 from studio.runs.worker import Worker
 from studio.workspace import Workspace
 from tests.support.fake_trainer import SCRIPT, STARTS, Script
+from tests.support.forked import Forked
 from trainers.recipe import apply_sets, preset
 
 ROOT = Path(__file__).parents[2]
@@ -95,9 +95,9 @@ class WorkerProcess:
     """A worker in a process of its own, to be killed."""
 
     def __init__(self, ws: Workspace, *, once: bool = False) -> None:
-        words = [sys.executable, "-m", "tests.support.worker_main", str(ws.home)]
-        self.process = subprocess.Popen(
-            [*words, "--once"] if once else words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        words = [str(ws.home), "--once"] if once else [str(ws.home)]
+        self.process = Forked(
+            "tests.support.worker_main", words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     def signal(self, number: signal.Signals) -> None:
@@ -112,7 +112,7 @@ class WorkerProcess:
     def end(self, seconds: float = 20.0) -> tuple[int, str]:
         """Wait for its end; exit code and what it said."""
         said, _ = self.process.communicate(timeout=seconds)
-        return self.process.returncode, said.decode()
+        return self.process.wait(), said
 
 
 def clean_environment() -> dict[str, str]:
