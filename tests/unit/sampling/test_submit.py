@@ -192,7 +192,7 @@ def test_cancel_while_drawing_and_while_queued(warm: tuple[Workspace, SamplerCli
 @pytest.mark.fault
 def test_a_sampler_that_dies_gets_a_second_chance_and_then_it_is_said(warm: tuple[Workspace, SamplerClient]):
     ws, client = warm
-    sample = submit(ws, request(ws, steps=200))
+    sample = submit(ws, request(ws, steps=80))
     killed: set[int] = set()
 
     def kill_at_work(times: int) -> bool:
@@ -257,7 +257,7 @@ def test_the_sampler_ends_with_its_input_and_stays_clean_on_stdout():
 
 @pytest.mark.fault
 def test_a_sampler_never_outlives_its_worker(ws: Workspace):
-    sample = submit(ws, request(ws, steps=300))
+    sample = submit(ws, request(ws, steps=100))
     command = [sys.executable, "-m", "tests.support.worker_main", str(ws.home)]
     worker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     until(lambda: progress(ws, sample)["step"] > 0, 60)
