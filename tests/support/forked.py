@@ -190,4 +190,5 @@ def _run(
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes beyond it fail with EFBIG, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)  # runpy warns of a module that is loaded already
     runpy.run_module(module, run_name="__main__", alter_sys=True)
