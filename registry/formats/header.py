@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from operator import sub
+from operator import itemgetter, sub
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -63,12 +63,9 @@ class Header:
     metadata: dict[str, str] = field(default_factory=dict[str, str])
 
     @cached_property
-    def dtypes(self) -> dict[str, int]:
-        """Bytes of each dtype."""
-        sizes: dict[str, int] = {}
-        for dtype, _, start, end in self.tensors.values():
-            sizes[dtype] = sizes.get(dtype, 0) + end - start
-        return sizes
+    def dtypes(self) -> tuple[str, ...]:
+        """Those that occur, each once."""
+        return tuple(dict.fromkeys(map(itemgetter(0), self.tensors.values())))
 
 
 def read_header(path: Path) -> Header:
@@ -89,10 +86,12 @@ def read_header(path: Path) -> Header:
             start = stream.read(512)
             length = _header_length(file, start, size)
             stream.seek(8)
-            raw = stream.read(length)
+            text = stream.read(length).decode("utf-8")
     except OSError as error:
         raise BadInput(file, f"cannot be read ({error.strerror})", "check its permissions") from error
-    return _parse(file, raw, size - 8 - length, data_start=8 + length)
+    except UnicodeDecodeError as error:
+        raise BadInput(file, f"has a header that is not UTF-8 (byte {error.start})", AGAIN) from error
+    return _parse(file, text, size - 8 - length, data_start=8 + length)
 
 
 def shown(name: str) -> str:
@@ -142,16 +141,12 @@ def _refuse_other_formats(file: str, start: bytes) -> None:
         raise BadInput(file, "is text, not weights", "name a .safetensors file")
 
 
-def _parse(file: str, raw: bytes, data_size: int, *, data_start: int) -> Header:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(file, f"has a header that is not UTF-8 (byte {error.start})", AGAIN) from error
+def _parse(file: str, text: str, data_size: int, *, data_start: int) -> Header:
     # Within a text the quotes would be escaped, so each of these is a tensor: 200,000 objects are never made.
-    if (count := raw.count(b'"data_offsets"')) > MAX_TENSORS:
+    if (count := text.count('"data_offsets"')) > MAX_TENSORS:
         raise BadInput(file, f"has {count} tensors, the limit is {MAX_TENSORS}", "use a sound adapter")
     header = _at_once(file, text, data_size, data_start) or _one_by_one(file, text, data_size, data_start)
-    if b"\\" in raw:  # there are escapes
+    if "\\" in text:  # there are escapes
         _check_texts(file, [*header.tensors, *header.metadata, *header.metadata.values()])
     return header
 

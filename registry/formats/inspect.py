@@ -167,7 +167,7 @@ def _check_sound(path: Path, header: Header, groups: Grouped[Shape], kinds: Iter
             except BadInput as error:
                 module = next(name for name, own in groups.modules.items() if tuple(own.items()) == kind)
                 raise BadInput(f"{path}, module {shown(module)}", error.wrong, error.do) from error
-    for name, info in header.tensors.items() if INTEGERS & header.dtypes.keys() else ():
+    for name, info in header.tensors.items() if INTEGERS.intersection(header.dtypes) else ():
         if info.dtype in INTEGERS and len(info.shape) > 1:
             wrong = f"tensor {shown(name)} holds whole numbers ({info.dtype}), not weights"
             raise BadInput(str(path), wrong, "ask for fp32, fp16 or bf16")

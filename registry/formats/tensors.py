@@ -90,7 +90,9 @@ def _scalar(path: Path, name: str, info: TensorInfo, stream: FileIO) -> float:
 
 def stored_dtype(header: Header) -> str:
     """The export dtype (`fp32`, `fp16`, `bf16`) that holds most of the file's bytes; fp32 for any other."""
-    sizes = header.dtypes
+    sizes = dict.fromkeys(header.dtypes, 0)
+    for dtype, _, start, end in header.tensors.values() if len(sizes) > 1 else ():
+        sizes[dtype] += end - start
     return _NAMES.get(max(sizes, key=lambda name: sizes[name]), "fp32") if sizes else "fp32"
 
 
