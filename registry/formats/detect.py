@@ -80,9 +80,9 @@ def identify(groups: Grouped[Shape], metadata: Mapping[str, str]) -> Identity:
     names = family_format(found.family)
     unknown: list[str] = []
     components: set[str] = set()
-    for name, parts in groups.modules.items():
-        place = names.place_of(name) if len(parts) > ("alpha" in parts) else None
-        if place is None:
+    places = map(names.place_of, groups.modules)
+    for (name, parts), place in zip(groups.modules.items(), places, strict=True):
+        if place is None or len(parts) == ("alpha" in parts):
             unknown.append(name)
         else:
             components.add(place[0])
@@ -122,7 +122,7 @@ def inputs_of(parts: Parts) -> int:
 
 
 def _identify(modules: Mapping[str, Parts], metadata: Mapping[str, str]) -> Identity:
-    kinds = {name: _kind(name) for name in modules}
+    kinds = dict(zip(modules, map(_kind, modules), strict=True))
     context = _usual(inputs_of(modules[name]) for name, kind in kinds.items() if kind == "context")
     if context in CONTEXT_DIMS:
         return Identity(CONTEXT_DIMS[context], "high", f"cross-attention reads {context} values", context)

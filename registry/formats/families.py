@@ -121,16 +121,13 @@ class FamilyFormat:
             raise unknown_module(name, self.name)
         return found
 
-    def place_of(self, name: str) -> tuple[str, Place] | None:
+    @cached_property
+    def place_of(self) -> Callable[[str], tuple[str, Place] | None]:
         """Component and place of a module as a file of any tool spells it; None when it is none of ours.
 
         With underscores behind a prefix, or a dotted path: of diffusers' class with or without its component,
         or of the published checkpoint.
         """
-        return self._places(name)
-
-    @cached_property
-    def _places(self) -> Callable[[str], tuple[str, Place] | None]:
         return remembered(self._place_of)
 
     def _place_of(self, name: str) -> tuple[str, Place] | None:

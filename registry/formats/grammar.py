@@ -10,8 +10,9 @@
 What the names may be is in `families`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from registry.formats.names import remembered
@@ -78,23 +79,31 @@ class Grouped(Generic[T]):
     """A file's keys by module: values, or shapes."""
 
     modules: dict[str, dict[str, T]] = field(default_factory=dict[str, dict[str, T]])  # name -> part -> value
-    keys: dict[str, list[str]] = field(default_factory=dict[str, list[str]])  # of each module
     ignored: list[str] = field(default_factory=list[str])  # keys of no method that we read
+    given: Collection[str] = ()  # keys, all of them
+
+    @cached_property
+    def keys(self) -> dict[str, list[str]]:
+        """Those of each module."""
+        found: dict[str, list[str]] = {name: [] for name in self.modules}
+        for key in self.given:
+            name, part = split_key(key)
+            if part:
+                found[name].append(key)
+        return found
 
 
 def grouped(values: Mapping[str, T]) -> Grouped[T]:
     """`values` by module and part."""
-    groups: Grouped[T] = Grouped()
-    modules, keys = groups.modules, groups.keys
-    for key, value in values.items():
-        name, part = split_key(key)
+    groups: Grouped[T] = Grouped(given=values.keys())
+    modules = groups.modules
+    for key, (name, part), value in zip(values, map(split_key, values), values.values(), strict=True):
         if not part:
             groups.ignored.append(key)
         elif name in modules:
             modules[name][part] = value
-            keys[name].append(key)
         else:
-            modules[name], keys[name] = {part: value}, [key]
+            modules[name] = {part: value}
     return groups
 
 

@@ -19,10 +19,11 @@ from registry.formats.internal import check_pair
 from registry.formats.peft_config import PeftConfig, peft_config
 from registry.formats.reading import peft_configs, require_whole_base
 from registry.formats.tensors import read_scalars, stored_dtype
-from registry.formats.words import BUNDLE, is_known, is_word
+from registry.formats.words import BUNDLE, word_keys
 
 # Of a file with several, the first of these that occurs names it.
 METHODS = ("dora", "loha", "lokr", "oft", "tucker", "lora", "full", "norm")
+Kind = tuple[tuple[str, Shape], ...]  # of a module: its parts with their shapes
 _FLUX = re.compile(r"(double|single)_blocks|single_transformer_blocks")
 
 
@@ -72,17 +73,19 @@ def facts_of(path: Path, header: Header, peft: PeftConfig | None = None) -> Adap
         BadInput: it holds no adapter, an unsound one, one that fits only a base that was changed for it, or
             the configuration beside it is unsound.
     """
-    new_words = [name for name in header.tensors if is_word(name) and is_known(name)]
+    new_words = word_keys(header.tensors)
     peft = peft or peft_config(path, header.tensors, header.metadata)
     shapes = {peft.name(name) if peft else name: info.shape for name, info in header.tensors.items()}
     for name in new_words:
         del shapes[name]
     groups = grammar.grouped(shapes)
-    alike = Counter(map(tuple, groups.modules.values()))  # modules by the names of their parts
-    methods = Counter[str]()
-    for parts, count in alike.items():
-        if method := grammar.method_of(parts):
-            methods[method] += count
+    kinds = Counter(tuple(parts.items()) for parts in groups.modules.values())  # a thousand modules have few
+    methods, ranks = Counter[str](), Counter[int]()
+    for kind, count in kinds.items():
+        parts = dict(kind)
+        methods[grammar.method_of(parts)] += count
+        ranks[_rank(parts)] += count
+    del methods[""], ranks[0]
     foreign = grammar.foreign_method(groups.ignored) or _boft(groups)
     method = foreign or next((name for name in METHODS if methods[name]), "")
     if not method and header.tensors and not shapes:
@@ -90,9 +93,8 @@ def facts_of(path: Path, header: Header, peft: PeftConfig | None = None) -> Adap
     if not method:
         raise BadInput(str(path), "has no adapter weights", "import checkpoints with studio bases add")
     if not foreign:
-        _check_sound(path, header, groups)
+        _check_sound(path, header, groups, kinds)
     found = identify(groups, header.metadata)
-    ranks = Counter(rank for parts in groups.modules.values() if (rank := _rank(parts)))
     rank = ranks.most_common(1)[0][0] if ranks else 0
     said = header.metadata | (peft.metadata(found.family) if peft else {})
     require_whole_base(said)
@@ -155,18 +157,17 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def _check_sound(path: Path, header: Header, groups: Grouped[Shape]) -> None:
+def _check_sound(path: Path, header: Header, groups: Grouped[Shape], kinds: Iterable[Kind]) -> None:
     """What can be known without the weights: LoRA's factors fit each other, and all weights are floats."""
-    sound: set[tuple[Shape | None, Shape | None]] = {(None, None)}  # a thousand pairs have few shapes
-    for module, parts in groups.modules.items():
-        pair = parts.get("down"), parts.get("up")
-        if pair not in sound and "mid" not in parts:
+    for kind in kinds:
+        parts = dict(kind)
+        if ("down" in parts or "up" in parts) and "mid" not in parts:
             try:
-                check_pair(module, *pair)
-                sound.add(pair)
+                check_pair("", parts.get("down"), parts.get("up"))
             except BadInput as error:
+                module = next(name for name, own in groups.modules.items() if tuple(own.items()) == kind)
                 raise BadInput(f"{path}, module {shown(module)}", error.wrong, error.do) from error
-    for name, info in header.tensors.items():
+    for name, info in header.tensors.items() if INTEGERS.intersection(header.dtypes) else ():
         if info.dtype in INTEGERS and len(info.shape) > 1:
             wrong = f"tensor {shown(name)} holds whole numbers ({info.dtype}), not weights"
             raise BadInput(str(path), wrong, "ask for fp32, fp16 or bf16")

@@ -7,7 +7,7 @@ back is unique, for any number of blocks and layers.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -65,10 +65,28 @@ class Grammar:
         return _index((template.replace(".", "_"), template) for template in self.templates)
 
 
+class _Answers(dict[str, T]):
+    """Answers of a function of a name; when there are too many, it begins anew."""
+
+    def __init__(self, function: Callable[[str], T]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, name: str) -> T:
+        answer = self._function(name)
+        if len(name) <= LONGEST:
+            if len(self) >= REMEMBERED:
+                self.clear()
+            self[name] = answer
+        return answer
+
+
 def remembered(function: Callable[[str], T]) -> Callable[[str], T]:
-    """`function` of a name, with its answers kept: the files of a tool all have the same thousand names."""
-    known = lru_cache(REMEMBERED)(function)
-    return lambda name: known(name) if len(name) <= LONGEST else function(name)
+    """`function` of a name, with its answers kept: the files of a tool all have the same thousand names.
+
+    A known one is looked up by the dict itself, without a call in Python.
+    """
+    return _Answers(function).__getitem__
 
 
 @cache

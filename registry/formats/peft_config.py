@@ -93,10 +93,10 @@ def peft_config(path: Path, keys: Collection[str], metadata: Mapping[str, str]) 
     Raises:
         BadInput: the configuration is unsound, of a method that we do not read, or not that of these weights.
     """
+    if {ADAPTER_METADATA, PEFT_METADATA} & metadata.keys() or any(key.endswith(".alpha") for key in keys):
+        return None
     is_peft = any(key.startswith(PEFT_ROOT) for key in keys)
     if not is_peft and path.name != WEIGHTS:
-        return None
-    if {ADAPTER_METADATA, PEFT_METADATA} & metadata.keys() or any(key.endswith(".alpha") for key in keys):
         return None
     file = path.with_name(CONFIG)
     component = path.parent.name if path.parent.name in _COMPONENTS else ""

@@ -12,7 +12,7 @@ from registry.formats import grammar
 from registry.formats.families import family_format
 from registry.formats.header import Header
 from registry.formats.original import Place
-from registry.formats.words import is_known, is_word
+from registry.formats.words import word_keys
 
 _PLAIN = {"down", "up", "alpha"}
 _NORMS = {"w_norm", "b_norm"}
@@ -68,7 +68,7 @@ def plain_layout(family: str, keys: tuple[str, ...]) -> PlainLayout | None:
         BadInput: no such family.
     """
     names = family_format(family)
-    words = tuple(key for key in keys if is_word(key) and is_known(key))
+    words = tuple(word_keys(keys))
     spoken = set(words)
     groups = grammar.grouped({key: key for key in keys if key not in spoken})
     ignored = list(groups.ignored)
@@ -95,7 +95,8 @@ def layers_in(header: Header, family: str) -> tuple[list[str], list[str]]:
         BadInput: no such family.
     """
     names = family_format(family)
-    shapes = {key: info.shape for key, info in header.tensors.items() if not (is_word(key) and is_known(key))}
+    spoken = set(word_keys(header.tensors))
+    shapes = {key: info.shape for key, info in header.tensors.items() if key not in spoken}
     groups = grammar.grouped(shapes)
     unknown = list(groups.ignored)
     found: dict[str, None] = {}

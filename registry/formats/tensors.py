@@ -67,9 +67,8 @@ def read_scalars(path: Path, header: Header, suffix: str) -> list[float]:
 
     Of many, `SAMPLE` that are spread over the file, when these are equal: each costs an access to the disk.
     """
-    found = [
-        name for name, info in header.tensors.items() if name.endswith(suffix) and math.prod(info.shape) == 1
-    ]
+    named = [name for name in header.tensors if name.endswith(suffix)]
+    found = [name for name in named if math.prod(header.tensors[name].shape) == 1]
     some = found[:: -(-len(found) // SAMPLE)] if found else []
     with path.open("rb", buffering=0) as stream:  # a mapping would read 128 KiB around each
         values = [_scalar(path, name, header.tensors[name], stream) for name in some]
@@ -91,9 +90,9 @@ def _scalar(path: Path, name: str, info: TensorInfo, stream: FileIO) -> float:
 
 def stored_dtype(header: Header) -> str:
     """The export dtype (`fp32`, `fp16`, `bf16`) that holds most of the file's bytes; fp32 for any other."""
-    sizes: dict[str, int] = {}
-    for dtype, _, start, end in header.tensors.values():
-        sizes[dtype] = sizes.get(dtype, 0) + end - start
+    sizes = dict.fromkeys(header.dtypes, 0)
+    for dtype, _, start, end in header.tensors.values() if len(sizes) > 1 else ():
+        sizes[dtype] += end - start
     return _NAMES.get(max(sizes, key=lambda name: sizes[name]), "fp32") if sizes else "fp32"
 
 

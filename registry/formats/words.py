@@ -21,6 +21,7 @@ SINGLE = "string_to_param.*"
 SINGLE_FAMILIES = ("sd15", "sd21")  # one encoder, so its vectors need no name
 ENCODERS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2", SINGLE: "text_encoder"}
 READ = {**ENCODERS, "emb_params": "text_encoder"}
+_STARTS = (BUNDLE, "text_encoder")
 
 Words = Mapping[str, Mapping[str, Array]]  # word -> component -> (n, D)
 
@@ -30,9 +31,10 @@ def is_word(key: str) -> bool:
     return key.startswith(BUNDLE) or (key.startswith("text_encoder") and OWN in key)
 
 
-def is_known(key: str) -> bool:
-    """Whether `split` can read the key of a new word; parts of a bundle may be strange."""
-    return not key.startswith(BUNDLE) or key.removeprefix(BUNDLE).partition(".")[2] in READ
+def word_keys(keys: Iterable[str]) -> list[str]:
+    """The keys of new words that `split` can read; parts of a bundle may be strange."""
+    found = [key for key in keys if key.startswith(_STARTS) and is_word(key)]  # most files have none
+    return [k for k in found if not k.startswith(BUNDLE) or k.removeprefix(BUNDLE).partition(".")[2] in READ]
 
 
 def split(tensors: Mapping[str, Array]) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:

@@ -4,7 +4,7 @@ Rows are written in batches, each one transaction; a row is on disk before it is
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -81,13 +81,14 @@ class Lister:
             yield self._list(batch)
 
     def _list(self, batch: list[Found]) -> list[Pending]:
-        rows = self._ws.catalog.adapters_at([self._place(file) for file in batch if not file.error])
+        places = {file.path: self._ws.relative(file.path) for file in batch if not file.error}
+        rows = self._ws.catalog.adapters_at(places.values())
         entries = {file.path: entry for file in batch if (entry := self._journal.find(file))}
         same = self._ws.catalog.adapters_with([e.tensor_sha256 for e in entries.values() if e.tensor_sha256])
         pending: list[Pending] = []
         new: list[Found] = []
         for file in batch:
-            row = None if file.error else rows.get(self._place(file))
+            row = None if file.error else rows.get(places[file.path])
             if file.error:
                 self._report.add("bad", str(file.path), file.error)
             elif row is not None and row.trashed_at is None:
@@ -95,7 +96,7 @@ class Lister:
             elif not self._is_read(entries.get(file.path), same, file) and self._is_settled(file):
                 new.append(file)
         self._tag([row for row in rows.values() if row.trashed_at is None])
-        return pending + self._add(self._describe(new))
+        return pending + self._add(self._describe(new, places))
 
     def _tag(self, known: list[Adapter]) -> None:
         """Who takes a folder in with a tag means all that is in it."""
@@ -107,9 +108,6 @@ class Lister:
         }
         if changes:
             self._ws.catalog.update_each(changes)
-
-    def _place(self, file: Found) -> str:
-        return self._ws.relative(file.path)
 
     def _again(self, row: Adapter, file: Found) -> list[Pending]:
         """A file whose path has a row."""
@@ -166,7 +164,7 @@ class Lister:
         self._report.unsettled += 1
         return False
 
-    def _describe(self, files: list[Found]) -> list[tuple[Found, Adapter]]:
+    def _describe(self, files: list[Found], places: Mapping[Path, str]) -> list[tuple[Found, Adapter]]:
         described = self._describers.describe(files, [self._addresses.get(f.path, "") for f in files])
         made: list[tuple[Found, Adapter]] = []
         for file, found in zip(files, described, strict=True):
@@ -176,8 +174,7 @@ class Lister:
             row, beside = found
             for line in filter(None, (*beside.wrong, strengths.told(row))):
                 self._report.add("notes", str(file.path), line)
-            row = replace(row, **self._bases.link(row))
-            made.append((file, replace(row, path=self._place(file))))
+            made.append((file, replace(row, path=places[file.path], **self._bases.link(row))))
         return made
 
     def _add(self, made: list[tuple[Found, Adapter]]) -> list[Pending]:
@@ -189,7 +186,7 @@ class Lister:
         for _, row in made:
             name = row.name if row.name not in taken else self._free_name(row.name, taken)
             taken.add(name)
-            named.append(replace(row, name=name))
+            named.append(row if name == row.name else replace(row, name=name))
         rows = self._ws.catalog.add_listed(named)
         for row in rows:
             self._count(row, files[row.path])

@@ -170,10 +170,15 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def collect_seldom() -> None:
-    """A header is thousands of small objects: walking all modules each time would double its cost."""
+def keep_memory() -> None:
+    """A header is thousands of small objects: walking all modules each time would double its cost.
+
+    It is also a megabyte of texts. glibc gives so much back to the system and asks for it again with the next
+    file, a page at a time, until it has seen a larger piece come and go.
+    """
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    bytes(4 * 2**20)
 
 
 def main() -> int:
@@ -182,7 +187,7 @@ def main() -> int:
 
     home, job_id = sys.argv[1:]
     _end_with_parent()
-    collect_seldom()
+    keep_memory()
     ws = Workspace.open(Path(home))
     try:
         job = ws.catalog.get(Job, job_id)

@@ -4,6 +4,7 @@ import json
 import struct
 import zipfile
 from contextlib import suppress
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from registry.errors import BadInput, NotFound
-from registry.formats.header import MAX_HEADER, read_header
+from registry.formats import header
+from registry.formats.header import MAX_HEADER, TensorInfo, read_header
 from registry.formats.load import load_adapter
 from registry.formats.tensors import read_tensors
 
@@ -205,6 +207,70 @@ def test_what_the_library_writes_is_read_as_the_library_reads_it(tmp_path):
     assert read_header(path).metadata == {"k": "v"}
     for name, values in read_tensors(path).items():
         np.testing.assert_array_equal(values, tensors[name].astype(np.float32))
+
+
+METADATA = {"ss_tag_frequency": '{"a": {"1girl, \\u00e9": 2}}', "\\": "{\n}", "é": '"'}
+
+
+def as_tools_write_it(metadata, separators=(",", ":"), pad=b"    "):
+    """The header of a file of four tensors, and its data."""
+    tensors = {"b.lora_down.weight": tensor(0, 24, (2, 6), "F16"), "b.alpha": tensor(24, 28, (), "F32")}
+    tensors |= {"é c.lora_down.weight": tensor(28, 52, (2, 6), "F16"), "none": tensor(52, 52, (0, 7), "F64")}
+    entries = ({"__metadata__": metadata} if metadata is not None else {}) | tensors
+    return json.dumps(entries, separators=separators, ensure_ascii=False).encode() + pad, b"\0" * 52
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}, METADATA])
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_a_header_as_tools_write_it_is_read_at_once_and_any_other_one_by_one(metadata, separators, tmp_path):
+    text, data = as_tools_write_it(metadata, separators)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(pack(text, data))
+    with patch.object(header, "_one_by_one", side_effect=AssertionError):
+        at_once = read_header(path)
+    assert at_once.metadata == (metadata or {})
+    assert at_once.dtypes == ("F16", "F32", "F64")
+    with patch.object(header, "_at_once", return_value=None):
+        one_by_one = read_header(path)
+    assert list(at_once.tensors.items()) == list(one_by_one.tensors.items())
+    assert {type(info) for info in at_once.tensors.values()} == {TensorInfo}
+    shuffled = json.loads(text)
+    shuffled["b.alpha"] = shuffled.pop("b.alpha")
+    path.write_bytes(
+        pack(json.dumps(shuffled, separators=separators, ensure_ascii=False), data, pad=b" " * 4)
+    )
+    with patch.object(header, "_one_by_one", wraps=header._one_by_one) as used:
+        assert read_header(path) == one_by_one
+    assert used.called
+
+
+PIECES = st.sampled_from(
+    ['"', "\\", '\\"', "{", "}", "[", "]", ",", ":", " ", "\n", "\0", "\ufeff", "0", "01", "-1", "1.0",
+     "true", "null", '"dtype"', '"F64"', "\\u0061", "\\ud800", '"__metadata__"', '"__metadata__":{},', "{}",
+     "[]", "\x7f", "},", '"a":1,', '"b.alpha":', '],"x":[', "[" * 3000, "9" * 5000]
+)  # fmt: skip
+DAMAGE = st.tuples(st.floats(0, 1), st.integers(0, 9), PIECES | st.just(""))
+
+
+@given(st.sampled_from([None, {}, METADATA]), st.lists(DAMAGE, max_size=3), st.integers(-1, 1))
+def test_at_once_or_one_by_one_the_answer_is_the_same(tmp_path_factory, metadata, damage, more):
+    text = as_tools_write_it(metadata)[0].decode()
+    for where, gone, piece in damage:
+        at = round(where * len(text))
+        text = text[:at] + piece + text[at + gone :]
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    path.write_bytes(pack(text, b"\0" * (52 + more)))
+
+    def answer():
+        try:
+            found = read_header(path)
+        except BadInput as error:
+            return str(error)
+        return list(found.tensors.items()), repr(found.tensors), found.metadata
+
+    with patch.object(header, "_at_once", return_value=None):
+        expected = answer()
+    assert answer() == expected
 
 
 @given(st.binary(max_size=200))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from registry.errors import BadInput
+from registry.formats import names as names_module
 from registry.formats.families import FORMATS, modern_path
 from registry.formats.grammar import split_key
 from registry.formats.names import LONGEST, remembered
@@ -158,3 +159,11 @@ def test_answers_for_names_are_kept_but_not_for_endless_ones():
     names = ["up", "up", "x" * (LONGEST + 1), "x" * (LONGEST + 1)]
     assert [length(name) for name in names] == [2, 2, LONGEST + 1, LONGEST + 1]
     assert asked == ["up", *names[2:]]
+
+
+def test_answers_for_names_stay_few(monkeypatch):
+    monkeypatch.setattr(names_module, "REMEMBERED", 3)
+    asked = []
+    length = remembered(lambda name: asked.append(name) or len(name))
+    assert [length("x" * n) for n in (1, 2, 3, 4, 4, 1)] == [1, 2, 3, 4, 4, 1]
+    assert list(map(len, asked)) == [1, 2, 3, 4, 1], "the fourth name takes the place of all before it"
