@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from sqlalchemy import and_, select
+from sqlalchemy import Select, and_, select
 from sqlalchemy.orm import Session
 
 from registry import fulltext
@@ -20,14 +20,14 @@ from registry.scope import ROWID, Scope, holds
 from registry.search import AdapterQuery
 from registry.tables import AdapterRow
 
-Rows = Sequence[Any]
+Found = Sequence[Any]  # rows of `_shown`
 
 GLANCE = 1000  # rows that are looked at for words of one or two letters
 FEW = 300  # hits; so many are sorted sooner than found on a walk past all others
 MANY = 2000  # hits; of more a walk soon meets enough. At least `paging.RANKED`
 MET = 2000  # rows that such a walk compares before it is given up
 _NAMES = tuple(field.name for field in fields(Adapter))
-_RECORD = tuple(getattr(AdapterRow, "metadata_" if name == "metadata" else name) for name in _NAMES)
+_RECORDS = select(*(getattr(AdapterRow, "metadata_" if name == "metadata" else name) for name in _NAMES))
 
 
 def find(session: Session, query: AdapterQuery, sort: str, limit: int, after: str) -> Page:
@@ -45,13 +45,14 @@ def find(session: Session, query: AdapterQuery, sort: str, limit: int, after: st
     wanted = order(sort, query, lambda: total, after)
     if total == 0:
         return Page([], 0)
-    rows: Rows | None = None
+    rows: Found | None = None
     if scope.indexed and not scope.everything:
-        rows = _met(session, query, wanted, limit, after) if total > MANY else None
+        soon = total > MANY and wanted.index
+        rows = _met(session, query, wanted, limit, after) if soon else None
         scope = scope.brought(session) if rows is None else scope
     if rows is None:
         few = total <= FEW and not scope.everything
-        walk = scope.walk(wanted, after, *_columns(wanted), few=few)
+        walk = scope.walk(_shown(wanted), wanted, after, few=few)
         rows = session.execute(walk.limit(limit + 1)).all()
     return _page(rows, wanted, total, limit)
 
@@ -69,11 +70,15 @@ def ids(session: Session, query: AdapterQuery) -> list[str]:
     return [row[0] for row in sorted(hits, key=lambda row: (row[1], row[0]), reverse=True)]
 
 
-def _met(session: Session, query: AdapterQuery, wanted: Order, limit: int, after: str) -> Rows | None:
+def _met(session: Session, query: AdapterQuery, wanted: Order, limit: int, after: str) -> Found | None:
     """The rows of a page when the next `MET` rows hold them, each of which is compared; else None."""
-    all = Scope.plain(AdapterQuery(trashed=query.trashed))
-    last = session.execute(all.walk(wanted, after, *wanted.columns).offset(MET - 1).limit(1)).first()
-    walk = Scope.plain(query).walk(wanted, after, *_columns(wanted))
+
+    def find_last() -> Sequence[Any] | None:
+        walk = Scope.plain(AdapterQuery(trashed=query.trashed)).walk(select(*wanted.columns), wanted, after)
+        return session.execute(walk.offset(MET - 1).limit(1)).first()
+
+    last = remembered(session, ("last", MET, wanted.name, after, query.trashed), find_last)
+    walk = Scope.plain(query).walk(_shown(wanted), wanted, after)
     rows = session.execute((walk.where(wanted.until(last)) if last else walk).limit(limit + 1)).all()
     return rows if len(rows) > limit or not last else None
 
@@ -83,7 +88,7 @@ def _glance(session: Session, query: AdapterQuery, wanted: Order, limit: int, af
     hits, all_seen = _look(session, query, wanted, after)
     if len(hits) <= limit and not all_seen:
         return None
-    shown = select(*_columns(wanted)).where(AdapterRow.id.in_(hits[: limit + 1])).order_by(*wanted.by())
+    shown = _shown(wanted).where(AdapterRow.id.in_(hits[: limit + 1])).order_by(*wanted.by())
     rows = session.execute(shown).all()
     if after:
         hits, all_seen = _look(session, query, wanted, "")
@@ -94,21 +99,21 @@ def _look(session: Session, query: AdapterQuery, wanted: Order, after: str) -> t
     """The ids of the hits among the next rows that all else fits; and whether these are all such rows."""
 
     def look() -> tuple[list[str], bool]:
-        fits = and_(*map(holds, query.short))
-        walk = Scope.of(session, query.long).brought(session).walk(wanted, after, AdapterRow.id, fits)
+        columns = select(AdapterRow.id, and_(*map(holds, query.short)))
+        walk = Scope.of(session, query.long).brought(session).walk(columns, wanted, after)
         looked = session.execute(walk.limit(GLANCE)).all()
         return [id for id, fits in looked if fits], len(looked) < GLANCE
 
     return remembered(session, ("glance", query.plainly, wanted.name, after), look)
 
 
-def _columns(wanted: Order) -> tuple[Any, ...]:
+def _shown(wanted: Order) -> Select[*tuple[Any, ...]]:
     """What a page needs of a row: the fields of the record, then its place in the order."""
-    return (*_RECORD, *wanted.columns)
+    return _RECORDS.add_columns(*wanted.columns)
 
 
-def _page(rows: Rows, wanted: Order, total: int, limit: int) -> Page:
-    """A page of rows of `_columns`; one more than its limit says that it goes on."""
+def _page(rows: Found, wanted: Order, total: int, limit: int) -> Page:
+    """A page of rows of `_shown`; one more than its limit says that it goes on."""
     records = [Adapter(**dict(zip(_NAMES, row, strict=False))) for row in rows[:limit]]
     next = wanted.cursor(tuple(rows[limit - 1][len(_NAMES) :])) if len(rows) > limit else ""
     return Page(records, total, next)

@@ -18,6 +18,7 @@ from registry.search import CONDITIONS, SHORT, AdapterQuery, Columns, line
 from registry.tables import AdapterRow, fold_line
 
 ROWID: ColumnElement[int] = literal_column("adapters.rowid")  # SQLite's own number of a row
+Rows = Select[*tuple[Any, ...]]
 _BINNED = select(ROWID).where(AdapterRow.trashed_at.is_not(None))
 
 
@@ -112,11 +113,10 @@ class Scope:
             return found.where(number.in_(_BINNED))
         return found if self.bin_empty else found.where(number.not_in(_BINNED))
 
-    def walk(self, wanted: Order, after: str, *columns: Any, few: bool = False) -> Select[*tuple[Any, ...]]:
-        """A query of hits in order, after a cursor; of `few` hits, each is looked up."""
+    def walk(self, columns: Rows, wanted: Order, after: str, *, few: bool = False) -> Rows:
+        """These columns of hits in order, after a cursor; of `few` hits, each is looked up."""
         hint = "NOT INDEXED" if few or not wanted.index else f"INDEXED BY {wanted.index}"
-        query = select(*columns).where(*self.rows()).order_by(*wanted.by())
-        query = query.with_hint(AdapterRow, hint, "sqlite")
+        query = columns.where(*self.rows()).order_by(*wanted.by()).with_hint(AdapterRow, hint, "sqlite")
         return query.where(wanted.after(after)) if after else query
 
     def _without_rest(self) -> "Scope":
