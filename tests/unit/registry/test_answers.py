@@ -119,3 +119,10 @@ def test_a_catalog_on_a_server_is_asked_each_time(postgres_catalog):
     postgres_catalog.add(records.adapter(1, name="wash 1", family="sd15"))
     assert postgres_catalog.adapter_facets("wash").family == {"sd15": 1}
     assert len(statements(postgres_catalog, lambda: postgres_catalog.adapter_facets("wash"))) > 1
+
+
+def test_a_walk_goes_along_the_index_of_its_order(kept):
+    """SQLAlchemy leaves hints out for SQLite, unless it is told to write them."""
+    catalog, _ = kept
+    walk = statements(catalog, lambda: catalog.search_adapters(sort="size"))[-1]
+    assert "adapters INDEXED BY ix_adapters_by_size" in walk
