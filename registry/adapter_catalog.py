@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from registry import finding
-from registry.finding import Facets
+from registry import facets, finding
+from registry.facets import Facets
 from registry.ids import new_id
 from registry.paging import Page
 from registry.queries import check_fields, conditions
@@ -75,7 +75,7 @@ class AdapterCatalog(Sessions):
     def adapter_facets(self, query: str | AdapterQuery = "", **filters: Any) -> Facets:
         """How many of a search's hits there are of each family, method, origin and tag."""
         with self._read() as session:
-            return finding.facets(session, _query(query, filters))
+            return facets.facets(session, _query(query, filters))
 
     def update_many(self, kind: type[Any], ids: Collection[str], /, **changes: Any) -> int:
         """Change fields of several records in one transaction; returns how many there were.

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, Integer, column, create_engine, event, make_url, table
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
+from registry import answers
 from registry.errors import BadInput
 
 BUSY_SECONDS = 5.0  # how long a connection waits for another process's write
 _CACHE = 32 * 1024  # KiB of the file that a connection keeps: the indexes of 100,000 adapters, mostly
-HITS = table("hits", column("number", Integer))  # of each SQLite connection its own, see `registry.finding`
 _TURNS = 6  # busy timeouts that a write waits at its start, where nothing is lost by waiting
 _FIXED = ((3, 44, 6), (3, 50, 7), (3, 51, 3))  # first SQLite of each line without the WAL race
 _engines: "WeakSet[Engine]" = WeakSet()
@@ -61,7 +62,7 @@ def open_engine(url: URL, *, read_only: bool = False) -> Engine:
     """
     try:
         if url.get_backend_name() == "sqlite":
-            engine = _sqlite(url, read_only)
+            engine = _sqlite(url, read_only, pool_use_lifo=True)  # the one that remembers most
         else:
             engine = create_engine(url, pool_pre_ping=True)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
@@ -76,12 +77,21 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(writes=True)
 
 
+class _WithHints(SQLiteCompiler):
+    """SQLAlchemy leaves hints out of what it says to SQLite, which would then choose indexes by guess."""
+
+    def get_from_hint_text(self, table: Any, text: str | None) -> str | None:  # noqa: ARG002
+        """INDEXED BY and NOT INDEXED, as they are written."""
+        return text
+
+
 def _sqlite(url: URL, read_only: bool, **options: Any) -> Engine:
     path = Path(str(url.database))
     if read_only:
         query = {"mode": "ro", "uri": "true"} | ({"immutable": "1"} if _closed_wal(path) else {})
         url = url.set(database=f"file:{path.absolute()}", query=query)
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, **options)
+    engine.dialect.statement_compiler = _WithHints
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
@@ -90,13 +100,14 @@ def _sqlite(url: URL, read_only: bool, **options: Any) -> Engine:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA cache_size=-{_CACHE}")
         connection.execute("PRAGMA temp_store=MEMORY")
-        connection.execute("CREATE TEMP TABLE hits (number INTEGER PRIMARY KEY)")
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
         if not connection.get_execution_options().get("writes", False):
             connection.exec_driver_sql("BEGIN")
-        elif not _wait_for_turn(connection):
+            return
+        answers.forget(connection)
+        if not _wait_for_turn(connection):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

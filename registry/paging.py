@@ -6,12 +6,12 @@ and go.
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, ColumnElement, Text, UnaryExpression, case, literal, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Text, Tuple, UnaryExpression, case, literal, tuple_
 from sqlalchemy.orm import InstrumentedAttribute
 
 from registry.columns import UtcTime
@@ -27,7 +27,6 @@ _A = AdapterRow
 
 SORTS = ("newest", "oldest", "name", "rating", "size", "best")
 RANKED = 2000  # hits; more of them are not ranked, and the best match is the newest
-SHORT = 2  # letters; a word no longer than that ranks nothing
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,17 @@ class Order:
         Raises:
             BadInput: the cursor is of another order, or none at all.
         """
-        values = [literal(v, _TYPES[kind]) for v, kind in zip(self._values(cursor), self.kinds, strict=True)]
-        mine, its = tuple_(*self.columns), tuple_(*values)
+        mine, its = tuple_(*self.columns), self._place(self._values(cursor))
         return mine < its if self.descending else mine > its
+
+    def until(self, values: Sequence[Any]) -> ColumnElement[bool]:
+        """The rows up to one with these values in the order's columns, which is among them."""
+        mine, its = tuple_(*self.columns), self._place(values)
+        return mine >= its if self.descending else mine <= its
+
+    def _place(self, values: Sequence[Any]) -> Tuple:
+        """These values of the order's columns, to compare with a row's."""
+        return tuple_(*(literal(v, _TYPES[kind]) for v, kind in zip(values, self.kinds, strict=True)))
 
     def cursor(self, values: tuple[Any, ...]) -> str:
         """The cursor of a row with these values in the order's columns."""
@@ -99,7 +106,7 @@ def order(sort: str, query: AdapterQuery, hits: Callable[[], int], after: str = 
     if sort != "best":
         return _ORDERS[sort]
     words = query.words
-    newest = not words or any(len(w) <= SHORT for w in words)
+    newest = not words or bool(query.short)
     newest = newest or (_parts(after)[0] == "newest" if after else hits() > RANKED)
     if newest:
         return _ORDERS["newest"]

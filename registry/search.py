@@ -5,7 +5,7 @@ three letters answers them (`registry.fulltext`); elsewhere they are plain compa
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,15 +13,16 @@ from sqlalchemy import ColumnElement, and_, true
 
 from registry.errors import BadInput
 from registry.records import JSON, FileState
-from registry.tables import AdapterRow, fold, fold_line
+from registry.tables import fold, fold_line
 
 UNIDENTIFIED = "unidentified"  # as a family: those whose family is not known
 MAX_WORDS = 16
 MAX_WORD = 100  # characters
+SHORT = 2  # letters; a word no longer than that is in nearly every text
 LARGEST = 2**63 - 1  # that a database can compare with
 
-Entity = type[AdapterRow]  # the table, or an alias of it
-Make = Callable[[Entity, Any], ColumnElement[bool]]
+Columns = Any  # of `AdapterRow`, or of a table that has those that a query asks for
+Make = Callable[[Columns, Any], ColumnElement[bool]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,21 @@ class AdapterQuery:
         words = dict.fromkeys(word[:MAX_WORD] for word in fold(self.query).split())
         needed = [w for w in words if not any(w != other and w in other for other in words)]
         return tuple(needed[:MAX_WORDS])
+
+    @property
+    def short(self) -> tuple[str, ...]:
+        """The words of one or two letters."""
+        return tuple(word for word in self.words if len(word) <= SHORT)
+
+    @property
+    def plainly(self) -> "AdapterQuery":
+        """The same, with its words written as they are compared."""
+        return replace(self, query=" ".join(self.words))
+
+    @property
+    def long(self) -> "AdapterQuery":
+        """The same without words of one or two letters."""
+        return replace(self, query=" ".join(word for word in self.words if len(word) > SHORT))
 
     def asked(self) -> dict[str, Any]:
         """The filters in use, by name; words and trash are not among them."""
@@ -129,9 +145,9 @@ _READ: dict[Any, Callable[[Any], Any]] = {
 def _lines(column: str) -> Make:
     """All values are whole lines of a column that holds folded lines between line feeds."""
 
-    def make(entity: Entity, value: Any) -> ColumnElement[bool]:
+    def make(row: Columns, value: Any) -> ColumnElement[bool]:
         wanted: tuple[str, ...] = (value,) if isinstance(value, str) else value
-        held = [getattr(entity, column).contains(line(v), autoescape=True) for v in wanted]
+        held = [getattr(row, column).contains(line(v), autoescape=True) for v in wanted]
         return and_(true(), *held)
 
     return make

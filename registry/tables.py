@@ -197,14 +197,6 @@ Index(
     postgresql_where=AdapterRow.tensor_sha256 != "",
 )
 Index("ix_adapters_path", AdapterRow.path)
-FACTS = "ix_adapters_facts"  # answers filters and counts without reading a row
-# On PostgreSQL without `tag_lines`: a row of its indexes has 2,700 bytes at most.
-Index(
-    FACTS,
-    *(AdapterRow.trashed_at, AdapterRow.family, AdapterRow.method, AdapterRow.origin, AdapterRow.rank),
-    *(AdapterRow.rating, AdapterRow.favourite, AdapterRow.file_state, AdapterRow.size, AdapterRow.created_at),
-    *(AdapterRow.base_id, AdapterRow.preview, AdapterRow.licence, AdapterRow.tag_lines),
-)
 for _order in (("created_at", "id"), ("sort_name", "id"), ("rating", "created_at", "id"), ("size", "id")):
     _columns = [getattr(AdapterRow, name) for name in ("trashed_at", *_order)]
     Index(f"ix_adapters_by_{_order[0]}", *_columns)  # each order of the search is one walk along an index

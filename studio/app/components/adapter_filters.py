@@ -5,13 +5,13 @@ clicked or a search that is picked shows in the fields at once.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
-from registry.finding import Facets
+from registry.facets import Facets
 from registry.records import Base, FileState
 from registry.search import UNIDENTIFIED, AdapterQuery
 from studio.app import shell
@@ -192,7 +192,7 @@ def _chosen(name: str, label: str, options: dict[Any, str]) -> None:
     _field(name, st.selectbox, label, options=known, format_func=lambda v: options.get(v, str(v)))
 
 
-def _counted(name: str, label: str, any_: str, counts: dict[str, int]) -> None:
+def _counted(name: str, label: str, any_: str, counts: Mapping[str, int]) -> None:
     """Values that occur, the most frequent first, with their numbers."""
     used = getattr(_filters(), name)
     values = ["", *(value for value in counts if value)]
@@ -201,7 +201,7 @@ def _counted(name: str, label: str, any_: str, counts: dict[str, int]) -> None:
     _field(name, st.selectbox, label, options=values, format_func=lambda v: words.get(v, any_))
 
 
-def _tags(counts: dict[str, int]) -> None:
+def _tags(counts: Mapping[str, int]) -> None:
     used = [tag for tag in _filters().tags if tag not in counts]
     _field(
         "tags",

@@ -223,6 +223,30 @@ def test_pages_of_many_hits_are_those_of_few(many, monkeypatch):
     assert [many.search_adapters(**asked, sort=sort, limit=7) for sort, asked in searches] == few
 
 
+def test_pages_of_hits_that_are_met_on_a_walk_are_those_of_hits_put_down(many, monkeypatch):
+    found = [{**asked, "query": "wash"} for asked, _ in FILTERS[::4]] + SEARCHES
+    searches = [*product(SORTS, found)]
+    put_down = [many.search_adapters(**asked, sort=sort, limit=3) for sort, asked in searches]
+    monkeypatch.setattr(finding, "MANY", 0)
+    for met in (4, 1000):
+        monkeypatch.setattr(finding, "MET", met)
+        assert [many.search_adapters(**asked, sort=sort, limit=3) for sort, asked in searches] == put_down
+    for asked in SEARCHES:
+        pages(many, "newest", asked)
+
+
+def test_facets_follow_what_is_changed(many):
+    before = many.adapter_facets("wash").family
+    changed, deleted, binned = many.adapter_ids("wash", family="sdxl")[:3]
+    many.update(Adapter, changed, family="flux1", method="dora", origin="merge")
+    many.update_many(Adapter, [binned], trashed_at=DAY)
+    many.delete(Adapter, deleted)
+    after = many.adapter_facets("wash")
+    assert after.family == {**before, "sdxl": before["sdxl"] - 3, "flux1": 1}
+    assert (after.method["dora"], after.origin["merge"]) == (1, 1)
+    assert many.adapter_facets("wash", trashed=True).family["sdxl"] >= 1
+
+
 def test_tags_of_all_adapters_are_counted_like_those_of_a_search(many):
     many.add(records.adapter(100, tags=("Ink", "ink", "fine line"), rating=5))
     everything = many.adapter_facets()

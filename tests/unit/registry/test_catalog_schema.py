@@ -10,16 +10,22 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from registry import journal, schema
+from registry import fulltext, journal, schema
 from registry.catalog import Catalog
 from registry.errors import BadInput, Damaged, StudioError
 from registry.migrations import HEAD
-from registry.records import Adapter, Base, Dataset, Image
-from registry.tables import Schema
+from registry.records import Adapter, Base, Dataset, Image, now
+from registry.tables import AdapterRow, Schema
 from tests.support import records
 from tests.support.records import open_catalog
 
-DERIVED = ("adapters_fts", "adapters_terms", "adapter_tags")  # tables of registry.fulltext
+DERIVED = (
+    "adapters_fts",
+    "adapters_terms",
+    "adapter_tags",
+    "adapter_facts",
+    "adapter_labels",
+)  # tables of registry.fulltext
 NEXT = f'''"""A column more."""
 
 import sqlalchemy as sa
@@ -163,6 +169,41 @@ def test_adapters_of_an_older_catalog_are_found(tmp_path, monkeypatch):
         assert catalog.search_adapters(query).total == catalog.count_adapters(query) == 1, query
     assert catalog.search_adapters(trigger="zibbo", tags=("ink",)).total == 1
     assert catalog.adapter_facets("wash").tag == {"ink": 1}
+
+
+def test_adapters_of_a_catalog_without_a_table_of_facts_are_counted(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "HEAD", "0007")
+        url = journal.parse_url(f"sqlite:///{tmp_path / 'catalog.sqlite'}")
+        schema.upgrade(url, None)
+        with journal.migration_engine(url).begin() as connection:
+            fulltext.drop(connection, "facts")
+            connection.exec_driver_sql("CREATE INDEX ix_adapter_tags_adapter ON adapter_tags (adapter, tag)")
+            connection.exec_driver_sql(OLD_ADAPTER)
+    catalog = open_catalog(tmp_path)
+    facets = catalog.adapter_facets("wash")
+    assert (facets.family, facets.tag) == ({"sd15": 1}, {"ink": 1})
+    catalog.update(Adapter, "a", family="sdxl", tags=("new",))
+    facets = catalog.adapter_facets("wash")
+    assert (facets.family, facets.tag) == ({"sdxl": 1}, {"new": 1})
+    indexes = sql(tmp_path / "catalog.sqlite", "SELECT name FROM sqlite_master WHERE type = 'index'")
+    assert ("ix_adapter_tags_adapter",) not in indexes
+
+
+def test_the_facts_stay_those_of_the_adapters(tmp_path):
+    catalog = open_catalog(tmp_path)
+    made = catalog.add_all(
+        [records.adapter(n, tags=("Ink", f"t{n}"), family="sd15", rating=n) for n in range(6)]
+    )
+    catalog.update(Adapter, made[0].id, favourite=True, tags=('a "quoted", tag', "\\", "ink"))
+    catalog.update_many(Adapter, [made[1].id, made[2].id], licence="cc0", trashed_at=now())
+    catalog.delete(Adapter, made[3].id)
+    path = tmp_path / "catalog.sqlite"
+    names = ", ".join(column.name for column in fulltext.FACTS.c if column.name in AdapterRow.__table__.c)
+    facts, adapters = f"SELECT adapter, {names} FROM adapter_facts", f"SELECT rowid, {names} FROM adapters"
+    assert sorted(sql(path, facts), key=repr) == sorted(sql(path, adapters), key=repr)
+    assert catalog.adapter_facets().tag == {'a "quoted", tag': 1, "\\": 1, "ink": 3, "t4": 1, "t5": 1}
+    assert catalog.adapter_facets().family == {"sd15": 3}
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path, monkeypatch):

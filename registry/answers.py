@@ -1,0 +1,55 @@
+"""What a connection to SQLite answered lately, for as long as nobody has written.
+
+Turning pages asks for the number of hits again, and so does whatever else is changed beside a search. SQLite
+tells a connection whether any other has written since (`PRAGMA data_version`), whichever process it is of;
+`registry.journal` forgets when the connection itself is about to write. A connection is used by one thread at
+a time, and so are its answers.
+"""
+
+import sqlite3
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+T = TypeVar("T")
+KEPT = 32  # answers
+_PLACE = "answers"
+
+
+@dataclass
+class _Answers:
+    """Answers to questions about one state of the database, the latest last."""
+
+    version: int
+    known: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any])
+
+
+def remembered(session: Session, question: Hashable, find: Callable[[], T]) -> T:
+    """What `find` answers, or answered before to the same question about the same state of the database."""
+    connection = session.connection()
+    if connection.dialect.name != "sqlite" or connection.get_execution_options().get("writes"):
+        return find()
+    known = _of(connection).known
+    answer = known.pop(question) if question in known else find()
+    known[question] = answer
+    if len(known) > KEPT:
+        del known[next(iter(known))]
+    return answer
+
+
+def forget(connection: Connection) -> None:
+    """This connection is about to write."""
+    connection.info.pop(_PLACE, None)
+
+
+def _of(connection: Connection) -> _Answers:
+    raw = connection.connection.dbapi_connection
+    assert isinstance(raw, sqlite3.Connection)
+    (version,) = raw.execute("PRAGMA data_version").fetchone()
+    kept = connection.info.get(_PLACE)
+    if kept is None or kept.version != version:
+        kept = connection.info[_PLACE] = _Answers(version)
+    return kept
