@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
-from registry.errors import StudioError
+from registry.errors import StudioError, several
 from registry.files import read_json
 from registry.records import Job
 
@@ -93,12 +93,12 @@ class ImportReport(Report):
         parts = [f"{self.listed} taken in"]
         if self.known:
             parts.append(f"{self.known} known already")
-        for kind, word in (
-            ("moved", "found again"), ("duplicates", "duplicates"), ("bad", "refused"),
-            ("unidentified", "unidentified"),
+        for kind, one, many in (
+            ("moved", "found again", "found again"), ("duplicates", "duplicate", "duplicates"),
+            ("bad", "refused", "refused"), ("unidentified", "unidentified", "unidentified"),
         ):  # fmt: skip
             if self.count(kind):
-                parts.append(f"{self.count(kind)} {word}")
+                parts.append(several(self.count(kind), one, many))
         if self.unsettled:
             parts.append(f"{self.unsettled} still being written")
         return ", ".join(parts) + "."

@@ -142,7 +142,7 @@ def test_import_at_the_command_line(capsys, ws, folder):
     write_adapter(folder / "twin.safetensors", 1)
     (folder / "x.ckpt").write_bytes(b"PK\x03\x04" + b"\0" * 60)
     code, out, err = studio(capsys, ws, "adapters", "import", folder, "--tag", "comfy", "--wait")
-    assert (code, out) == (0, "1 taken in, 1 duplicates, 1 refused.\n")
+    assert (code, out) == (0, "1 taken in, 1 duplicate, 1 refused.\n")
     assert f"refused {folder / 'x.ckpt'}: is a zip archive" in err
     assert f"duplicate {folder / 'twin.safetensors'}: is a" in err
     code, out, _ = studio(capsys, ws, "--json", "adapters", "show", "a")
