@@ -43,6 +43,8 @@ CLICKS = {  # what is clicked, one after the other, before the picture is taken
     "adapters-filter": ("Filter",),
     "sample-start": ("Start from this",),
     "sample-brush": ("Start from this", "Change only a part (inpaint)", "Invert", "Mask as a file"),
+    "sample-sides": ("Start from this", "Add to its sides (outpaint)"),
+    "sample-larger": ("Start from this", "Enlarge it in tiles (upscale)"),
     "sample-passes": (
         "Second, larger pass (hires fix)",
         "Draw it again, larger",
@@ -133,7 +135,7 @@ def sample_views(workspace: Workspace) -> dict[str, str]:
         kind="folder",
     )  # fmt: skip
     workspace.catalog.add(net)
-    alone = ("start", "brush", "passes", "control", "more", "settings", "pick")
+    alone = ("start", "brush", "sides", "larger", "passes", "control", "more", "settings", "pick")
     return dict.fromkeys((f"sample-{view}" for view in alone), "/sample")
 
 

@@ -1,5 +1,6 @@
 """The form of the Sample page takes the settings of a picture, chosen or dropped."""
 
+import json
 from pathlib import Path
 
 from PIL import Image as Pixels
@@ -11,6 +12,7 @@ from studio.sampling.request import AdapterChoice, SampleRequest
 from studio.sampling.task import TaskAdapter
 from studio.workspace import Workspace
 from tests.app.conftest import Open
+from trainers.families import FAMILIES
 
 
 def test_settings_of_a_picture_come_back(filled: Workspace, open_page: Open):
@@ -30,7 +32,7 @@ def test_a_dropped_picture_fills_in_its_settings(filled: Workspace, open_page: O
     base = filled.catalog.get(Base, "pocket")
     told = SampleRequest(
         base=base.id, adapters=(choice,), partial=True, prompt="a blue ring", seed=41, steps=9, clip_skip=2,
-        true_cfg=2.0, width=64, height=64,
+        width=64, height=64, memory="slicing", format="webp", quality=70,
     )  # fmt: skip
     used = TaskAdapter(
         id=adapter.id, name=adapter.name, path="", tensor_sha256=adapter.tensor_sha256, file_sha256="",
@@ -45,15 +47,43 @@ def test_a_dropped_picture_fills_in_its_settings(filled: Workspace, open_page: O
     assert at.text_area(key="s-prompt").value == "a blue ring"
     assert (at.number_input(key="s-seed").value, at.slider(key="s-steps").value) == (41, 9)
     assert at.number_input(key="s-clip_skip").value == 2
-    assert any("has no place for\\: true cfg" in item.value for item in at.markdown)
     next(one for one in at.button if one.label == "Make pictures").click().run()
     assert not any("neon" in error.value for error in at.error)
     made = filled.catalog.list(Sample, limit=1)[0]
     assert made.request["adapters"][0]["schedule"] == [[0.0, 0.0], [1.0, 1.0]]
+    assert {made.request[name] for name in ("memory", "format", "quality")} == {"slicing", "webp", 70}
 
     at.file_uploader(key="s-like").set_value([("x.png", b"hello", "image/png")]).run()
     assert not at.exception
     assert any("is not a sound PNG" in error.value for error in at.error)
+
+
+def toy(ws: Workspace, family: str, variant: str = "") -> Base:
+    """A base of the catalog as a folder with what asking for pictures looks at."""
+    place = ws.home / "toys" / f"{family}{variant}"
+    for part, config in ((FAMILIES[family].denoiser, {}), ("vae", {"sample_size": 64})):
+        (place / part).mkdir(parents=True)
+        (place / part / "config.json").write_text(json.dumps(config))
+    (place / "model_index.json").write_text("{}")
+    return ws.catalog.add(
+        Base(name=place.name, family=family, variant=variant, kind="folder", location=ws.relative(place))
+    )
+
+
+def test_what_only_some_bases_know_comes_back_with_them(filled: Workspace, open_page: Open):
+    flux, xl, refiner = toy(filled, "flux1"), toy(filled, "sdxl"), toy(filled, "sdxl", "eps-refiner")
+    for base, values in ((flux, {"true_cfg": 3.5}), (xl, {"refiner": refiner.id, "refiner_at": 0.7})):
+        request = SampleRequest(base=base.id, prompt="x", width=64, height=64, **values)
+        sample = filled.catalog.add(Sample(base_id=base.id, request=request.model_dump(mode="json")))
+        at = open_page(filled, "sample", sample=f"{sample.id}/0")
+        next(one for one in at.button if one.label == "Make pictures").click().run()
+        assert not at.exception
+        made = filled.catalog.list(Sample, limit=1)[0]
+        assert made.id != sample.id, [error.value for error in at.error]
+        assert {name: made.request[name] for name in values} == values
+    at.selectbox(key="s-base").set_value(filled.catalog.get(Base, "pocket").id).run()
+    names = {one.key for one in (*at.slider, *at.selectbox)}
+    assert not names & {"s-true_cfg", "s-refiner", "s-refiner_at"}
 
 
 def test_more_than_the_sliders_reach_comes_back(filled: Workspace, open_page: Open):

@@ -8,15 +8,6 @@ import streamlit as st
 
 from studio.app import shell
 from studio.app.components.sample_form import put_back
-from studio.app.words import spoken
-
-# What the form holds, or what follows from it.
-FORM = frozenset(
-    {"base", "adapters", "partial", "prompt", "negative", "steps", "cfg", "seed", "width", "height",
-     "scheduler", "count", "clip_skip", "guidance_rescale", "template", "negative_template", "resolved",
-     "embeddings", "format", "image", "strength", "mask", "mask_blur", "mask_content", "only_masked",
-     "mask_padding", "keep_unmasked", "controls", "hires", "subseed", "subseed_strength"}
-)  # fmt: skip
 
 
 def picture_settings() -> None:
@@ -33,23 +24,8 @@ def picture_settings() -> None:
             return
         st.session_state["like-taken"] = mark
         with shell.guarded():
-            request = _read(dropped.name, dropped.getvalue())
-            said = ""
-            if more := left_out(request):
-                names = ", ".join(spoken(name).lower() for name in more)
-                said = (
-                    f"This page has no place for: {names}. On the command line, sample --from draws with it."
-                )
-            put_back(request, said=said)
+            put_back(_read(dropped.name, dropped.getvalue()))
             st.rerun()
-
-
-def left_out(request: dict[str, Any]) -> list[str]:
-    """Settings of a request that differ from the usual and that the form does not show."""
-    from studio.sampling.request import SampleRequest
-
-    usual = SampleRequest(base=request["base"]).model_dump()
-    return sorted(name for name in usual.keys() - FORM if request.get(name) != usual[name])
 
 
 def _read(name: str, data: bytes) -> dict[str, Any]:

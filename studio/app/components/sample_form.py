@@ -11,23 +11,27 @@ from pydantic import ValidationError
 from registry.errors import BadInput, StudioError
 from registry.records import Adapter, Base, Sample
 from studio.app import shell
-from studio.app.components import control_pictures, given, mix, more_passes, notice, start_picture
+from studio.app.components import (
+    control_pictures,
+    given,
+    mix,
+    more_passes,
+    more_settings,
+    notice,
+    start_picture,
+)
 from studio.app.components.gallery import answered, pressed
 from studio.app.components.mix_file import mix_file
 from studio.app.components.start_picture import FOLLOW
 from studio.app.words import md
-from studio.sampling.defaults import default_guidance
+from studio.sampling.defaults import default_size, size_for
 from studio.sampling.request import SampleRequest
-from studio.sampling.schedulers import SCHEDULERS, scheduler_names
 
 SEEDS = 2**32
 PENDING = "sample-pending"  # settings to put back before the widgets are made
 RESULTS = "samples-grid"  # key of the gallery of results
 SHAPES = {"square": "Square", "portrait": "Tall", "landscape": "Wide", "own": "Own size"}
 KEPT: Any = "session"
-FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
-MORE = ("guidance_rescale", "clip_skip", "partial", "format")  # as the request names them
-MOST_SKIPPED = 11  # layers that the smallest real CLIP can spare
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,12 @@ class Size:
     height: int
 
 
-def put_back(request: dict[str, Any], index: int = 0, *, said: str = "") -> None:
-    """All settings of a picture, its own seed locked, on the next run; `said` is told as well."""
+def put_back(request: dict[str, Any], index: int = 0) -> None:
+    """All settings of a picture, its own seed locked, on the next run."""
     # Pictures of a variation share the seed and count the other one up.
     counted = "subseed" if request.get("subseed_strength") else "seed"
     own = {counted: (int(request.get(counted, 0)) + index) % SEEDS}
-    st.session_state[PENDING] = ({**request, **own}, said)
+    st.session_state[PENDING] = {**request, **own}
 
 
 def apply_pending() -> None:
@@ -55,19 +59,19 @@ def apply_pending() -> None:
     if (card := pressed(RESULTS)) is not None:
         _start_from(card)
         answered(RESULTS)
-    told, said = st.session_state.get(PENDING, (None, ""))
+    told = st.session_state.get(PENDING)
     if told is None:
         return
     request: dict[str, Any] = SampleRequest(base=told["base"]).model_dump() | told
-    names = ("base", "prompt", "negative", "steps", "cfg", "scheduler", "width", "height", "seed", *MORE)
+    names = ("base", "prompt", "negative", "width", "height", "seed", *more_settings.NAMES)
     values = {name: request[name] for name in names} | {"lock": True, "shape": "own", "count": 1}
     for name, value in values.items():
         st.session_state[f"s-{name}"] = value
     mix.set_mix([mix.Part.of(choice) for choice in request["adapters"]])
     missing = [*start_picture.put_back(request), *control_pictures.put_back(request["controls"])]
     more_passes.put_back(request)
-    if said or missing:
-        notice.leave(said or "All settings are back, but for a picture.", problems=missing)
+    if missing:
+        notice.leave("All settings are back, but for a picture.", problems=missing)
     # Not before: the next click may end this run while pictures are read, and the next run begins again.
     del st.session_state[PENDING]
 
@@ -126,13 +130,14 @@ def form(bases: list[Base]) -> dict[str, Any] | None:
         placeholder="a red circle on a white background",
     )
     negative = st.text_input("What to avoid (negative prompt)", key="s-negative", persist_state=KEPT)
-    started = start_picture.start_picture()
+    own = Size(*default_size(shell.workspace(), base))
+    started = start_picture.start_picture(min(own.width, own.height))
     controls = control_pictures.control_pictures(base)
-    size = _size(base, started.get("image"))
+    size = _size(base, own, started)
     seed = _seed()
     count = st.slider("How many pictures", 1, 16, key="s-count", persist_state=KEPT)
     passes = more_passes.more_passes()
-    more = _more(base)
+    more = more_settings.more_settings(base)
     if not st.button(
         "Make pictures", type="primary", icon=":material/brush:", width="stretch", shortcut="Ctrl+Enter"
     ):
@@ -174,12 +179,15 @@ def _add_word(word: str) -> None:
     st.session_state["s-prompt"] = f"{prompt}, {word}" if prompt else word
 
 
-def _size(base: Base, start: given.Given | None) -> Size:
-    from studio.sampling.defaults import default_size, size_for
-
-    width, height = default_size(shell.workspace(), base)
+def _size(base: Base, own: Size, started: dict[str, Any]) -> Size:
+    """What is asked for, or follows from the picture; `own` is what the base was made for."""
+    start: given.Given | None = started.get("image")
+    if "upscale" in started:
+        st.caption(f"Tiles of {own.width} × {own.height} pixels")
+        return own
     if start is not None and st.toggle("Same shape as the picture", key=FOLLOW, persist_state=KEPT):
-        fitted = Size(*size_for(shell.workspace(), base, (start.width, start.height)))
+        sides = started.get("outpaint", (0, 0, 0, 0))
+        fitted = Size(*size_for(shell.workspace(), base, (start.width, start.height), sides))
         st.caption(f"{fitted.width} × {fitted.height} pixels")
         return fitted
     shape = st.segmented_control(
@@ -193,15 +201,13 @@ def _size(base: Base, start: given.Given | None) -> Size:
     )
     if shape == "own":
         left, right = st.columns(2)
-        st.session_state.setdefault("s-width", width)
-        st.session_state.setdefault("s-height", height)
+        st.session_state.setdefault("s-width", own.width)
+        st.session_state.setdefault("s-height", own.height)
         wide = left.number_input("Width", 16, 4096, step=8, key="s-width", persist_state=KEPT)
         high = right.number_input("Height", 16, 4096, step=8, key="s-height", persist_state=KEPT)
         return Size(int(wide), int(high))
-    long, short = _multiple(width * 1.22), _multiple(height * 0.82)  # the same area, 3:2
-    return {"portrait": Size(short, long), "landscape": Size(long, short)}.get(
-        shape or "", Size(width, height)
-    )
+    long, short = _multiple(own.width * 1.22), _multiple(own.height * 0.82)  # the same area, 3:2
+    return {"portrait": Size(short, long), "landscape": Size(long, short)}.get(shape or "", own)
 
 
 def _multiple(pixels: float) -> int:
@@ -228,74 +234,3 @@ def _seed() -> int:
 
 def _dice() -> None:
     st.session_state["s-seed"] = random.randrange(SEEDS)
-
-
-def _more(base: Base) -> dict[str, Any]:
-    """Fields of the request that most people leave as they are."""
-    for name, start in (("steps", 25), ("cfg", default_guidance(base))):
-        st.session_state.setdefault(f"s-{name}", start)
-    with st.expander("More", icon=":material/tune:"):
-        # A picture that was put back may have more than most people want.
-        most = max(100, st.session_state["s-steps"])
-        steps = st.slider("How many steps (inference steps)", 1, most, key="s-steps", persist_state=KEPT)
-        cfg = st.slider(
-            "How closely to follow the prompt (guidance)",
-            0.0,
-            max(20.0, float(st.session_state["s-cfg"])),
-            step=0.5,
-            key="s-cfg",
-            persist_state=KEPT,
-        )
-        names = scheduler_names(base.family)
-        if st.session_state.get("s-scheduler") not in names:  # of another base
-            st.session_state.pop("s-scheduler", None)
-        scheduler = st.selectbox(
-            "Sampler (scheduler)",
-            names,
-            key="s-scheduler",
-            persist_state=KEPT,
-            format_func=lambda name: (
-                "The base's own" if name == "default" else f"{name}: {SCHEDULERS[name].note}"
-            ),
-        )
-        rescale = st.slider(
-            "Against burnt colours (guidance rescale)",
-            0.0,
-            1.0,
-            step=0.05,
-            key="s-guidance_rescale",
-            persist_state=KEPT,
-            help="Takes back contrast that strong guidance adds; 0 is off, 0.7 is usual",
-        )
-        skip = st.number_input(
-            "Layers of the text encoder to leave out (clip skip)",
-            0,
-            max(MOST_SKIPPED, int(st.session_state.get("s-clip_skip") or 0)),
-            key="s-clip_skip",
-            persist_state=KEPT,
-            help="As A1111 counts: 0 and 1 leave none out, 2 leaves out the last",
-        )
-        partial = st.toggle(
-            "Draw with the parts of an adapter that fit",
-            key="s-partial",
-            persist_state=KEPT,
-            help="Else an adapter of which a part has no place in the base is refused, with what is missing",
-        )
-        st.session_state.setdefault("s-format", "png")
-        format = st.segmented_control(
-            "Files",
-            list(FORMATS),
-            format_func=FORMATS.__getitem__,
-            key="s-format",
-            persist_state=KEPT,
-            help="Each says how its picture was made; JPEG and WebP are smaller and lose a little",
-        )
-    return {
-        "format": format or "png",
-        "steps": steps,
-        "cfg": cfg,
-        "scheduler": scheduler,
-        "guidance_rescale": rescale,
-        "clip_skip": skip,
-        "partial": partial,
-    }

@@ -1,4 +1,7 @@
-"""The form's part "From a picture": image to image, and inpainting with the brush or a mask as a file."""
+"""The form's part "From a picture": all of it anew, a part of it, more at its sides, or larger.
+
+A part is painted with the brush, or given as a mask in a file.
+"""
 
 from typing import Any
 
@@ -19,13 +22,19 @@ CONTENTS = {
     "nothing": "Nothing (latent nothing)",
 }
 NUMBERS = ("strength", "mask_blur", "mask_content", "only_masked", "mask_padding", "keep_unmasked")
+SIDES = ("left", "top", "right", "bottom")
 FOLLOW = "s-follow"  # whether the size follows the picture
 
 
-def start_picture() -> dict[str, Any]:
-    """The widgets; fields of a request, with `Given` for pictures. Empty without a picture."""
-    for name in NUMBERS:
-        st.session_state.setdefault(f"s-{name}", SampleRequest.model_fields[name].default)
+def start_picture(tile: int) -> dict[str, Any]:
+    """The widgets; fields of a request, with `Given` for pictures. Empty without a picture.
+
+    Args:
+        tile: Pixels on a side of what the base draws at once.
+    """
+    usual = {name: SampleRequest.model_fields[name].default for name in NUMBERS}
+    for name, value in (usual | dict.fromkeys(SIDES, 0) | {"upscale_scale": 2.0}).items():
+        st.session_state.setdefault(f"s-{name}", value)
     with panel(
         "From a picture (image to image)", ":material/image:", "start", used=current(START) is not None
     ):
@@ -49,8 +58,19 @@ def start_picture() -> dict[str, Any]:
             help="0 leaves the picture as it is, 1 draws all of it anew",
         )
         values: dict[str, Any] = {"image": given, "strength": strength}
-        if st.toggle("Change only a part (inpaint)", key="s-part", persist_state=KEPT):
-            values |= _part(given)
+        if st.toggle(
+            "Enlarge it in tiles (upscale)", key="s-upscale", persist_state=KEPT,
+            help="Draws it anew piece by piece, larger; a strength of 0.2 to 0.4 keeps what is on it",
+        ):  # fmt: skip
+            return values | {"upscale": _enlarged(tile)}
+        part = st.toggle("Change only a part (inpaint)", key="s-part", persist_state=KEPT)
+        if part:
+            values["mask"] = _mask(given)
+        sides = st.toggle("Add to its sides (outpaint)", key="s-sides", persist_state=KEPT)
+        if sides:
+            values["outpaint"] = _sides()
+        if part or sides:
+            values |= _seam()
     return values
 
 
@@ -75,6 +95,12 @@ def put_back(request: dict[str, Any]) -> list[str]:
         except StudioError:
             missing.append(f"Its {words} is not here: drop it into “From a picture”")
     st.session_state["s-part"] = bool(request["mask"])
+    st.session_state["s-sides"] = any(request["outpaint"])
+    st.session_state["s-upscale"] = request["upscale"] is not None
+    for side, pixels in zip(SIDES, request["outpaint"], strict=True):
+        st.session_state[f"s-{side}"] = pixels
+    for name, value in (request["upscale"] or {}).items():
+        st.session_state[f"s-upscale_{name}"] = value
     st.session_state[FOLLOW] = False  # a picture's settings say its size
     st.session_state["s-open-start"] = bool(request["image"])
     return missing
@@ -86,18 +112,44 @@ def _another() -> None:
     st.session_state[FOLLOW] = True
 
 
-def _part(given: Given) -> dict[str, Any]:
-    """Which part, and how it meets the rest."""
+def _enlarged(tile: int) -> dict[str, Any]:
+    """How much, and how tiles meet."""
+    least = min(1.1, st.session_state["s-upscale_scale"])  # a picture that is put back may have less
+    scale = st.slider(
+        "How many times larger (scale)", least, 8.0, step=0.1, key="s-upscale_scale", persist_state=KEPT
+    )
+    key, most = "s-upscale_overlap", tile // 2
+    st.session_state[key] = min(st.session_state.get(key, tile // 8), most)
+    overlap = st.slider(
+        "Pixels that tiles share (overlap)", 0, most, key=key, persist_state=KEPT,
+        help="Neighbours are blended there; half a tile at most",
+    )  # fmt: skip
+    return {"scale": scale, "overlap": overlap}
+
+
+def _sides() -> tuple[int, ...]:
+    """Pixels to add: left, top, right, bottom."""
+    fields = zip(SIDES, (*st.columns(2), *st.columns(2)), strict=True)
+    return tuple(
+        int(column.number_input(f"Pixels {side}", 0, 2048, step=16, key=f"s-{side}", persist_state=KEPT) or 0)
+        for side, column in fields
+    )
+
+
+def _mask(given: Given) -> Given | None:
+    """Which part; None as long as nothing is painted."""
+    if current(MASK) is not None:
+        return field(MASK, "Mask", mask=True)
     mask: Given | None = None
-    if current(MASK) is None:
-        if painted := brush(given, key="s-brush"):
-            mask = Given("mask.png", given.width, given.height, data=picture_bytes(painted, "mask"))
-        with st.popover("Mask as a file", icon=":material/contrast:"):
-            field(
-                MASK, "White is drawn anew", mask=True, help="A picture of the same shape, in black and white"
-            )
-    else:
-        mask = field(MASK, "Mask", mask=True)
+    if painted := brush(given, key="s-brush"):
+        mask = Given("mask.png", given.width, given.height, data=picture_bytes(painted, "mask"))
+    with st.popover("Mask as a file", icon=":material/contrast:"):
+        field(MASK, "White is drawn anew", mask=True, help="A picture of the same shape, in black and white")
+    return mask
+
+
+def _seam() -> dict[str, Any]:
+    """How what is new meets what stays."""
     blur = st.slider(
         "Soft edge in pixels (mask blur)", 0, 256, key="s-mask_blur", persist_state=KEPT,
         help="How wide the seam between old and new is",
@@ -110,7 +162,7 @@ def _part(given: Given) -> dict[str, Any]:
         "Only the part, at full size (only masked)", key="s-only_masked", persist_state=KEPT,
         help="Draws a crop around the part with all pixels of the size, and puts it back: for small things",
     )  # fmt: skip
-    values = {"mask": mask, "mask_blur": blur, "mask_content": content, "only_masked": only}
+    values = {"mask_blur": blur, "mask_content": content, "only_masked": only}
     if only:
         values["mask_padding"] = st.slider(
             "Pixels around it that are seen (padding)", 0, 1024, key="s-mask_padding", persist_state=KEPT

@@ -1,0 +1,126 @@
+"""The form's part "More": settings that most people leave as they are."""
+
+from typing import Any
+
+import streamlit as st
+
+from registry.records import Base
+from studio.app import shell
+from studio.sampling.checks import REFINED
+from studio.sampling.defaults import default_guidance
+from studio.sampling.schedulers import SCHEDULERS, scheduler_names
+
+KEPT: Any = "session"
+NAMES = (
+    "steps", "cfg", "scheduler", "guidance_rescale", "true_cfg", "refiner", "refiner_at", "clip_skip",
+    "partial", "memory", "format", "quality",
+)  # as the request names them  # fmt: skip
+FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
+MEMORY = {
+    "auto": "The quickest that fits",
+    "fast": "All on the GPU",
+    "slicing": "In pieces (slicing)",
+    "model": "A model at a time (offload)",
+    "group": "A block at a time (group offload)",
+    "sequential": "A layer at a time (sequential offload)",
+}
+GUIDED_TWICE = "flux1"  # the family that has no guidance by a negative prompt of its own
+MOST_SKIPPED = 11  # layers that the smallest real CLIP can spare
+
+
+def more_settings(base: Base) -> dict[str, Any]:
+    """The widgets; fields of a request."""
+    starts = {"steps": 25, "cfg": default_guidance(base), "true_cfg": 1.0, "refiner_at": 0.8}
+    for name, start in (starts | {"format": "png", "quality": 92, "memory": "auto"}).items():
+        st.session_state.setdefault(f"s-{name}", start)
+    with st.expander("More", icon=":material/tune:"):
+        return _drawing(base) | _guidance(base) | _refiner(base) | _rest() | _files()
+
+
+def _drawing(base: Base) -> dict[str, Any]:
+    # A picture that was put back may have more than most people want: here, and of guidance.
+    most = max(100, st.session_state["s-steps"])
+    steps = st.slider("How many steps (inference steps)", 1, most, key="s-steps", persist_state=KEPT)
+    names = scheduler_names(base.family)
+    if st.session_state.get("s-scheduler") not in names:  # of another base
+        st.session_state.pop("s-scheduler", None)
+    scheduler = st.selectbox(
+        "Sampler (scheduler)", names, key="s-scheduler", persist_state=KEPT, format_func=_spoken,
+    )  # fmt: skip
+    return {"steps": steps, "scheduler": scheduler}
+
+
+def _spoken(scheduler: str) -> str:
+    return "The base's own" if scheduler == "default" else f"{scheduler}: {SCHEDULERS[scheduler].note}"
+
+
+def _guidance(base: Base) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    values["cfg"] = st.slider(
+        "How closely to follow the prompt (guidance)", 0.0, max(20.0, float(st.session_state["s-cfg"])),
+        step=0.5, key="s-cfg", persist_state=KEPT,
+    )  # fmt: skip
+    if base.family == GUIDED_TWICE:
+        values["true_cfg"] = st.slider(
+            "How closely to keep away from what to avoid (true CFG)", 1.0, 20.0, step=0.1,
+            key="s-true_cfg", persist_state=KEPT,
+            help="1 is off, and the negative prompt does nothing; above, steps take twice as long",
+        )  # fmt: skip
+    values["guidance_rescale"] = st.slider(
+        "Against burnt colours (guidance rescale)", 0.0, 1.0, step=0.05, key="s-guidance_rescale",
+        persist_state=KEPT, help="Takes back contrast that strong guidance adds; 0 is off, 0.7 is usual",
+    )  # fmt: skip
+    return values
+
+
+def _refiner(base: Base) -> dict[str, Any]:
+    """Only where there is one to choose."""
+    known = shell.workspace().catalog.list(Base, family=REFINED) if base.family == REFINED else []
+    names = {"": "None"} | {one.id: one.name for one in known if one.variant.endswith("refiner")}
+    if st.session_state.get("s-refiner") not in names:
+        st.session_state.pop("s-refiner", None)
+    if len(names) == 1:
+        return {}
+    refiner = st.selectbox(
+        "Who draws the last steps (refiner)", list(names), format_func=names.__getitem__, key="s-refiner",
+        persist_state=KEPT,
+    )  # fmt: skip
+    if not refiner:
+        return {}
+    at = st.slider(
+        "Part of the way after which it takes over",
+        0.05,
+        0.95,
+        step=0.05,
+        key="s-refiner_at",
+        persist_state=KEPT,
+    )
+    return {"refiner": refiner, "refiner_at": at}
+
+
+def _rest() -> dict[str, Any]:
+    skip = st.number_input(
+        "Layers of the text encoder to leave out (clip skip)", 0,
+        max(MOST_SKIPPED, int(st.session_state.get("s-clip_skip") or 0)), key="s-clip_skip",
+        persist_state=KEPT, help="As A1111 counts: 0 and 1 leave none out, 2 leaves out the last",
+    )  # fmt: skip
+    partial = st.toggle(
+        "Draw with the parts of an adapter that fit", key="s-partial", persist_state=KEPT,
+        help="Else an adapter of which a part has no place in the base is refused, with what is missing",
+    )  # fmt: skip
+    memory = st.selectbox(
+        "What is kept on the GPU (memory)", list(MEMORY), format_func=MEMORY.__getitem__, key="s-memory",
+        persist_state=KEPT, help="The further down, the less memory it takes, and the longer",
+    )  # fmt: skip
+    return {"clip_skip": skip, "partial": partial, "memory": memory}
+
+
+def _files() -> dict[str, Any]:
+    format = st.segmented_control(
+        "Files", list(FORMATS), format_func=FORMATS.__getitem__, key="s-format", persist_state=KEPT,
+        help="Each says how its picture was made; JPEG and WebP are smaller and lose a little",
+    )  # fmt: skip
+    if (format or "png") == "png":
+        return {"format": "png"}
+    quality = st.slider("Quality of the files", 1, 100, key="s-quality", persist_state=KEPT)
+    return {"format": format, "quality": quality}
