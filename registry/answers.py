@@ -6,7 +6,6 @@ tells a connection whether any other has written since (`PRAGMA data_version`), 
 a time, and so are its answers.
 """
 
-import sqlite3
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -46,9 +45,8 @@ def forget(connection: Connection) -> None:
 
 
 def _of(connection: Connection) -> _Answers:
-    raw = connection.connection.dbapi_connection
-    assert isinstance(raw, sqlite3.Connection)
-    (version,) = raw.execute("PRAGMA data_version").fetchone()
+    version = connection.exec_driver_sql("PRAGMA data_version").scalar()
+    assert isinstance(version, int)
     kept = connection.info.get(_PLACE)
     if kept is None or kept.version != version:
         kept = connection.info[_PLACE] = _Answers(version)

@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Integer, Text, column, literal
 from sqlalchemy.orm import Session
 
 from registry.answers import remembered
-from registry.tables import AdapterRow
+from registry.tables import SEPARATOR, AdapterRow
 
 FTS = table("adapters_fts", column("rowid", Integer))
 _FACTS = (
@@ -45,7 +45,7 @@ MAX_TERMS = 400  # runs of letters in one query; a letter that begins more of th
 _TERMS = table("adapters_terms", column("term", Text))
 _LAST = "\U0010ffff"
 _TRIGRAMS = (3, 34)  # the first SQLite that has them
-_SEPARATOR = "char(57344)"  # for private use: stands in no tag
+_SEPARATOR = f"char({ord(SEPARATOR)})"
 _INDEXED = ("search", "trigger_lines")
 
 
@@ -109,13 +109,14 @@ def _fact_statements() -> list[str]:
         """Labels, then facts, of one row or of all that a source has."""
         kinds = " || char(31) || ".join(f"{row}.{name}" for name in KINDS)
         tags = _tag_rows(f"{row}.tag_lines")
-        label = "INSERT OR IGNORE INTO adapter_labels(label) SELECT"
+        label = "INSERT INTO adapter_labels(label) SELECT DISTINCT"
+        new = "NOT IN (SELECT label FROM adapter_labels)"  # OR IGNORE would give way to the outer statement
         digits, known = "printf('%08x', code)", "FROM adapter_labels WHERE label"
         of_tags = f"SELECT group_concat({digits}, '') {known} IN (SELECT value FROM {tags})"
         values = ", ".join(f"{row}.{name}" for name in _FACTS)
         return [
-            f"{label} {kinds} FROM {source}",
-            f"{label} value FROM {source}, {tags} WHERE value != ''",
+            f"{label} {kinds} FROM {source} WHERE {kinds} {new}",
+            f"{label} value FROM {source}, {tags} WHERE value != '' AND value {new}",
             f"INSERT INTO adapter_facts(adapter, {columns}) "
             f"SELECT {row}.rowid, (SELECT {digits} {known} = {kinds}), ({of_tags}), {values} FROM {source}",
         ]

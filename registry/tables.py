@@ -335,9 +335,14 @@ ROWS: dict[type[Any], type[Row]] = {
 }  # fmt: skip
 
 
+SEPARATOR = "\ue000"  # for private use: stands in no folded text
+
+
 def fold(text: str) -> str:
     """`text` for comparison without regard to case and to the many ways to write a letter."""
-    return unicodedata.normalize("NFKC", text.replace("\0", " ")).casefold()
+    plain = text.replace("\0", " ").replace(SEPARATOR, " ")
+    # Once more after folding, so that what is folded stays as it is when it is folded again.
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold())
 
 
 def fold_line(text: str) -> str:

@@ -9,7 +9,9 @@ from threading import Thread
 import pytest
 from sqlalchemy import event
 
-from registry import answers
+from registry import answers, journal
+from registry.catalog import Catalog
+from registry.errors import StudioError
 from registry.records import Adapter
 from registry.tables import ROWS
 from tests.support import records
@@ -43,7 +45,8 @@ def statements(catalog, work):
 
     @event.listens_for(catalog._engine, "before_cursor_execute")
     def see(_connection, _cursor, statement, *_):
-        seen.append(statement)
+        if not statement.startswith("PRAGMA"):
+            seen.append(statement)
 
     work()
     event.remove(catalog._engine, "before_cursor_execute", see)
@@ -54,6 +57,36 @@ def test_the_same_is_not_looked_for_twice(kept):
     catalog, _ = kept
     assert statements(catalog, lambda: asked(catalog)) == ["BEGIN", "BEGIN"]
     assert len(statements(catalog, lambda: catalog.adapter_facets("wash", family="sd15"))) > 1
+
+
+def test_what_others_lock_is_busy_and_no_error_of_the_database(kept, monkeypatch):
+    catalog, path = kept
+    catalog.close()
+    monkeypatch.setattr(journal, "BUSY_SECONDS", 0.1)
+    catalog = Catalog.open(f"sqlite:///{path}")
+    assert catalog.count_adapters("wash") == 5
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for work in (catalog.count_adapters, catalog.search_adapters, catalog.adapter_facets):
+            with pytest.raises(StudioError, match="is busy"):
+                work("wash")
+
+
+def test_labels_keep_their_codes_whatever_statement_writes(kept):
+    catalog, path = kept
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("UPDATE OR REPLACE adapters SET note = 'x', rating = 3 WHERE name = 'wash 1'")
+        other.commit()
+    assert asked(catalog) == ({"sd15": 5}, {"ink": 5}, 5)
+
+
+def test_odd_letters_in_tags_and_words(kept):
+    catalog, _ = kept
+    odd, twice = "a\ue000b", "\u00df\u0301x"
+    catalog.add(records.adapter(9, name=twice, tags=(odd,), favourite=True))
+    assert catalog.count_adapters(tags=(odd,)) == 1
+    assert catalog.adapter_facets(twice).tag == {"a b": 1}
+    assert catalog.count_adapters(twice, favourite=True) == catalog.count_adapters("s\u015bx") == 1
 
 
 def test_what_this_process_writes_is_noticed(kept):
