@@ -10,6 +10,11 @@ from trainers.families import FAMILIES
 REFINED = "sdxl"  # the family that has a refiner
 
 
+def is_refiner(base: Base) -> bool:
+    """Whether it finishes the pictures of another base."""
+    return base.variant.endswith("refiner")
+
+
 def check_modes(request: SampleRequest, base: Base, refiner: Base | None = None) -> None:
     """Refuse what cannot be drawn.
 
@@ -21,7 +26,7 @@ def check_modes(request: SampleRequest, base: Base, refiner: Base | None = None)
     Raises:
         BadInput: in one line, with what to do.
     """
-    if base.variant.endswith("refiner"):
+    if is_refiner(base):
         do = "draw with an SDXL base, and give this one as its refiner"
         raise BadInput(f"base {base.name}", "is a refiner, which finishes the pictures of another base", do)
     _check_picture(request)
@@ -78,6 +83,6 @@ def _check_refiner(base: Base, refiner: Base) -> None:
         raise BadInput(
             thing, f"is for SDXL, base {base.name} is {FAMILIES[base.family].label}", "leave it out"
         )
-    if not refiner.variant.endswith("refiner"):
+    if not is_refiner(refiner):
         do = "add one: studio bases add NAME stabilityai/stable-diffusion-xl-refiner-1.0"
         raise BadInput(thing, "is a base, not a refiner", do)

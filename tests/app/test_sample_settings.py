@@ -86,6 +86,20 @@ def test_what_only_some_bases_know_comes_back_with_them(filled: Workspace, open_
     assert not names & {"s-true_cfg", "s-refiner", "s-refiner_at"}
 
 
+def test_a_refiner_that_is_not_here_is_said_to_be_missing(filled: Workspace, open_page: Open):
+    request = SampleRequest(base=toy(filled, "sdxl").id, prompt="x", refiner="gone", refiner_at=0.02)
+    sample = filled.catalog.add(Sample(base_id=request.base, request=request.model_dump(mode="json")))
+    at = open_page(filled, "sample", sample=f"{sample.id}/0")
+    assert not at.exception
+    assert any("Its refiner is not here" in item.value for item in at.markdown)
+    refiner = toy(filled, "sdxl", "eps-refiner")
+    filled.catalog.update(Sample, sample.id, request={**sample.request, "refiner": refiner.id})
+    at = open_page(filled, "sample", sample=f"{sample.id}/0")
+    assert not at.exception
+    assert at.slider(key="s-refiner_at").value == 0.02
+    assert not any("is not here" in item.value for item in at.markdown)
+
+
 def test_more_than_the_sliders_reach_comes_back(filled: Workspace, open_page: Open):
     base = filled.catalog.get(Base, "pocket")
     request = SampleRequest(base=base.id, prompt="x", steps=400, cfg=33.3, width=64, height=64)

@@ -47,7 +47,7 @@ class Forked:
     """What `subprocess.Popen` would be for `python -m MODULE ...`, as far as our code asks.
 
     Args:
-        module: One of `MODULES`.
+        module: Its name.
         arguments: Of its command line.
         stdin, stdout, stderr: As for `subprocess.Popen`; pipes carry text.
         env: The whole environment; ours without.

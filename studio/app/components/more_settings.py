@@ -6,8 +6,9 @@ import streamlit as st
 
 from registry.records import Base
 from studio.app import shell
-from studio.sampling.checks import REFINED
+from studio.sampling.checks import REFINED, is_refiner
 from studio.sampling.defaults import default_guidance
+from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import SCHEDULERS, scheduler_names
 
 KEPT: Any = "session"
@@ -30,11 +31,20 @@ MOST_SKIPPED = 11  # layers that the smallest real CLIP can spare
 
 def more_settings(base: Base) -> dict[str, Any]:
     """The widgets; fields of a request."""
-    starts = {"steps": 25, "cfg": default_guidance(base), "true_cfg": 1.0, "refiner_at": 0.8}
-    for name, start in (starts | {"format": "png", "quality": 92, "memory": "auto"}).items():
+    usual = {name: SampleRequest.model_fields[name].default for name in NAMES}
+    for name, start in (usual | {"cfg": default_guidance(base)}).items():
         st.session_state.setdefault(f"s-{name}", start)
     with st.expander("More", icon=":material/tune:"):
         return _drawing(base) | _guidance(base) | _refiner(base) | _rest() | _files()
+
+
+def put_back(request: dict[str, Any]) -> list[str]:
+    """Fields of a request into the widgets; returns a line for a refiner that is not here."""
+    for name in NAMES:
+        st.session_state[f"s-{name}"] = request[name]
+    if not request["refiner"] or shell.workspace().catalog.find(Base, request["refiner"]):
+        return []
+    return ["Its refiner is not here: add it to the bases"]
 
 
 def _drawing(base: Base) -> dict[str, Any]:
@@ -76,7 +86,7 @@ def _guidance(base: Base) -> dict[str, Any]:
 def _refiner(base: Base) -> dict[str, Any]:
     """Only where there is one to choose."""
     known = shell.workspace().catalog.list(Base, family=REFINED) if base.family == REFINED else []
-    names = {"": "None"} | {one.id: one.name for one in known if one.variant.endswith("refiner")}
+    names = {"": "None"} | {one.id: one.name for one in known if is_refiner(one)}
     if st.session_state.get("s-refiner") not in names:
         st.session_state.pop("s-refiner", None)
     if len(names) == 1:
@@ -87,14 +97,11 @@ def _refiner(base: Base) -> dict[str, Any]:
     )  # fmt: skip
     if not refiner:
         return {}
+    own = st.session_state["s-refiner_at"]  # a picture that is put back may have less or more
     at = st.slider(
-        "Part of the way after which it takes over",
-        0.05,
-        0.95,
-        step=0.05,
-        key="s-refiner_at",
-        persist_state=KEPT,
-    )
+        "Part of the way after which it takes over", min(0.05, own), max(0.95, own), step=0.05,
+        key="s-refiner_at", persist_state=KEPT,
+    )  # fmt: skip
     return {"refiner": refiner, "refiner_at": at}
 
 

@@ -63,15 +63,16 @@ def apply_pending() -> None:
     if told is None:
         return
     request: dict[str, Any] = SampleRequest(base=told["base"]).model_dump() | told
-    names = ("base", "prompt", "negative", "width", "height", "seed", *more_settings.NAMES)
+    names = ("base", "prompt", "negative", "width", "height", "seed")
     values = {name: request[name] for name in names} | {"lock": True, "shape": "own", "count": 1}
     for name, value in values.items():
         st.session_state[f"s-{name}"] = value
     mix.set_mix([mix.Part.of(choice) for choice in request["adapters"]])
     missing = [*start_picture.put_back(request), *control_pictures.put_back(request["controls"])]
+    missing += more_settings.put_back(request)
     more_passes.put_back(request)
     if missing:
-        notice.leave("All settings are back, but for a picture.", problems=missing)
+        notice.leave("All settings are back, but for what is not here.", problems=missing)
     # Not before: the next click may end this run while pictures are read, and the next run begins again.
     del st.session_state[PENDING]
 

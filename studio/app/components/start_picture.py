@@ -22,6 +22,7 @@ CONTENTS = {
     "nothing": "Nothing (latent nothing)",
 }
 NUMBERS = ("strength", "mask_blur", "mask_content", "only_masked", "mask_padding", "keep_unmasked")
+MOST_OVERLAP = 512  # that a request takes
 SIDES = ("left", "top", "right", "bottom")
 FOLLOW = "s-follow"  # whether the size follows the picture
 
@@ -118,7 +119,7 @@ def _enlarged(tile: int) -> dict[str, Any]:
     scale = st.slider(
         "How many times larger (scale)", least, 8.0, step=0.1, key="s-upscale_scale", persist_state=KEPT
     )
-    key, most = "s-upscale_overlap", tile // 2
+    key, most = "s-upscale_overlap", min(tile // 2, MOST_OVERLAP)
     st.session_state[key] = min(st.session_state.get(key, tile // 8), most)
     overlap = st.slider(
         "Pixels that tiles share (overlap)", 0, most, key=key, persist_state=KEPT,

@@ -34,7 +34,16 @@ from studio.workspace import Workspace
 from tests.support.adapters import make_form, write_run_file
 from tests.support.fake_trainer import Script
 from tests.support.sampling import MODULES, add_adapter, add_file, request
-from tests.support.supervision import QUICK, ROOT, clean_environment, fake_executor, make_run, state_of, until
+from tests.support.supervision import (
+    QUICK,
+    ROOT,
+    WorkerProcess,
+    clean_environment,
+    fake_executor,
+    make_run,
+    state_of,
+    until,
+)
 
 
 @pytest.fixture
@@ -258,13 +267,11 @@ def test_the_sampler_ends_with_its_input_and_stays_clean_on_stdout():
 @pytest.mark.fault
 def test_a_sampler_never_outlives_its_worker(ws: Workspace):
     sample = submit(ws, request(ws, steps=100))
-    command = [sys.executable, "-m", "tests.support.worker_main", str(ws.home)]
-    worker = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    worker = WorkerProcess(ws)
     until(lambda: progress(ws, sample)["step"] > 0, 60)
-    children = psutil.Process(worker.pid).children()
+    children = psutil.Process(worker.process.pid).children()
     assert len(children) == 1
     worker.kill()
-    worker.wait()
     until(lambda: not children[0].is_running() or children[0].status() == psutil.STATUS_ZOMBIE, 10)
     assert job_of(ws, sample).state is JobState.LEASED
     assert [file.name for file in wait(ws, sample)] == ["000.png"]  # the next worker begins it anew
