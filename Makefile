@@ -12,6 +12,9 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST  := $(BIN)/python -m pytest
 JOBS    ?= 2
 
+# Some machines forbid Python to keep what it compiled: each of many processes would compile our modules anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help venv dev demo app test check lint types unit fmt golden docs docs-check screenshots smoke bench browser postgres programs clean
 
@@ -59,8 +62,8 @@ types: dev  ## pyright
 
 unit: dev browser postgres programs
 	# Two workers on two cores: a second thread in each only waits for the other's.
-	# Files are dealt out in the order of tests/conftest.py, the longest first.
-	OMP_NUM_THREADS=1 $(PYTEST) tests --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations 30
+	# Files are dealt out in the groups and the order of tests/conftest.py, the longest first.
+	OMP_NUM_THREADS=1 $(PYTEST) tests --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder --durations 30
 
 fmt: dev  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

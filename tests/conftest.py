@@ -31,8 +31,14 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items):
-    """Whole walks first: at the end one of them would keep one process busy and leave the others idle."""
+    """Whole walks first: at the end one of them would keep one process busy and leave the others idle.
+
+    A file is dealt out as a whole, for its fixtures; those of a group (`xdist_group`) go together.
+    """
     items.sort(key=lambda item: not {"e2e", "faults"} & set(item.path.parts))
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_collection_finish():

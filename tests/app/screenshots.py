@@ -5,28 +5,22 @@ Starts the real server on a workspace of its own and drives the system's Chromiu
 
 import argparse
 import contextlib
-import os
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from registry.records import Adapter, Base, Dataset, FileState, Image, Job, JobKind, Run, RunState
 from studio.control_facts import CONTROLNET
 from studio.workspace import Workspace
 from tests.app.filled import fill
-from tests.support.browser import find_browser, launch_arguments
+from tests.support.browser import browser
+from tests.support.serving import pages_alone
 
 WIDTHS = {"wide": (1280, 900), "narrow": (390, 844)}
 THEMES = ("light", "dark")
-START_SECONDS = 30
 TALL = "document.querySelector('[data-testid=stMainBlockContainer]')?.scrollHeight || 0"
 LOADED = """() => {
   const images = (root) => [...root.querySelectorAll("*")].flatMap((element) =>
@@ -79,17 +73,15 @@ def main() -> int:
     parser.add_argument("--themes", default=",".join(THEMES))
     parser.add_argument("--widths", default=",".join(WIDTHS))
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_browser(), args=launch_arguments())
+    with tempfile.TemporaryDirectory() as scratch, browser() as chromium:
         for state in ("empty", "filled"):
             workspace = Workspace.open(Path(scratch) / state)
             if state == "filled":
                 fill(workspace)
-            with served(workspace.home) as address:
+            with pages_alone(workspace.home) as address:
                 for name, path in pages(workspace, state).items():
                     if chosen.only in name:
-                        shoot(browser, address, path, chosen, name)
-        browser.close()
+                        shoot(chromium, address, path, chosen, name)
     return 0
 
 
@@ -202,46 +194,6 @@ def grow(page: Page, wide: int, high: int) -> None:
             page.wait_for_function(LOADED, timeout=4_000)
         if int(page.evaluate(TALL)) == tall:
             break
-
-
-@contextlib.contextmanager
-def served(home: Path) -> Iterator[str]:
-    """The server in a process of its own; yields its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "tests.app.pages_only", str(home), str(port)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            wait_until_healthy(f"http://127.0.0.1:{port}", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            process.kill()
-
-
-def wait_until_healthy(address: str, process: "subprocess.Popen[str]") -> float:
-    """Seconds until the server answers.
-
-    Raises:
-        RuntimeError: it ended, or does not answer in time.
-    """
-    started = time.monotonic()
-    while time.monotonic() - started < START_SECONDS:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended: {process.stderr.read() if process.stderr else ''}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/_stcore/health", timeout=1):
-            return time.monotonic() - started
-        time.sleep(0.1)
-    raise RuntimeError("the server does not answer")
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return trial.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from studio.app.guard import LOOPBACK, Guard
 from studio.app.password import Door, check_password, hash_password
 from studio.app.routes import ROUTES, picture_url
 from studio.workspace import Workspace
-from tests.app.screenshots import free_port, wait_until_healthy
+from tests.support.serving import free_port, wait_until_healthy
 
 ESCAPES = (
     "..",

@@ -1,26 +1,22 @@
 """The whole job in a real browser: pictures, captions, training, the adapter, samples, export."""
 
 import io
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from registry.formats.load import load_adapter
 from registry.records import Adapter, Dataset, Image, Run, Sample
 from studio.pocket.pictures import demo_set
 from studio.workspace import Workspace
-from tests.app.screenshots import free_port, wait_until_healthy
-from tests.support.browser import find_browser, launch_arguments
+from tests.support.browser import page_at
 from trainers.recipe import preset_by_name
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("app")]
 
 PICTURES = 12
 STEPS = 12
@@ -38,38 +34,9 @@ MINUTES = 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    return Workspace.open(tmp_path_factory.mktemp("walk") / "workspace")
-
-
-@pytest.fixture(scope="module")
-def address(workspace: Workspace) -> Iterator[str]:
-    """`studio app`, as a person starts it."""
-    port = free_port()
-    command = [sys.executable, "-m", "studio.cli", "--home", str(workspace.home), "app", "--port", str(port)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        [*command, "--no-browser"], env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            wait_until_healthy(f"http://127.0.0.1:{port}", process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-@pytest.fixture(scope="module")
 def page(address: str) -> Iterator[Page]:
-    browser_path = find_browser()
-    assert browser_path, "no Chromium: run `make browser`"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=launch_arguments())
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(30_000)
-        page.goto(address)
+    with page_at(address) as page:
         yield page
-        browser.close()
 
 
 def press(page: Page, name: str) -> None:

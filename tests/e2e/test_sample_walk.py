@@ -1,61 +1,34 @@
 """The Sample page in a real browser: adapters, a picture to start from, the brush, settings put back."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from registry.records import Adapter, Sample
 from studio.workspace import Workspace
-from tests.app.screenshots import free_port, wait_until_healthy
-from tests.support.browser import find_browser, launch_arguments
+from tests.support.browser import page_at
 from tests.support.sampling import add_adapter
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("app")]
 
 SIDE = 64  # pixels of the pocket base's pictures
 SECONDS = 1000  # milliseconds
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    workspace = Workspace.open(tmp_path_factory.mktemp("walk") / "workspace")
+@pytest.fixture(scope="module", autouse=True)
+def _adapters(workspace: Workspace) -> None:
     for seed, name in enumerate(("first", "second")):
         add_adapter(workspace, name, seed=seed)
-    return workspace
 
 
 @pytest.fixture(scope="module")
-def page(workspace: Workspace) -> Iterator[Page]:
-    """The Sample page of `studio app`, as a person starts it."""
-    port = free_port()
-    command = [sys.executable, "-m", "studio.cli", "--home", str(workspace.home), "app", "--port", str(port)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    browser_path = find_browser()
-    assert browser_path, "no Chromium: run `make browser`"
-    with (
-        subprocess.Popen(
-            [*command, "--no-browser"], env=environment, stderr=subprocess.PIPE, text=True
-        ) as process,
-        sync_playwright() as playwright,
-    ):
-        try:
-            wait_until_healthy(f"http://127.0.0.1:{port}", process)
-            browser = playwright.chromium.launch(executable_path=browser_path, args=launch_arguments())
-            page = browser.new_page(viewport={"width": 1280, "height": 1000})
-            page.set_default_timeout(30 * SECONDS)
-            page.goto(f"http://127.0.0.1:{port}/sample")
-            yield page
-            browser.close()
-        finally:
-            process.terminate()
-            process.wait(60)
+def page(address: str) -> Iterator[Page]:
+    with page_at(f"{address}/sample", height=1000) as page:
+        yield page
 
 
 def test_the_sample_page(workspace: Workspace, page: Page):
@@ -75,7 +48,7 @@ def with_two_adapters(workspace: Workspace, page: Page) -> Sample:
     prompt.blur()
     page.get_by_text("More", exact=True).last.click()
     slide(page, "How many steps (inference steps)", "Home", 7)  # 1 + 7
-    sample = make(workspace, page, 1)
+    sample = make(workspace, page)
     assert sample.request["steps"] == 8
     ids = {workspace.catalog.get(Adapter, name).id for name in ("first", "second")}
     assert {use.adapter_id for use in sample.adapters} == ids
@@ -86,7 +59,7 @@ def from_a_picture(workspace: Workspace, page: Page, drawn: Sample) -> Sample:
     page.get_by_role("button", name="Start from this").first.click()
     expect(page.get_by_text("A picture made here")).to_be_visible()
     slide(page, "How much may change (denoising strength)", "Home", 50)
-    sample = make(workspace, page, 2)
+    sample = make(workspace, page)
     assert sample.request["strength"] == 0.5
     assert (workspace.home / sample.request["image"]).read_bytes() == file_of(workspace, drawn).read_bytes()
     difference = np.abs(pixels(file_of(workspace, sample)) - pixels(file_of(workspace, drawn)))
@@ -110,7 +83,7 @@ def a_part_with_the_brush(workspace: Workspace, page: Page, start: Sample) -> Sa
     stroke(page, (0.8, 0.2), (0.8, 0.4))
     page.get_by_role("button", name="Erase", exact=True).click()
     stroke(page, (0.8, 0.1), (0.8, 0.5), (0.75, 0.3), (0.85, 0.3))
-    sample = make(workspace, page, 3)
+    sample = make(workspace, page)
     mask = pixels(workspace.home / sample.request["mask"]).mean(axis=2)
     assert mask.shape == (SIDE, SIDE)
     assert mask[12, 14] == 255
@@ -133,23 +106,24 @@ def settings_come_back(workspace: Workspace, page: Page, painted: Sample) -> Non
     expect(field).to_be_visible()
     field.locator("input[type=file]").set_input_files(file_of(workspace, painted))
     both = page.get_by_text("The picture of that sample")  # what it started from, and the mask
-    expect(both).to_have_count(2, timeout=20 * SECONDS)
+    expect(both).to_have_count(2)
     prompt = page.get_by_role("textbox", name="What to draw (prompt)", exact=True)
     expect(prompt).to_have_value("a red circle")
     expect(page.get_by_text("Strength", exact=True)).to_have_count(2)
     page.keyboard.press("Escape")
-    again = make(workspace, page, 4)
+    again = make(workspace, page)
     assert file_of(workspace, again).read_bytes() != b""
     assert np.array_equal(pixels(file_of(workspace, again)), pixels(file_of(workspace, painted)))
     moved = {name: painted.request[name].replace(painted.id, again.id) for name in ("image", "mask")}
     assert again.request == painted.request | moved
 
 
-def make(workspace: Workspace, page: Page, count: int) -> Sample:
+def make(workspace: Workspace, page: Page) -> Sample:
     """Press the button and wait for the picture."""
-    page.get_by_role("button", name="Make pictures").click()
     made = page.get_by_role("button", name="Use the settings of this picture")
-    expect(made).to_have_count(count, timeout=60 * SECONDS)
+    before = made.count()
+    page.get_by_role("button", name="Make pictures").click()
+    expect(made).to_have_count(before + 1, timeout=60 * SECONDS)
     return workspace.catalog.list(Sample, limit=1)[0]
 
 

@@ -1,13 +1,20 @@
 """The browser of the tests. `python -m tests.support.browser` installs one when none is found."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.support.debian import install, may_install
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+PATIENCE = 30_000  # milliseconds for what a busy machine shows late; the usual 5 s were too few
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -28,6 +35,32 @@ def launch_arguments() -> list[str]:
     switches = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     switches += ["--disable-component-update", "--disable-sync"]
     return [*switches, "--no-sandbox"] if os.geteuid() == 0 else switches
+
+
+@contextlib.contextmanager
+def browser() -> "Iterator[Browser]":
+    """A Chromium without a window."""
+    from playwright.sync_api import sync_playwright
+
+    path = find_browser()
+    assert path, "no Chromium: run `make browser`"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=launch_arguments())
+        yield chromium
+        chromium.close()
+
+
+@contextlib.contextmanager
+def page_at(address: str, *, width: int = 1280, height: int = 900) -> "Iterator[Page]":
+    """An open page; what it is to show is waited for up to `PATIENCE`."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=PATIENCE)
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": width, "height": height})
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        yield page
 
 
 def install_browser() -> None:

@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.debian import install, may_install, must_be_there
+from tests.support.serving import free_port
 
 USER = "studio"
 _STARTS_WITHIN = 60  # seconds
@@ -39,7 +39,7 @@ def running_server(programs: Path) -> Iterator[str]:
         folder = Path(name)
         if who:
             os.chown(folder, int(who["user"]), int(who["group"]))
-        data, port = folder / "data", _free_port()
+        data, port = folder / "data", free_port()
         initdb = [programs / "initdb", "-D", data, "-U", USER, "--auth=trust", "--encoding=UTF8", "--no-sync"]
         subprocess.run([*initdb, "--locale=C.UTF-8"], check=True, capture_output=True, cwd=folder, **who)
         command = [programs / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder]
@@ -69,12 +69,6 @@ def _unprivileged() -> dict[str, Any]:
     names = {user.pw_name: user for user in pwd.getpwall()}
     chosen = names.get("postgres") or names["nobody"]
     return {"user": chosen.pw_uid, "group": chosen.pw_gid, "extra_groups": []}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(server: "subprocess.Popen[Any]", port: int, log: Path) -> None:

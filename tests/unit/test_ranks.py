@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.app.screenshots import free_port
 from tests.support.runs import ROOT, environment, start_trainer, write_run
+from tests.support.serving import free_port
 from trainers.loop import share_gradients
 
 
