@@ -190,6 +190,9 @@ def sample(
         float, typer.Option(min=1, max=20, help="Guidance by the negative prompt for FLUX.1.")
     ] = 1.0,
     memory: Annotated[str, typer.Option(help="auto, fast, slicing, model, group or sequential.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Weights of the base: auto, whole, int8 or nf4 (rounded, for less memory).")
+    ] = "auto",
     format: Annotated[str, typer.Option(help="Of the files: png, jpeg or webp.")] = "png",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of jpeg and webp.")] = 92,
 ) -> None:
@@ -261,6 +264,7 @@ def sample(
         guidance_rescale=guidance_rescale,
         true_cfg=true_cfg,
         memory=memory,
+        precision=precision,
         format=format,
         quality=quality,
     )

@@ -104,7 +104,9 @@ class AdaptedLayer(_Adapted):
 
     def _with_others(self, x: Tensor, result: Tensor, others: list[Acting]) -> Tensor:
         bias = self.bias
-        plain = result if bias is None else result - bias.view(-1, *[1] * (self.weight.ndim - 2))
+        plain = result
+        if bias is not None:
+            plain = result - (bias.view(-1, 1, 1) if isinstance(self.base_layer, nn.Conv2d) else bias)
         for acting in others:
             strength = acting.strength
             if strength != 0:

@@ -11,6 +11,7 @@ from registry.errors import BadInput
 from registry.formats.families import TEXT_ROOT
 from registry.formats.internal import component_of
 from studio.sampling.layers import STEADY, Acting, Acts, AdaptedLayer, AdaptedNorm, Level
+from studio.sampling.stored import StoredLayer
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
@@ -32,13 +33,14 @@ class Spot:
         adapted = isinstance(layer, AdaptedLayer | AdaptedNorm)
         self.base: Any = layer.base_layer if adapted else layer
         self.acts: Acts = layer.acts if adapted else Acts()
-        weight = self.base.weight
-        self.is_norm = weight.ndim == 1
+        # To ask a rounded layer for its weight makes it whole, which takes time and memory.
+        weight = self.base if isinstance(self.base, StoredLayer) else self.base.weight
+        self.is_norm = len(weight.shape) == 1
         # Weights kept in 8 or 4 bits are nothing to compute in, and may have lost their shape.
-        self.stored_whole: bool = weight.is_floating_point() and weight.element_size() > 1
-        self.dtype: torch.dtype = weight.dtype if self.stored_whole else dtype
+        whole = weight.dtype.is_floating_point and weight.dtype.itemsize > 1
+        self.dtype: torch.dtype = weight.dtype if whole else dtype
         self.shape: tuple[int, ...] = tuple(weight.shape)
-        if not self.stored_whole and isinstance(self.base, nn.Linear):
+        if not whole and isinstance(self.base, nn.Linear):
             self.shape = (self.base.out_features, self.base.in_features)
 
     @property
