@@ -96,13 +96,11 @@ def bytes_of(family: "Family") -> dict[str, int]:
 
 def sizes_of(family: "Family") -> Sizes:
     """Bytes of each part of a base that is whole, and what they would be."""
-    whole = bytes_of(family)
-    rounded = {kept: bytes_saved(family, kept) for kept in ROUNDED}
-    sizes: dict[Precision, dict[str, int]] = {
-        kept: {name: size - saved.get(name, 0) for name, size in whole.items()}
-        for kept, saved in rounded.items()
-    }
-    return {"whole": whole, **sizes}
+    sizes: dict[Precision, Mapping[str, int]] = {"whole": bytes_of(family)}
+    for kept in ROUNDED:
+        saved = bytes_saved(family, kept)
+        sizes[kept] = {name: size - saved.get(name, 0) for name, size in sizes["whole"].items()}
+    return sizes
 
 
 def free_bytes(device: torch.device) -> int:
