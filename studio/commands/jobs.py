@@ -193,6 +193,10 @@ def sample(
     precision: Annotated[
         str, typer.Option(help="Weights of the base: auto, whole, int8 or nf4 (rounded, for less memory).")
     ] = "auto",
+    speed: Annotated[
+        str,
+        typer.Option(help="How the denoiser computes: plain, channels_last or compiled (a minute first)."),
+    ] = "plain",
     format: Annotated[str, typer.Option(help="Of the files: png, jpeg or webp.")] = "png",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of jpeg and webp.")] = 92,
 ) -> None:
@@ -265,6 +269,7 @@ def sample(
         true_cfg=true_cfg,
         memory=memory,
         precision=precision,
+        speed=speed,
         format=format,
         quality=quality,
     )

@@ -22,6 +22,7 @@ from studio.sampling.control.nets import Nets
 from studio.sampling.drawing import Drawing, Order, Ready
 from studio.sampling.progress import Progress
 from studio.sampling.prompts.request_texts import RequestTexts, batches
+from studio.sampling.quicker import Speed
 from studio.sampling.request import SIDE, SampleRequest
 from studio.sampling.shelf import Loaded, Shelf
 from studio.sampling.stack import AdapterUseInStack, LoadReport
@@ -41,10 +42,12 @@ class How:
     Args:
         scheduler: Class of the base's own.
         precision: How the base's weights were kept.
+        speed: How its denoiser computed.
     """
 
     scheduler: str
     precision: Precision
+    speed: Speed
 
 
 @dataclass(frozen=True)
@@ -148,12 +151,14 @@ class Engine:
         torch.set_num_threads(1 if loaded.bytes < SMALL_BASE else self._threads)
         _check_size(family, request)
         canvas = canvas_of(task, math.lcm(family.side_multiple, SIDE))
+        slower = loaded.quicken(request.speed)
         reports = loaded.stack.use([self._use(adapter) for adapter in task.adapters])
         if tiled:
             family.part("vae").enable_tiling()
         refiner = None
         if task.refiner is not None:
             second = self._shelf.get(task.refiner, memory=request.memory, precision=request.precision)
+            second.quicken(request.speed)
             refiner = self._ready(second, task)
         order = Order(
             request,
@@ -164,12 +169,13 @@ class Engine:
             say=say,
             cancelled=cancelled,
         )
-        how = How(str(loaded.scheduler_config["_class_name"]), loaded.precision)
+        how = How(str(loaded.scheduler_config["_class_name"]), loaded.precision, loaded.speed)
         left = [index for index in range(request.count) if index not in done]
         for indices in batches(left, batch, request.texts):
             for index, picture in zip(indices, Drawing(order, indices).pictures(), strict=True):
                 keep(index, picture, how)
-        return Drawn(reports, _rounded(request, loaded) + _warnings(order, reports))
+        settled = [slower] if slower else []
+        return Drawn(reports, settled + _rounded(request, loaded) + _warnings(order, reports))
 
     def _ready(self, loaded: Loaded, task: SampleTask) -> Ready:
         """A base with the prompts."""

@@ -10,7 +10,9 @@ is switched lies in `Acts`, outside of the module: setting an attribute of a mod
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -91,9 +93,21 @@ class _Adapted(nn.Module):
 class AdaptedLayer(_Adapted):
     """A linear layer or convolution."""
 
+    def __init__(self, base: nn.Module, acts: Acts) -> None:
+        super().__init__(base, acts)
+        self.key = torch.tensor(next(_keys))  # as a tensor, so that blocks alike are compiled once
+        _layers[int(self.key)] = self
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base's own output when no adapter acts."""
         result: Tensor = self.base_layer(x, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            adapt(result, x, self.key)
+            return result
+        return self.adapted(x, result)
+
+    def adapted(self, x: Tensor, result: Tensor) -> Tensor:
+        """The base's output `result` with what adapters add for `x`; may be `result` itself, changed."""
         acts = self.acts
         if acts.others:
             result = self._with_others(x, result, acts.others)
@@ -113,6 +127,21 @@ class AdaptedLayer(_Adapted):
                 added = acting.change(x, plain)
                 result = result + (added if strength == 1 else added * strength)
         return result
+
+
+_keys = count()
+_layers: WeakValueDictionary[int, AdaptedLayer] = WeakValueDictionary()
+
+
+@torch.library.custom_op("studio::adapt", mutates_args={"result"})
+def adapt(result: Tensor, x: Tensor, key: Tensor) -> None:
+    """What adapters do, as one step that a compiler does not look into.
+
+    Their number, ranks, methods and strengths are no part of what was compiled, so nothing is compiled anew.
+    """
+    added = _layers[int(key)].adapted(x, result)
+    if added is not result:
+        result.copy_(added)
 
 
 class AdaptedNorm(_Adapted):

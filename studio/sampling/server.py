@@ -150,12 +150,12 @@ class _Writer:
             picture.save(temporary, format="png")
 
     def keep(self, index: int, picture: "Pixels.Image", how: "How") -> None:
-        """Write one finished picture with its metadata, which names what `auto` stood for."""
+        """Write one finished picture with its metadata, which says how it was made in the end."""
         name = picture_name(index, self._task.request.format)
         write_picture(
             picture,
             self._folder / name,
-            self._task.request.model_copy(update={"precision": how.precision}),
+            self._task.request.model_copy(update={"precision": how.precision, "speed": how.speed}),
             index=index,
             base_name=self._task.base.name,
             base_hash=self._task.base.weight_hash,

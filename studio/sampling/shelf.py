@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import torch
 
 from studio.sampling.memory import (
+    QUICK,
     RESIDENT,
     Mode,
     Sizes,
@@ -20,6 +21,7 @@ from studio.sampling.memory import (
     sizes_of,
 )
 from studio.sampling.preview import LatentPreview
+from studio.sampling.quicker import Speed, quicken
 from studio.sampling.stack import AdapterStack
 from studio.sampling.stored import Precision, compress
 from studio.sampling.task import TaskBase
@@ -43,6 +45,7 @@ class Loaded:
         mode: Where they lie.
         precision: How their weights are kept.
         preview: Draws the latents.
+        speed: How the denoiser computes.
     """
 
     family: Family
@@ -53,6 +56,16 @@ class Loaded:
     mode: Mode
     precision: Precision
     preview: LatentPreview | None = None
+    speed: Speed = "plain"
+
+    def quicken(self, speed: Speed) -> str:
+        """Have the denoiser compute so; returns one line when that cannot be."""
+        if speed == self.speed:
+            return ""
+        if self.mode in QUICK:
+            self.speed, said = quicken(self.family, self.stack, speed)
+            return said
+        return f"{speed} has no effect while the base's weights come and go (memory {self.mode})."
 
 
 class Shelf:

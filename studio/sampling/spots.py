@@ -1,6 +1,6 @@
 """The places of a base where an adapter can act, by the names that adapter files are read into."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,15 @@ class Spots:
             for spot in spots.values():
                 spot.unwrap()
         self._models.clear()
+
+    def wrap_within(self, blocks: Sequence[nn.Module]) -> None:
+        """Let adapters act on all linear layers and convolutions in these blocks of the denoiser."""
+        if not blocks:
+            return
+        inside = {id(module) for block in blocks for module in block.modules()}
+        for spot in self._of(self._family.denoiser_name).values():
+            if id(spot.base) in inside and not spot.is_norm:
+                spot.wrap()
 
     def _of(self, component: str) -> dict[str, Spot]:
         moving = component == self._family.denoiser_name

@@ -14,7 +14,7 @@ from studio.sampling.schedulers import SCHEDULERS, scheduler_names
 KEPT: Any = "session"
 NAMES = (
     "steps", "cfg", "scheduler", "guidance_rescale", "true_cfg", "refiner", "refiner_at", "clip_skip",
-    "partial", "memory", "precision", "format", "quality",
+    "partial", "memory", "precision", "speed", "format", "quality",
 )  # as the request names them  # fmt: skip
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
 MEMORY = {
@@ -30,6 +30,11 @@ PRECISION = {
     "whole": "Whole",
     "int8": "Rounded to 8 bits (int8)",
     "nf4": "Rounded to 4 bits (nf4)",
+}
+SPEED = {
+    "plain": "As usual",
+    "channels_last": "Channels last (bases with a UNet)",
+    "compiled": "Compiled first",
 }
 GUIDED_TWICE = "flux1"  # the family that has no guidance by a negative prompt of its own
 MOST_SKIPPED = 11  # layers that the smallest real CLIP can spare
@@ -130,7 +135,13 @@ def _rest() -> dict[str, Any]:
         key="s-precision", persist_state=KEPT,
         help="Rounded weights take half or a quarter of the memory and draw slightly other pictures",
     )  # fmt: skip
-    return {"clip_skip": skip, "partial": partial, "memory": memory, "precision": precision}
+    speed = st.selectbox(
+        "How it computes (speed)", list(SPEED), format_func=SPEED.__getitem__, key="s-speed",
+        persist_state=KEPT,
+        help="Others than usual may be quicker on a GPU; compiling takes a minute, once for each base",
+    )  # fmt: skip
+    kept = {"memory": memory, "precision": precision, "speed": speed}
+    return {"clip_skip": skip, "partial": partial, **kept}
 
 
 def _files() -> dict[str, Any]:
