@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Addition = Callable[[Tensor, Tensor], Tensor]  # (x, W x without bias) -> what is added
-# A (r, in) or (r, in, kh, kw); B (out, r); s, fp32, (r,) or (r, 1, 1) for convolutions
+# A (r, in) or (r, in, kh, kw); B (out, r), both in the layer's dtype or in 16 bits that it holds exactly;
+# s, fp32, (r,) or (r, 1, 1) for convolutions
 Pair = tuple[Tensor, Tensor, Tensor]
 
 
@@ -163,7 +164,7 @@ class AdaptedNorm(_Adapted):
 
 def _add_projected(x: Tensor, result: Tensor, pair: Pair, _layer: Any) -> Tensor:
     """Linear layers. In place where that is safe: a copy of the output costs as much as both products."""
-    down, up, scale = pair
+    down, up, scale = pair[0].to(x.dtype), pair[1].to(x.dtype), pair[2]
     low = F.linear(x, down).mul_(scale)  # in fp32, whatever x is in
     if low.dtype == result.dtype == up.dtype and result.is_contiguous() and not result.requires_grad:
         result.view(-1, result.shape[-1]).addmm_(low.view(-1, low.shape[-1]), up.t())
@@ -173,6 +174,6 @@ def _add_projected(x: Tensor, result: Tensor, pair: Pair, _layer: Any) -> Tensor
 
 def _add_convolved(x: Tensor, result: Tensor, pair: Pair, layer: Any) -> Tensor:
     """Convolutions: the first factor has the kernel, the second is 1 x 1."""
-    down, up, scale = pair
+    down, up, scale = pair[0].to(x.dtype), pair[1].to(x.dtype), pair[2]
     low = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation).mul_(scale)
     return result + F.conv2d(low, up[:, :, None, None])

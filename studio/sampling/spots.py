@@ -42,11 +42,7 @@ class Spot:
         self.shape: tuple[int, ...] = tuple(weight.shape)
         if not whole and isinstance(self.base, nn.Linear):
             self.shape = (self.base.out_features, self.base.in_features)
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """(in,) or (in, kh, kw)."""
-        return self.shape[1:]
+        self.inputs = self.shape[1:]  # (in,) or (in, kh, kw)
 
     def wrap(self) -> None:
         """Put the layer that adapters can act on in its place."""

@@ -218,7 +218,7 @@ class AdapterStack:
         shown: dict[torch.dtype, list[tuple[int, Blob]]] = {dtype: [] for dtype in self._packs}
         for number, (kept, use, level) in enumerate(self._acting):
             for blob in kept.blobs:
-                shown.setdefault(blob.data.dtype, []).append((number, blob))
+                shown.setdefault(blob.dtype, []).append((number, blob))
             ready = kept.ready or []
             moving = np.array([spot.moving for _, spot, _ in ready], np.bool_)
             weights = self._strengths(use, [module for module, _, _ in ready], moving).tolist()
@@ -291,7 +291,7 @@ class AdapterStack:
             if spot is None or spot.is_norm:
                 unmatched.append(module)
                 continue
-            spot.check(name, module, len(part.up), part.down.numel() // len(part.down))
+            spot.check(name, module, part.up.shape[0], part.down.numel() // part.down.shape[0])
             loras.setdefault(spot.dtype, []).append((module, spot, part))
         for module, factors in loaded.others.items():
             spot = self._spots.find(module)
