@@ -107,11 +107,9 @@ def test_blocks_of_denoiser_and_t5_are_rounded_and_all_else_is_not(family: str, 
 @pytest.mark.parametrize(
     ("family", "precision", "method"),
     [
-        ("sd15", "int8", "lora"),
-        ("sd15", "nf4", "dora"),
         ("sd15", "int8", "oft"),
+        ("sd15", "nf4", "dora"),
         ("flux1", "nf4", "rslora"),
-        ("sd35", "int8", "lokr whole"),
     ],
 )
 def test_adapters_act_on_rounded_weights_as_on_the_same_weights_whole(
@@ -135,7 +133,7 @@ def test_adapters_act_on_rounded_weights_as_on_the_same_weights_whole(
     assert not torch.allclose(plain, adapted, atol=1e-3)
 
 
-@pytest.mark.parametrize("mode", ["model", "sequential", "group"])
+@pytest.mark.parametrize("mode", ["model", "sequential"])
 def test_every_way_to_lie_in_memory_goes_with_rounded_weights(folders: dict[str, Path], mode: str):
     folder = folders["sd15"]
     plain = floats(task("sd15", folder, steps=2, precision="int8"))
