@@ -11,12 +11,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
 from registry.errors import BadInput, NotFound, StudioError, WorkspaceBusy
-from studio.api import sdapi, v1
+from studio.api import sdapi, sdapi_control, v1
 
 MAX_BODY = 128 * 2**20  # bytes; a request with its pictures is held in memory
 MAX_PARTS = 500_000  # values of a body: each costs 30 bytes of memory or more, and parsing stops all else
 STATUS = {NotFound: 404, BadInput: 400, WorkspaceBusy: 409}
-TITLES = {v1.PREFIX: "LoRA Studio", sdapi.PREFIX: "LoRA Studio, for clients of A1111"}
+TITLES = {
+    v1.PREFIX: "LoRA Studio",
+    sdapi.PREFIX: "LoRA Studio, for clients of A1111",
+    sdapi_control.PREFIX: "LoRA Studio, ControlNet for clients of A1111",
+}
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,8 +29,14 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 def mounts() -> list[Mount]:
     """Where the interface is; each describes itself under openapi.json."""
-    routers = ((v1.PREFIX, v1.router), (sdapi.PREFIX, sdapi.router))
-    return [Mount(prefix, _Bounded(_application(TITLES[prefix], router))) for prefix, router in routers]
+    routers = {
+        v1.PREFIX: v1.router,
+        sdapi.PREFIX: sdapi.router,
+        sdapi_control.PREFIX: sdapi_control.router,
+    }
+    return [
+        Mount(prefix, _Bounded(_application(TITLES[prefix], router))) for prefix, router in routers.items()
+    ]
 
 
 def _application(title: str, router: APIRouter) -> FastAPI:

@@ -22,6 +22,7 @@ from studio.api.sdapi_models import Img2Img, Pictures, PngInfo, Txt2Img
 from studio.api.sdapi_request import (
     CHECKPOINT,
     CLIP_STOP,
+    CONTROLNET,
     UPSCALERS,
     base_titled,
     clip_stop,
@@ -180,8 +181,8 @@ def set_options(chosen: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
 
 @router.get("/scripts")
 def scripts() -> dict[str, list[str]]:
-    """There are none."""
-    return {"txt2img": [], "img2img": []}
+    """ControlNet, by which clients tell that it is there."""
+    return {"txt2img": [CONTROLNET], "img2img": [CONTROLNET]}
 
 
 @router.get("/upscalers")

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image, ImageOps
-
 from registry.errors import BadInput
 from registry.formats.header import shown
 from registry.records import Base
-from studio.api.pictures import open_picture
 from studio.api.queue import base_named
+from studio.api.sdapi_control import controls_of
 from studio.api.sdapi_models import REFUSED, Img2Img, Txt2Img
+from studio.api.sdapi_pictures import file_of
 from studio.sampling.metadata.said import entries, items, whole
 from studio.sampling.request import SampleRequest
 from studio.sampling.schedulers import DEFAULT, SCHEDULERS, scheduler_from_a1111
@@ -23,6 +22,7 @@ FORMATS = {"jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}  # samples_format
 JUST_RESIZE, CROP = 0, 1  # resize_mode
 UPSCALERS = ("None", "Lanczos")
 MOST_SKIPPED = 24  # as a request allows
+CONTROLNET = "controlnet"  # the one script that is built in
 CHECKPOINT, CLIP_STOP = "sd_model_checkpoint", "CLIP_stop_at_last_layers"
 
 
@@ -58,6 +58,9 @@ def to_request(ws: Workspace, body: Txt2Img, folder: Path, options: Mapping[str,
         values["hires"] = _hires(body)
     if isinstance(body, Img2Img):
         values |= _from_picture(body, folder)
+    for name, arguments in _scripts(body).items():
+        if name.casefold() == CONTROLNET:
+            values["controls"] = values.get("controls", []) + controls_of(ws, body, arguments, folder)
     return SampleRequest.model_validate(values)
 
 
@@ -102,14 +105,21 @@ def _refuse(body: Txt2Img) -> None:
     vae: Any = (body.override_settings or {}).get("sd_vae")
     if vae and vae not in ("Automatic", "None"):
         raise BadInput("override_settings.sd_vae", "is not built in here", "leave it out")
-    scripts = more.get("alwayson_scripts") or {}
+    for name, arguments in _scripts(body).items():
+        used = any(one and entries(one).get("enabled", True) for one in items(arguments) or [arguments])
+        if used and name.casefold() != CONTROLNET:
+            raise BadInput(f"script {shown(name)}", "is not built in here", "leave it out")
+
+
+def _scripts(body: Txt2Img) -> dict[str, Any]:
+    """Arguments of the scripts that are always on, by name."""
+    scripts: Any = (body.model_extra or {}).get("alwayson_scripts") or {}
     if not isinstance(scripts, dict):
         raise BadInput("alwayson_scripts", "is no object", "send {} or leave it out")
-    for name, script in cast("dict[str, Any]", scripts).items():
-        arguments = entries(script).get("args") if isinstance(script, dict) else script
-        if any(one and entries(one).get("enabled", True) for one in items(arguments) or [arguments]):
-            wrong = "is not built in here"
-            raise BadInput(f"script {shown(name)}", wrong, "leave it out; ControlNet is in /api/v1/generate")
+    return {
+        name: entries(script).get("args") if isinstance(script, dict) else script
+        for name, script in cast("dict[str, Any]", scripts).items()
+    }
 
 
 def _seed(value: int) -> int:
@@ -153,34 +163,16 @@ def _from_picture(body: Img2Img, folder: Path) -> dict[str, Any]:
     stretch = size if body.resize_mode == JUST_RESIZE else None
     strength = 0.75 if body.denoising_strength is None else body.denoising_strength
     values: dict[str, Any] = {
-        "image": _file(body.init_images[0], folder, "init_images.0", stretch),
+        "image": file_of(body.init_images[0], folder, "init_images.0", stretch),
         "strength": strength,
     }
     if not body.mask:
         return values
     blur = body.mask_blur if body.mask_blur is not None else max(body.mask_blur_x, body.mask_blur_y)
     return values | {
-        "mask": _file(body.mask, folder, "mask", stretch, invert=bool(body.inpainting_mask_invert)),
+        "mask": file_of(body.mask, folder, "mask", stretch, invert=bool(body.inpainting_mask_invert)),
         "mask_blur": blur,
         "mask_content": FILLS[body.inpainting_fill],
         "only_masked": body.inpaint_full_res,
         "mask_padding": body.inpaint_full_res_padding,
     }
-
-
-def _file(text: str, folder: Path, what: str, size: tuple[int, int] | None, *, invert: bool = False) -> str:
-    """The picture as a file, stretched and inverted as asked; a plain one is kept as it came."""
-    picture = open_picture(text, what)
-    path = folder / what
-    try:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode in {"CMYK", "YCbCr", "LAB"}:  # which PNG cannot hold
-            picture = picture.convert("RGB")
-        if invert:
-            picture = ImageOps.invert(picture.convert("L"))
-        if size and picture.size != size:
-            picture = picture.resize(size, Image.Resampling.LANCZOS)
-        picture.save(path, format="PNG")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise BadInput(what, "cannot be read as a picture", "send a PNG, JPEG or WebP file") from None
-    return str(path)

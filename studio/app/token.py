@@ -6,7 +6,7 @@ import hmac
 
 from starlette.responses import JSONResponse, Response
 
-API = ("/api/", "/sdapi/")
+API = ("/api/", "/sdapi/", "/controlnet/")
 
 
 def is_api(path: str) -> bool:

@@ -190,6 +190,13 @@ def sample(
         float, typer.Option(min=1, max=20, help="Guidance by the negative prompt for FLUX.1.")
     ] = 1.0,
     memory: Annotated[str, typer.Option(help="auto, fast, slicing, model, group or sequential.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Weights of the base: auto, whole, int8 or nf4 (rounded, for less memory).")
+    ] = "auto",
+    speed: Annotated[
+        str,
+        typer.Option(help="How the denoiser computes: plain, channels_last or compiled (a minute first)."),
+    ] = "plain",
     format: Annotated[str, typer.Option(help="Of the files: png, jpeg or webp.")] = "png",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of jpeg and webp.")] = 92,
 ) -> None:
@@ -261,6 +268,8 @@ def sample(
         guidance_rescale=guidance_rescale,
         true_cfg=true_cfg,
         memory=memory,
+        precision=precision,
+        speed=speed,
         format=format,
         quality=quality,
     )

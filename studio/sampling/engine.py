@@ -22,15 +22,32 @@ from studio.sampling.control.nets import Nets
 from studio.sampling.drawing import Drawing, Order, Ready
 from studio.sampling.progress import Progress
 from studio.sampling.prompts.request_texts import RequestTexts, batches
+from studio.sampling.quicker import Speed
 from studio.sampling.request import SIDE, SampleRequest
 from studio.sampling.shelf import Loaded, Shelf
 from studio.sampling.stack import AdapterUseInStack, LoadReport
+from studio.sampling.stored import Precision
 from studio.sampling.task import SampleTask, TaskAdapter
 from trainers.families.base import Family
 from trainers.kernels import settle_kernels
 
 GPU_BATCH = 4
 SMALL_BASE = 100 * 2**20  # bytes; below it a second CPU thread costs more than it brings
+
+
+@dataclass(frozen=True)
+class How:
+    """What a request left open and a picture has to say.
+
+    Args:
+        scheduler: Class of the base's own.
+        precision: How the base's weights were kept.
+        speed: How its denoiser computed.
+    """
+
+    scheduler: str
+    precision: Precision
+    speed: Speed
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class Engine:
         self,
         task: SampleTask,
         *,
-        keep: Callable[[int, Pixels.Image, str], None],
+        keep: Callable[[int, Pixels.Image, How], None],
         say: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
         keep_map: Callable[[int, Pixels.Image], None] = lambda _index, _map: None,
@@ -70,7 +87,7 @@ class Engine:
 
         Args:
             task: The request with its files, all paths absolute.
-            keep: Takes each finished picture: index, pixels, class of the base's own scheduler.
+            keep: Takes each finished picture: index, pixels, how it was drawn.
             say: Takes progress, after every step.
             cancelled: Asked before every step.
             keep_map: Takes the map of each control: index, pixels.
@@ -82,9 +99,9 @@ class Engine:
         """
         drawn: set[int] = set()
 
-        def keep_once(index: int, picture: Pixels.Image, base_scheduler: str) -> None:
+        def keep_once(index: int, picture: Pixels.Image, how: How) -> None:
             drawn.add(index)
-            keep(index, picture, base_scheduler)
+            keep(index, picture, how)
 
         batch = GPU_BATCH if self.device.type == "cuda" else 1
         try:
@@ -117,7 +134,7 @@ class Engine:
         self,
         task: SampleTask,
         batch: int,
-        keep: Callable[[int, Pixels.Image, str], None],
+        keep: Callable[[int, Pixels.Image, How], None],
         keep_map: Callable[[int, Pixels.Image], None],
         say: Callable[[Progress], None],
         cancelled: Callable[[], bool],
@@ -127,17 +144,22 @@ class Engine:
     ) -> Drawn:
         request = task.request
         say(Progress("loading", steps=request.steps, pictures=request.count))
-        loaded = self._shelf.get(task.base, memory=request.memory, pixels=largest(request))
+        loaded = self._shelf.get(
+            task.base, memory=request.memory, precision=request.precision, pixels=largest(request)
+        )
         family = loaded.family
         torch.set_num_threads(1 if loaded.bytes < SMALL_BASE else self._threads)
         _check_size(family, request)
         canvas = canvas_of(task, math.lcm(family.side_multiple, SIDE))
+        slower = loaded.quicken(request.speed)
         reports = loaded.stack.use([self._use(adapter) for adapter in task.adapters])
         if tiled:
             family.part("vae").enable_tiling()
         refiner = None
         if task.refiner is not None:
-            refiner = self._ready(self._shelf.get(task.refiner, memory=request.memory), task)
+            second = self._shelf.get(task.refiner, memory=request.memory, precision=request.precision)
+            second.quicken(request.speed)
+            refiner = self._ready(second, task)
         order = Order(
             request,
             self._ready(loaded, task),
@@ -147,12 +169,13 @@ class Engine:
             say=say,
             cancelled=cancelled,
         )
-        own_scheduler = str(loaded.scheduler_config["_class_name"])
+        how = How(str(loaded.scheduler_config["_class_name"]), loaded.precision, loaded.speed)
         left = [index for index in range(request.count) if index not in done]
         for indices in batches(left, batch, request.texts):
             for index, picture in zip(indices, Drawing(order, indices).pictures(), strict=True):
-                keep(index, picture, own_scheduler)
-        return Drawn(reports, _warnings(order, reports))
+                keep(index, picture, how)
+        settled = [slower] if slower else []
+        return Drawn(reports, settled + _rounded(request, loaded) + _warnings(order, reports))
 
     def _ready(self, loaded: Loaded, task: SampleTask) -> Ready:
         """A base with the prompts."""
@@ -183,6 +206,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     return "DefaultCPUAllocator" in str(error) or "out of memory" in str(error).lower()
+
+
+def _rounded(request: SampleRequest, loaded: Loaded) -> list[str]:
+    """That weights were rounded, when nobody asked for it."""
+    if request.precision != "auto" or loaded.precision == "whole":
+        return []
+    short = "The base's weights were rounded"
+    return [f"{short} ({loaded.precision}), for whole ones would take longer: ask for precision whole."]
 
 
 def _warnings(order: Order, reports: list[LoadReport]) -> list[str]:

@@ -10,14 +10,17 @@ is switched lies in `Acts`, outside of the module: setting an attribute of a mod
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Addition = Callable[[Tensor, Tensor], Tensor]  # (x, W x without bias) -> what is added
-# A (r, in) or (r, in, kh, kw); B (out, r); s, fp32, (r,) or (r, 1, 1) for convolutions
+# A (r, in) or (r, in, kh, kw); B (out, r), both in the layer's dtype or in 16 bits that it holds exactly;
+# s, fp32, (r,) or (r, 1, 1) for convolutions
 Pair = tuple[Tensor, Tensor, Tensor]
 
 
@@ -91,9 +94,21 @@ class _Adapted(nn.Module):
 class AdaptedLayer(_Adapted):
     """A linear layer or convolution."""
 
+    def __init__(self, base: nn.Module, acts: Acts) -> None:
+        super().__init__(base, acts)
+        self.key = torch.tensor(next(_keys))  # as a tensor, so that blocks alike are compiled once
+        _layers[int(self.key)] = self
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base's own output when no adapter acts."""
         result: Tensor = self.base_layer(x, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            adapt(result, x, self.key)
+            return result
+        return self.adapted(x, result)
+
+    def adapted(self, x: Tensor, result: Tensor) -> Tensor:
+        """The base's output `result` with what adapters add for `x`; may be `result` itself, changed."""
         acts = self.acts
         if acts.others:
             result = self._with_others(x, result, acts.others)
@@ -104,13 +119,30 @@ class AdaptedLayer(_Adapted):
 
     def _with_others(self, x: Tensor, result: Tensor, others: list[Acting]) -> Tensor:
         bias = self.bias
-        plain = result if bias is None else result - bias.view(-1, *[1] * (self.weight.ndim - 2))
+        plain = result
+        if bias is not None:
+            plain = result - (bias.view(-1, 1, 1) if isinstance(self.base_layer, nn.Conv2d) else bias)
         for acting in others:
             strength = acting.strength
             if strength != 0:
                 added = acting.change(x, plain)
                 result = result + (added if strength == 1 else added * strength)
         return result
+
+
+_keys = count()
+_layers: WeakValueDictionary[int, AdaptedLayer] = WeakValueDictionary()
+
+
+@torch.library.custom_op("studio::adapt", mutates_args={"result"})
+def adapt(result: Tensor, x: Tensor, key: Tensor) -> None:
+    """What adapters do, as one step that a compiler does not look into.
+
+    Their number, ranks, methods and strengths are no part of what was compiled, so nothing is compiled anew.
+    """
+    added = _layers[int(key)].adapted(x, result)
+    if added is not result:
+        result.copy_(added)
 
 
 class AdaptedNorm(_Adapted):
@@ -132,7 +164,7 @@ class AdaptedNorm(_Adapted):
 
 def _add_projected(x: Tensor, result: Tensor, pair: Pair, _layer: Any) -> Tensor:
     """Linear layers. In place where that is safe: a copy of the output costs as much as both products."""
-    down, up, scale = pair
+    down, up, scale = pair[0].to(x.dtype), pair[1].to(x.dtype), pair[2]
     low = F.linear(x, down).mul_(scale)  # in fp32, whatever x is in
     if low.dtype == result.dtype == up.dtype and result.is_contiguous() and not result.requires_grad:
         result.view(-1, result.shape[-1]).addmm_(low.view(-1, low.shape[-1]), up.t())
@@ -142,6 +174,6 @@ def _add_projected(x: Tensor, result: Tensor, pair: Pair, _layer: Any) -> Tensor
 
 def _add_convolved(x: Tensor, result: Tensor, pair: Pair, layer: Any) -> Tensor:
     """Convolutions: the first factor has the kernel, the second is 1 x 1."""
-    down, up, scale = pair
+    down, up, scale = pair[0].to(x.dtype), pair[1].to(x.dtype), pair[2]
     low = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation).mul_(scale)
     return result + F.conv2d(low, up[:, :, None, None])

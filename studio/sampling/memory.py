@@ -1,19 +1,24 @@
 """How a base lies in memory: all on the device, in small pieces, or waiting in the main memory for its turn.
 
-`choose` decides by a stated fit and imports nothing heavy to do so; `arrange` does it, with the hooks of
-accelerate and diffusers. Quick to slow: fast, slicing, model, group, sequential.
+`choose` and `settle` decide by a stated fit and import nothing heavy to do so; `arrange` does it, with the
+hooks of accelerate and diffusers. Quick to slow: fast, slicing, model, group, sequential.
 """
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+
+from studio.sampling.stored import ROUNDED, Precision, bytes_saved
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
 
 Mode = Literal["fast", "slicing", "model", "sequential", "group"]
+Sizes = Mapping[Precision, Mapping[str, int]]  # bytes of each part, by how its weights are kept
 RESIDENT = ("fast", "slicing")  # all parts stay on the device
+QUICK = (*RESIDENT, "model")  # nothing comes and goes within a step
 # Peak of the VAE's decoder in fp32: some tensors of 128 to 256 channels at full size.
 DECODE_BYTES = 3500  # for each pixel
 TILE_PIXELS = 512 * 512  # a tiled decoder never has more at once
@@ -46,6 +51,35 @@ def choose(
     return "group" if BLOCK_SHARE * largest + pieces <= free else "sequential"
 
 
+def settle(
+    memory: str, precision: str, sizes: Sizes, needed: tuple[int, int], free: int, *, on_cpu: bool = False
+) -> tuple[Mode, Precision]:
+    """How a base lies, and how its weights are kept.
+
+    Weights are rounded when the request says so; else only when `memory` is left open as well, nothing quick
+    fits whole, and something quick fits rounded: then as finely as that allows.
+
+    Args:
+        memory: "auto" or a mode.
+        precision: "auto" or how the weights are kept.
+        sizes: Bytes of each part, for each way to keep the weights.
+        needed: As `choose` takes it.
+        free: Likewise.
+        on_cpu: Likewise.
+    """
+    if precision in sizes:
+        kept: Precision = precision  # pyright: ignore[reportAssignmentType]  one of its keys
+        return choose(memory, sizes[kept], needed, free, on_cpu=on_cpu), kept
+    mode = choose(memory, sizes["whole"], needed, free, on_cpu=on_cpu)
+    if memory != "auto" or mode in QUICK:
+        return mode, "whole"
+    for kept in ROUNDED:
+        quick = choose(memory, sizes[kept], needed, free)
+        if quick in QUICK:
+            return quick, kept
+    return mode, "whole"
+
+
 def needed_bytes(pixels: int) -> tuple[int, int]:
     """Bytes to draw and decode a picture of so many pixels: in one piece, and in small pieces."""
     step = STEP_BYTES * pixels
@@ -53,11 +87,20 @@ def needed_bytes(pixels: int) -> tuple[int, int]:
 
 
 def bytes_of(family: "Family") -> dict[str, int]:
-    """Bytes of each part with weights; loads what is not loaded."""
+    """Bytes of each part with weights, as it is; loads what is not loaded."""
     return {
-        name: sum(p.numel() * p.element_size() for p in part.parameters())
+        name: sum(p.numel() * p.element_size() for p in chain(part.parameters(), part.buffers()))
         for name, part in _parts(family).items()
     }
+
+
+def sizes_of(family: "Family") -> Sizes:
+    """Bytes of each part of a base that is whole, and what they would be."""
+    sizes: dict[Precision, Mapping[str, int]] = {"whole": bytes_of(family)}
+    for kept in ROUNDED:
+        saved = bytes_saved(family, kept)
+        sizes[kept] = {name: size - saved.get(name, 0) for name, size in sizes["whole"].items()}
+    return sizes
 
 
 def free_bytes(device: torch.device) -> int:

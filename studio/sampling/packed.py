@@ -1,6 +1,6 @@
 """LoRA factors where they can be switched in milliseconds: packed in memory, copied beside each other.
 
-An adapter rests in one piece of host memory (`Blob`; pinned for a GPU), already in the dtype of its layers.
+An adapter rests in one piece of host memory (`Blob`), for a GPU pinned and in the dtype of its layers.
 To act on a GPU, the blobs of all active adapters are copied into one arena so that in each layer their
 factors lie rank beside rank: any number of adapters is one pair of products. Strengths are one small vector
 for all layers, so changing them copies some ten thousand numbers and nothing else.
@@ -9,8 +9,10 @@ Where factors lie depends on the active adapters alone, never on what was active
 gives the same bits whatever was drawn before it.
 """
 
+import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -26,6 +28,7 @@ from studio.sampling.layers import Pair
 from studio.sampling.spots import Spot
 
 LAYOUTS = 16  # remembered; one of SDXL has some 5,000 small objects
+LARGE = 2**20  # bytes; less is not worth a call of its own
 TENSOR_CORE = 8  # ranks that are multiples of it are the fast ones on a GPU
 
 
@@ -47,6 +50,9 @@ class LoraPart:
 class Blob:
     """All factors of one adapter for layers of one dtype: A and B of each layer in turn.
 
+    For the CPU they rest in the 16 bits that most files have, and layers widen them as they read them, which
+    is exact: memory that was never touched before is most of what loading takes, and this is half of it.
+
     Args:
         parts: (name of the module in the adapter, its place, its factors).
         dtype: Of the layers.
@@ -59,13 +65,14 @@ class Blob:
         step = TENSOR_CORE if device.type == "cuda" else 1
         self.modules = [module for module, _, _ in parts]
         self.spots = [spot for _, spot, _ in parts]
-        self.ranks = np.array([-(-len(part.down) // step) * step for _, _, part in parts])
+        self.ranks = np.array([-(-part.down.shape[0] // step) * step for _, _, part in parts])
         self.scales = np.array([part.scale for _, _, part in parts])
         self.moving = np.array([spot.moving for spot in self.spots])
         self.sizes: list[int] = []
         for spot, rank in zip(self.spots, self.ranks.tolist(), strict=True):
             self.sizes += (rank * prod(spot.inputs), rank * spot.shape[0])
-        self.data = torch.empty(sum(self.sizes), dtype=dtype)
+        self.dtype = dtype
+        self.data = _taken(sum(self.sizes), _resting(parts, dtype, device))
         self.alone: _Layout | None = None  # where layers read it when it acts by itself on the CPU
         self._fill([part for _, _, part in parts])
 
@@ -80,7 +87,7 @@ class Blob:
         return self.data.numel() * self.data.element_size()
 
     def is_finite(self) -> bool:
-        """Whether all values are numbers, also after they became the layers' dtype."""
+        """Whether all values are numbers, also in the layers' dtype."""
         low, high = torch.aminmax(self.data)
         return bool(low.isfinite() & high.isfinite())
 
@@ -108,13 +115,35 @@ class Blob:
     def _fill(self, parts: list[LoraPart]) -> None:
         downs, ups = self.halves(self.data)
         for number, part in enumerate(parts):
-            own = len(part.down)
-            if own < len(downs[number]):  # ranks of zeros add nothing
+            own = part.down.shape[0]
+            if own < downs[number].shape[0]:  # ranks of zeros add nothing
                 downs[number][own:].zero_()
                 ups[number][:, own:].zero_()
                 downs[number], ups[number] = downs[number][:own], ups[number][:, :own]
         _copy_all(downs, [part.down for part in parts])
         _copy_all(ups, [part.up for part in parts])
+
+
+def _taken(count: int, dtype: torch.dtype) -> Tensor:
+    """Memory for so many values, from the system in one go: page by page, as it is touched, takes longer.
+
+    Linux alone offers it; elsewhere, and where it is refused, torch takes the memory as it does.
+    """
+    at_once, size = getattr(mmap, "MAP_POPULATE", 0), count * dtype.itemsize
+    if at_once and size >= LARGE:
+        with suppress(OSError):
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | at_once
+            return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=dtype)
+    return torch.empty(count, dtype=dtype)
+
+
+def _resting(
+    parts: Sequence[tuple[str, Spot, LoraPart]], dtype: torch.dtype, device: torch.device
+) -> torch.dtype:
+    """What the factors are kept in: as in the file where that is 16 bits and the CPU computes in 32."""
+    held = {half.dtype for _, _, part in parts for half in (part.down, part.up)}
+    short = held in ({torch.float16}, {torch.bfloat16})
+    return held.pop() if short and device.type == "cpu" and dtype == torch.float32 else dtype
 
 
 @dataclass
@@ -248,7 +277,11 @@ def _beside(blobs: Sequence[Blob], arena: Tensor) -> _Layout:
     pieces = arena[: sum(sizes)].split(sizes)
     scales = torch.zeros(sum(total), dtype=torch.float32, device=arena.device)
     pairs = [
-        (down.view(rank, *spot.inputs), up.view(-1, rank), scale.view(-1, *[1] * (len(spot.inputs) - 1)))
+        (
+            down.view(rank, *spot.inputs),
+            up.view(-1, rank),
+            scale if len(spot.inputs) == 1 else scale.view(-1, 1, 1),
+        )
         for spot, rank, down, up, scale in zip(
             spots, total, pieces[::2], pieces[1::2], scales.split(total), strict=True
         )

@@ -30,7 +30,7 @@ from trainers.spared import spare
 if TYPE_CHECKING:
     from PIL import Image as Pixels
 
-    from studio.sampling.engine import Engine
+    from studio.sampling.engine import Engine, How
     from studio.sampling.progress import Progress
 
 PROGRESS_EVERY = 0.1  # seconds
@@ -149,17 +149,17 @@ class _Writer:
         with atomic_path(self._folder / map_name(index)) as temporary:
             picture.save(temporary, format="png")
 
-    def keep(self, index: int, picture: "Pixels.Image", base_scheduler: str) -> None:
-        """Write one finished picture with its metadata."""
+    def keep(self, index: int, picture: "Pixels.Image", how: "How") -> None:
+        """Write one finished picture with its metadata, which says how it was made in the end."""
         name = picture_name(index, self._task.request.format)
         write_picture(
             picture,
             self._folder / name,
-            self._task.request,
+            self._task.request.model_copy(update={"precision": how.precision, "speed": how.speed}),
             index=index,
             base_name=self._task.base.name,
             base_hash=self._task.base.weight_hash,
-            base_scheduler=base_scheduler,
+            base_scheduler=how.scheduler,
             adapters=self._task.adapters,
         )
         self.files.append(name)

@@ -8,17 +8,22 @@ from typing import Any, Literal, cast
 import torch
 
 from studio.sampling.memory import (
+    QUICK,
     RESIDENT,
     Mode,
+    Sizes,
     arrange,
     bytes_of,
-    choose,
     free_bytes,
     in_pieces,
     needed_bytes,
+    settle,
+    sizes_of,
 )
 from studio.sampling.preview import LatentPreview
+from studio.sampling.quicker import Speed, quicken
 from studio.sampling.stack import AdapterStack
+from studio.sampling.stored import Precision, compress
 from studio.sampling.task import TaskBase
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Family
@@ -29,14 +34,38 @@ GPU_SHARE = 0.8
 
 @dataclass
 class Loaded:
-    """A base in memory, with its adapters."""
+    """A base in memory, with its adapters.
+
+    Args:
+        family: The base.
+        stack: Its adapters.
+        scheduler_config: Of its own sampler.
+        sizes: What its parts take, however they are kept.
+        bytes: What they take as they are.
+        mode: Where they lie.
+        precision: How their weights are kept.
+        preview: Draws the latents.
+        speed: How the denoiser computes.
+    """
 
     family: Family
     stack: AdapterStack
     scheduler_config: dict[str, Any]
+    sizes: Sizes
     bytes: int
     mode: Mode
+    precision: Precision
     preview: LatentPreview | None = None
+    speed: Speed = "plain"
+
+    def quicken(self, speed: Speed) -> str:
+        """Have the denoiser compute so; returns one line when that cannot be."""
+        if speed == self.speed:
+            return ""
+        if self.mode in QUICK:
+            self.speed, said = quicken(self.family, self.stack, speed)
+            return said
+        return f"{speed} has no effect while the base's weights come and go (memory {self.mode})."
 
 
 class Shelf:
@@ -52,12 +81,15 @@ class Shelf:
         self._budget = budget or _budget(device)
         self.bases: OrderedDict[str, Loaded] = OrderedDict()
 
-    def get(self, base: TaskBase, *, memory: str = "auto", pixels: int = 0) -> Loaded:
+    def get(
+        self, base: TaskBase, *, memory: str = "auto", precision: str = "auto", pixels: int = 0
+    ) -> Loaded:
         """A base, loaded if need be.
 
         Args:
             base: Which.
             memory: The request's `memory`.
+            precision: The request's `precision`.
             pixels: Of the largest picture that is decoded at once; what is computed needs room, too.
 
         Raises:
@@ -67,9 +99,9 @@ class Shelf:
         if key in self.bases:
             self.bases.move_to_end(key)
             loaded = self.bases[key]
-            if self._rearranged(loaded, memory, pixels):
+            if self._kept_so(loaded, memory, precision, pixels) and self._rearranged(loaded, memory, pixels):
                 return loaded
-            del self.bases[key], loaded  # where its parts wait is settled when it is loaded
+            del self.bases[key], loaded  # what its parts are and where they wait is settled when it is loaded
             self.collect()
         kind = cast(Literal["folder", "file", "hub"], base.kind)
         files = BaseFiles(base.location, kind, base.config, base.revision)
@@ -77,15 +109,26 @@ class Shelf:
             files, dtype=_dtype(self._device, base.family), device=self._device
         )
         family.home = torch.device("cpu")  # until it is known where everything goes
-        size = sum(bytes_of(family).values())
+        sizes = sizes_of(family)
+        size = sum(sizes["whole"].values())
         while self.bases and size + sum(item.bytes for item in self.bases.values()) > self._budget:
             self.bases.popitem(last=False)
             self.collect()
         there = size if self._device.type == "cpu" else 0
-        mode = self._mode(family, memory, pixels, there)
+        mode, kept = self._settle(sizes, memory, precision, pixels, there)
+        compress(family, kept)
+        size = sum(bytes_of(family).values())
         arrange(family, mode)
-        config = family.scheduler_config()
-        loaded = Loaded(family, AdapterStack(family), config, size, mode, LatentPreview(family))
+        loaded = Loaded(
+            family,
+            AdapterStack(family),
+            family.scheduler_config(),
+            sizes,
+            size,
+            mode,
+            kept,
+            LatentPreview(family),
+        )
         self.bases[key] = loaded
         return loaded
 
@@ -113,7 +156,7 @@ class Shelf:
         """Whether a loaded base can go on: parts that wait elsewhere do so until another way is asked for."""
         if loaded.mode not in RESIDENT:
             return memory in ("auto", loaded.mode)
-        mode = self._mode(loaded.family, memory, pixels, loaded.bytes)
+        mode, _ = self._settle(loaded.sizes, memory, loaded.precision, pixels, loaded.bytes)
         if memory == "auto" and mode not in RESIDENT:
             mode = "slicing"  # it is there already: what it takes to draw decides
         if mode not in RESIDENT:
@@ -123,10 +166,20 @@ class Shelf:
             loaded.mode = mode
         return True
 
-    def _mode(self, family: Family, memory: str, pixels: int, there: int) -> Mode:
-        """How the base is to lie in memory; `there`: bytes of it that are loaded already."""
+    def _kept_so(self, loaded: Loaded, memory: str, precision: str, pixels: int) -> bool:
+        """Whether a loaded base has its weights as they are wanted: rounded ones never become whole again."""
+        if precision != "auto" or loaded.precision == "whole":
+            return precision in ("auto", loaded.precision)
+        there = loaded.bytes if loaded.mode in RESIDENT else 0
+        return self._settle(loaded.sizes, memory, precision, pixels, there)[1] == loaded.precision
+
+    def _settle(
+        self, sizes: Sizes, memory: str, precision: str, pixels: int, there: int
+    ) -> tuple[Mode, Precision]:
+        """How a base is to lie in memory, and what its weights are; `there`: bytes of it that are loaded."""
         free = free_bytes(self._device) + there
-        return choose(memory, bytes_of(family), needed_bytes(pixels), free, on_cpu=self._device.type == "cpu")
+        on_cpu = self._device.type == "cpu"
+        return settle(memory, precision, sizes, needed_bytes(pixels), free, on_cpu=on_cpu)
 
 
 def _key(base: TaskBase) -> str:

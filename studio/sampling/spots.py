@@ -1,6 +1,6 @@
 """The places of a base where an adapter can act, by the names that adapter files are read into."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from registry.errors import BadInput
 from registry.formats.families import TEXT_ROOT
 from registry.formats.internal import component_of
 from studio.sampling.layers import STEADY, Acting, Acts, AdaptedLayer, AdaptedNorm, Level
+from studio.sampling.stored import StoredLayer
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
@@ -32,19 +33,16 @@ class Spot:
         adapted = isinstance(layer, AdaptedLayer | AdaptedNorm)
         self.base: Any = layer.base_layer if adapted else layer
         self.acts: Acts = layer.acts if adapted else Acts()
-        weight = self.base.weight
-        self.is_norm = weight.ndim == 1
+        # To ask a rounded layer for its weight makes it whole, which takes time and memory.
+        weight = self.base if isinstance(self.base, StoredLayer) else self.base.weight
+        self.is_norm = len(weight.shape) == 1
         # Weights kept in 8 or 4 bits are nothing to compute in, and may have lost their shape.
-        self.stored_whole: bool = weight.is_floating_point() and weight.element_size() > 1
-        self.dtype: torch.dtype = weight.dtype if self.stored_whole else dtype
+        whole = weight.dtype.is_floating_point and weight.dtype.itemsize > 1
+        self.dtype: torch.dtype = weight.dtype if whole else dtype
         self.shape: tuple[int, ...] = tuple(weight.shape)
-        if not self.stored_whole and isinstance(self.base, nn.Linear):
+        if not whole and isinstance(self.base, nn.Linear):
             self.shape = (self.base.out_features, self.base.in_features)
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """(in,) or (in, kh, kw)."""
-        return self.shape[1:]
+        self.inputs = self.shape[1:]  # (in,) or (in, kh, kw)
 
     def wrap(self) -> None:
         """Put the layer that adapters can act on in its place."""
@@ -112,6 +110,15 @@ class Spots:
             for spot in spots.values():
                 spot.unwrap()
         self._models.clear()
+
+    def wrap_within(self, blocks: Sequence[nn.Module]) -> None:
+        """Let adapters act on all linear layers and convolutions in these blocks of the denoiser."""
+        if not blocks:
+            return
+        inside = {id(module) for block in blocks for module in block.modules()}
+        for spot in self._of(self._family.denoiser_name).values():
+            if id(spot.base) in inside and not spot.is_norm:
+                spot.wrap()
 
     def _of(self, component: str) -> dict[str, Spot]:
         moving = component == self._family.denoiser_name

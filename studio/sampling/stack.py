@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from registry.errors import BadInput
 from registry.formats.factors import Factors, shape_of
@@ -140,6 +141,7 @@ class AdapterStack:
         self._acting: list[tuple[_Kept, AdapterUseInStack, Level]] = []
         self._factors: list[float] = []  # where the schedules are
         self._touched: list[Spot] = []  # layers that other methods than LoRA act on
+        self._ready: list[nn.Module] = []  # see `stand_ready`
         self._known: tuple[str, ...] = ()  # adapters whose words the tokenizers know now
 
     @property
@@ -198,6 +200,13 @@ class AdapterStack:
         self._acting, self._touched = [], []
         self._kept.clear()
         self._spots.clear()
+        self._spots.wrap_within(self._ready)
+
+    @_plain_tensors
+    def stand_ready(self, blocks: Sequence[nn.Module]) -> None:
+        """Prepare all layers in these blocks for adapters: who compiles them finds them as they stay."""
+        self._ready = list(blocks)
+        self._spots.wrap_within(self._ready)
 
     # -- acting
 
@@ -209,7 +218,7 @@ class AdapterStack:
         shown: dict[torch.dtype, list[tuple[int, Blob]]] = {dtype: [] for dtype in self._packs}
         for number, (kept, use, level) in enumerate(self._acting):
             for blob in kept.blobs:
-                shown.setdefault(blob.data.dtype, []).append((number, blob))
+                shown.setdefault(blob.dtype, []).append((number, blob))
             ready = kept.ready or []
             moving = np.array([spot.moving for _, spot, _ in ready], np.bool_)
             weights = self._strengths(use, [module for module, _, _ in ready], moving).tolist()
@@ -282,7 +291,7 @@ class AdapterStack:
             if spot is None or spot.is_norm:
                 unmatched.append(module)
                 continue
-            spot.check(name, module, len(part.up), part.down.numel() // len(part.down))
+            spot.check(name, module, part.up.shape[0], part.down.numel() // part.down.shape[0])
             loras.setdefault(spot.dtype, []).append((module, spot, part))
         for module, factors in loaded.others.items():
             spot = self._spots.find(module)

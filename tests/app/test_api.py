@@ -306,7 +306,7 @@ def test_progress_is_that_of_the_first_in_turn(client: TestClient, filled: Works
     [
         ("txt2img", {"restore_faces": True}, "restore_faces: is not built in here"),
         ("txt2img", {"styles": ["x"]}, "styles: is not built in here"),
-        ("txt2img", {"alwayson_scripts": {"ControlNet": {"args": [{"model": "x"}]}}}, "script 'ControlNet'"),
+        ("txt2img", {"alwayson_scripts": {"ADetailer": {"args": [{"model": "x"}]}}}, "script 'ADetailer'"),
         ("txt2img", {"sampler_name": "Eular"}, "sampler 'Eular': is unknown"),
         ("txt2img", {"width": 4}, "width: "),
         ("txt2img", {"batch_size": 9, "n_iter": 9}, "count: "),

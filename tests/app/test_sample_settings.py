@@ -32,7 +32,8 @@ def test_a_dropped_picture_fills_in_its_settings(filled: Workspace, open_page: O
     base = filled.catalog.get(Base, "pocket")
     told = SampleRequest(
         base=base.id, adapters=(choice,), partial=True, prompt="a blue ring", seed=41, steps=9, clip_skip=2,
-        width=64, height=64, memory="slicing", format="webp", quality=70,
+        width=64, height=64, memory="slicing", precision="int8", speed="compiled",
+        format="webp", quality=70,
     )  # fmt: skip
     used = TaskAdapter(
         id=adapter.id, name=adapter.name, path="", tensor_sha256=adapter.tensor_sha256, file_sha256="",
@@ -51,7 +52,8 @@ def test_a_dropped_picture_fills_in_its_settings(filled: Workspace, open_page: O
     assert not any("neon" in error.value for error in at.error)
     made = filled.catalog.list(Sample, limit=1)[0]
     assert made.request["adapters"][0]["schedule"] == [[0.0, 0.0], [1.0, 1.0]]
-    assert {made.request[name] for name in ("memory", "format", "quality")} == {"slicing", "webp", 70}
+    kept = {made.request[name] for name in ("memory", "precision", "speed", "format", "quality")}
+    assert kept == {"slicing", "int8", "compiled", "webp", 70}
 
     at.file_uploader(key="s-like").set_value([("x.png", b"hello", "image/png")]).run()
     assert not at.exception

@@ -14,7 +14,7 @@ from studio.sampling.schedulers import SCHEDULERS, scheduler_names
 KEPT: Any = "session"
 NAMES = (
     "steps", "cfg", "scheduler", "guidance_rescale", "true_cfg", "refiner", "refiner_at", "clip_skip",
-    "partial", "memory", "format", "quality",
+    "partial", "memory", "precision", "speed", "format", "quality",
 )  # as the request names them  # fmt: skip
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WebP"}
 MEMORY = {
@@ -24,6 +24,17 @@ MEMORY = {
     "model": "A model at a time (offload)",
     "group": "A block at a time (group offload)",
     "sequential": "A layer at a time (sequential offload)",
+}
+PRECISION = {
+    "auto": "Whole, if that is quick",
+    "whole": "Whole",
+    "int8": "Rounded to 8 bits (int8)",
+    "nf4": "Rounded to 4 bits (nf4)",
+}
+SPEED = {
+    "plain": "As usual",
+    "channels_last": "Channels last (bases with a UNet)",
+    "compiled": "Compiled first",
 }
 GUIDED_TWICE = "flux1"  # the family that has no guidance by a negative prompt of its own
 MOST_SKIPPED = 11  # layers that the smallest real CLIP can spare
@@ -119,7 +130,18 @@ def _rest() -> dict[str, Any]:
         "What is kept on the GPU (memory)", list(MEMORY), format_func=MEMORY.__getitem__, key="s-memory",
         persist_state=KEPT, help="The further down, the less memory it takes, and the longer",
     )  # fmt: skip
-    return {"clip_skip": skip, "partial": partial, "memory": memory}
+    precision = st.selectbox(
+        "How fine the base's weights are (precision)", list(PRECISION), format_func=PRECISION.__getitem__,
+        key="s-precision", persist_state=KEPT,
+        help="Rounded weights take half or a quarter of the memory and draw slightly other pictures",
+    )  # fmt: skip
+    speed = st.selectbox(
+        "How it computes (speed)", list(SPEED), format_func=SPEED.__getitem__, key="s-speed",
+        persist_state=KEPT,
+        help="Others than usual may be quicker on a GPU; compiling takes a minute, once for each base",
+    )  # fmt: skip
+    kept = {"memory": memory, "precision": precision, "speed": speed}
+    return {"clip_skip": skip, "partial": partial, **kept}
 
 
 def _files() -> dict[str, Any]:

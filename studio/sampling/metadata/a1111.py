@@ -21,6 +21,7 @@ _OURS = ("fill", "original", "noise", "nothing")
 _PAIR = re.compile(r'(\w[\w \-/]{1,40}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _TAG = re.compile(r"<lora:([^:>]+):(-?[\d.]+)(?::(-?[\d.]+))?>")
 _NEGATIVE = "Negative prompt:"
+_PRECISION, ROUNDED = "Base precision", ("int8", "nf4")  # ours: weights that were not kept whole
 MAX_LINE = 20_000  # characters of pairs: a longer line is prompt
 
 
@@ -44,6 +45,7 @@ def a1111_parameters(
         "Model hash": base_hash[:10],
         "Model": base_name,
         **_of_modes(request),
+        _PRECISION: request.precision if request.precision in ROUNDED else "",
         "Clip skip": request.clip_skip if request.clip_skip > 1 else "",
         "Lora hashes": ", ".join(f"{file_stem(a.name)}: {a.tensor_sha256[:12]}" for a in adapters),
         "TI hashes": ", ".join(f"{file_stem(e.name)}: {e.sha256[:12]}" for e in request.embeddings),
@@ -143,6 +145,8 @@ def _more(pairs: dict[str, str]) -> dict[str, Any]:
             "upscaler": "latent" if latent else "lanczos",
             "strength": 0.7 if strength is None else strength,
         }
+    if (precision := pairs.get(_PRECISION)) in ROUNDED:
+        more["precision"] = precision
     subseed = whole(pairs.get("Variation seed", ""))
     if subseed is not None:
         strength = number(pairs.get("Variation seed strength", "")) or 0.0

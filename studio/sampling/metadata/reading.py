@@ -128,7 +128,8 @@ def _own(text: str) -> tuple[SampleRequest, dict[str, Any], tuple[AdapterMark, .
     """Our JSON, or None when it is not there or not ours any more."""
     try:
         value: Any = json.loads(text)
-        request = SampleRequest.model_validate(value["request"])
+        # Whole is what weights were before a request could say otherwise.
+        request = SampleRequest.model_validate({"precision": "whole"} | value["request"])
         adapters = tuple(
             AdapterMark(
                 name=str(item["name"]),

@@ -22,6 +22,7 @@ from studio.sampling.packed import Blob, Pack
 from studio.sampling.spots import Spots
 from studio.sampling.stack import AdapterStack, AdapterUseInStack, FollowSchedules
 from tests.support.adapters import make_form, write_run_file
+from tests.support.bases import save_base
 from tests.support.methods import draw, load
 from trainers.families import FAMILIES
 
@@ -326,3 +327,26 @@ def test_ranks_are_filled_up_with_zeros_for_a_gpu(tiny_sd15, tmp_path):
         pack.at([1.0 for _ in chosen])
         stack.use([use(files[n], 0.5) for n in chosen])
         torch.testing.assert_close(draw(model), draw(other), atol=1e-5, rtol=1e-4)
+
+
+def test_on_the_cpu_factors_rest_in_the_16_bits_of_their_file(tmp_path):
+    """Widened as they are read, which is exact: the same bits as from a file that has them wide."""
+    model = load("sd15", save_base("sd15", tmp_path / "base"))
+    layers = dict(model.denoiser.named_modules())
+    generator, tensors = torch.Generator().manual_seed(3), {}
+    for name in ("down_blocks.0.resnets.0.conv1", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"):
+        shape = layers[name].weight.shape
+        for half, sides in (("A", (3, *shape[1:])), ("B", (shape[0], 3, *[1] * (len(shape) - 2)))):
+            tensors[f"unet.{name}.lora_{half}.weight"] = torch.randn(sides, generator=generator).half()
+    drawn, taken = [], []
+    for dtype in (torch.float16, torch.float32):
+        path = tmp_path / f"{dtype}.safetensors"
+        save_torch({key: value.to(dtype) for key, value in tensors.items()}, path)
+        stack = AdapterStack(model)
+        stack.use([AdapterUseInStack("a", path, "a", 0.7, 0.7)])
+        drawn.append(draw(model))
+        taken.append(stack.nbytes)
+        stack.clear()
+    assert torch.equal(*drawn)
+    assert not torch.equal(drawn[0], draw(model))
+    assert 2 * taken[0] == taken[1]

@@ -1,0 +1,165 @@
+"""Weights of a base in 8 or 4 bits: they rest so, and each is made whole while its layer is asked.
+
+    int8   w = c s        c from -127 to 127, s = max |w| / 127 of each output
+    nf4    w = t[c] s     c one of 16 levels t, s = max |w| of each block of 64
+                          (Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, section 3 and appendix E)
+
+Only weights are rounded. What flows through a layer stays in the base's dtype: LLM.int8() rounds that as
+well, by way of fp16, which T5 and FLUX.1 overflow. Everything is plain torch, so the CPU draws by the same
+formulas, and whoever asks a layer for its weight gets it whole: adapters of every method act as they do
+elsewhere. Biases, norms, embeddings, the layers outside of the repeated blocks, CLIP and the VAE stay as they
+are: they are small, and much depends on them.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from trainers.families.base import Family
+
+Precision = Literal["whole", "int8", "nf4"]
+ROUNDED: tuple[Precision, ...] = ("int8", "nf4")  # from fine to coarse
+BLOCK = 64  # weights of nf4 that share a scale
+# Where a normal distribution, cut to 16 parts of the same share, has its middles; 0 is exact.
+LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+_REPEATED = re.compile(
+    r"(^|[._])blocks?\."
+)  # down_blocks.0, mid_block, transformer_blocks.3, encoder.block.5
+
+
+class StoredLayer(nn.Module):
+    """What both kinds share. `weight` is made anew whenever it is asked for.
+
+    Args:
+        layer: nn.Linear or nn.Conv2d, whose weight is taken from it.
+        precision: "int8" or "nf4".
+        device: Where the rounding is done; what comes of it lies where the layer lay.
+    """
+
+    def __init__(self, layer: Any, precision: Precision, device: torch.device) -> None:
+        nn.Module.__init__(self)
+        for name, value in vars(layer).items():  # in_features, stride, ...
+            self.__dict__.setdefault(name, value)
+        self.training = layer.training
+        self.precision: Precision = precision
+        self.shape, self.dtype = tuple(layer.weight.shape), layer.weight.dtype
+        self.register_parameter("bias", layer.bias)
+        codes, scales = _ROUND[precision](layer.weight.detach().to(device))
+        home = layer.weight.device
+        self.codes: Tensor
+        self.scales: Tensor
+        self.register_buffer("codes", codes.to(home))
+        self.register_buffer("scales", scales.to(home))
+        layer.weight = None
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in) or (out, in, kh, kw), in the base's dtype."""
+        return _WHOLE[self.precision](self.codes, self.scales, self.shape, self.dtype)
+
+
+class StoredLinear(StoredLayer, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """A linear layer."""
+
+
+class StoredConv2d(StoredLayer, nn.Conv2d):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """A convolution."""
+
+
+def compress(family: "Family", precision: Precision) -> None:
+    """Round the large parts of a freshly loaded base, layer by layer, so that little is there twice."""
+    if precision == "whole":
+        return
+    for part in _large_parts(family).values():
+        for holder, attribute, layer in list(_layers(part)):
+            kind = StoredConv2d if isinstance(layer, nn.Conv2d) else StoredLinear
+            setattr(holder, attribute, kind(layer, precision, family.device))
+
+
+def bytes_saved(family: "Family", precision: Precision) -> dict[str, int]:
+    """Of each part that `compress` would round, how many bytes less it would take."""
+    if precision == "whole":
+        return {}
+    return {
+        name: sum(_saved(layer.weight, precision) for _, _, layer in _layers(part))
+        for name, part in _large_parts(family).items()
+    }
+
+
+def _large_parts(family: "Family") -> dict[str, nn.Module]:
+    """The denoiser, and T5 where there is one."""
+    parts: dict[str, nn.Module] = {family.denoiser_name: family.denoiser}
+    if family.t5_encoder in family.text_encoder_names:
+        parts[family.t5_encoder] = family.part(family.t5_encoder)
+    return parts
+
+
+def _layers(part: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    """(who holds it, its name there, layer) of all that is worth rounding."""
+    for path, module in part.named_modules():
+        for name, layer in module.named_children():
+            where = f"{path}.{name}" if path else name
+            plain = type(layer) in (nn.Linear, nn.Conv2d) and not isinstance(module, StoredLayer)
+            if plain and _REPEATED.search(where):
+                yield module, name, layer
+
+
+def _saved(weight: Tensor, precision: Precision) -> int:
+    count, size = weight.numel(), weight.element_size()
+    if precision == "int8":
+        return count * (size - 1) - size * len(weight)
+    return count * size - -(-count // 2) - 2 * -(-count // BLOCK)
+
+
+# -- int8
+
+
+def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    rows = weight.float().flatten(1)
+    tiny = torch.finfo(weight.dtype).tiny
+    # Codes are found with the scale as it is kept: bf16 has eight bits for it.
+    scales = (rows.abs().amax(1, keepdim=True) / 127).clamp_min(tiny).to(weight.dtype)
+    codes = (rows / scales.float()).round_().clamp_(-127, 127)
+    return codes.to(torch.int8).view(weight.shape), scales.view(-1, *[1] * (weight.ndim - 1))
+
+
+def _from_int8(codes: Tensor, scales: Tensor, _shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return codes.to(dtype).mul_(scales)
+
+
+# -- nf4: two codes a byte, the first in its upper half; filled up to whole blocks
+
+
+def _nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    flat = weight.float().flatten()
+    blocks = nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    scales = blocks.abs().amax(1, keepdim=True).to(torch.float16)  # finer than what it scales
+    levels = torch.tensor(LEVELS, device=flat.device)
+    shares = blocks / scales.float().clamp_min(torch.finfo(torch.float16).tiny)
+    codes = torch.bucketize(shares, (levels[1:] + levels[:-1]) / 2, out_int32=True).view(-1, 2)
+    return (codes[:, 0] * 16 + codes[:, 1]).to(torch.uint8), scales
+
+
+def _from_nf4(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Both halves of a byte are looked up at once."""
+    pairs = torch.tensor(LEVELS, dtype=dtype, device=codes.device)
+    pairs = torch.stack((pairs.repeat_interleave(16), pairs.repeat(16)), dim=1)
+    blocks = nn.functional.embedding(codes.int(), pairs).view(-1, BLOCK).mul_(scales)
+    return blocks.view(-1)[: prod(shape)].view(shape)
+
+
+_ROUND: Mapping[Precision, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"int8": _int8, "nf4": _nf4}
+_WHOLE: Mapping[Precision, Callable[[Tensor, Tensor, tuple[int, ...], torch.dtype], Tensor]] = {
+    "int8": _from_int8,
+    "nf4": _from_nf4,
+}
