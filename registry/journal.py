@@ -105,6 +105,7 @@ def _sqlite(url: URL, read_only: bool, **options: Any) -> Engine:
     def begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
         if not connection.get_execution_options().get("writes", False):
             connection.exec_driver_sql("BEGIN")
+            answers.begun(connection)
             return
         answers.forget(connection)
         if not _wait_for_turn(connection):
