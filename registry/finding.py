@@ -29,7 +29,7 @@ MET = 2000  # rows that such a walk compares before it is given up
 DENSE = 10_000  # hits; of more, `GLANCE` are mostly among the next `NEAR` rows
 NEAR = 8000  # rows
 _NAMES = tuple(field.name for field in fields(Adapter))
-_RECORDS = select(*(getattr(AdapterRow, "metadata_" if name == "metadata" else name) for name in _NAMES))
+_RECORDS = select(*(AdapterRow.__table__.c[name] for name in _NAMES))  # the row's own names are compared anew
 
 
 def find(session: Session, query: AdapterQuery, sort: str, limit: int, after: str) -> Page:

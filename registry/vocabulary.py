@@ -1,8 +1,8 @@
 """Which part of a word is enough to find it by (SQLite).
 
-FTS5 looks for a word as a phrase of runs of three letters, and compares places for each run and row. When every
-word that has one of these runs holds the whole word that is looked for, that run alone finds the same adapters.
-`adapter_words` has all words of all texts, and they are few beside the texts.
+FTS5 looks for a word as a phrase of runs of three letters, and compares places for each run and row. When
+every word that has one of these runs holds the whole word that is looked for, that run alone finds the same
+adapters. `adapter_words` has all words of all texts, and they are few beside the texts.
 """
 
 import json
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from registry.fulltext import SEPARATORS, phrase
 
 RUN = 3  # letters
-MOST = 500  # words that are looked at; a run that is in more of them tells little
+MOST = 200  # words that are looked at; a run that is in more of them tells little
 _KNOWN = "SELECT doc, term FROM adapter_words_terms WHERE term IN (SELECT value FROM json_each(?))"
 _WITH = """SELECT word FROM adapter_words
     WHERE id IN (SELECT rowid FROM adapter_words_fts WHERE adapter_words_fts MATCH ?)"""
