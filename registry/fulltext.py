@@ -3,9 +3,9 @@
 - `adapters_fts`: FTS5 over runs of three letters (trigrams) of the folded texts, so a word is found wherever
   it stands. It has no content of its own; its rows are those of `adapters`, by rowid.
 - `adapters_terms`: the runs that occur. A word of one or two letters is any run that begins with it.
-- `adapter_words`: the words that occur, cut at `SEPARATORS`; `adapter_words_fts` finds them by their runs of
-  letters, `adapter_words_terms` counts how many have a run (`registry.vocabulary`). Words that nobody has any
-  more stay: they can only make a search slower.
+- `adapter_words`: the words that occur, cut at `SEPARATORS`, but for those of ideographs only;
+  `adapter_words_fts` finds them by their runs of letters, `adapter_words_terms` counts how many have a run
+  (`registry.vocabulary`). Words that nobody has any more stay: they can only make a search slower.
 - `adapter_tags`: a row for each tag of an adapter, to find by.
 - `adapter_facts`: what filters ask for and facets count, in narrow rows that lie as those of `adapters` do:
   to look up one hit after another takes a tenth of what it takes there. A code has eight digits, so that
@@ -39,6 +39,7 @@ FACTS = table(
 )
 LABELS = table("adapter_labels", column("code", Integer), column("label", Text))
 SEPARATORS = " \n-_.,:/()" + string.digits  # another choice needs a migration; SQLite nests 24 calls at most
+LAST_LETTER = "\u2e7f"  # of words in that list; scripts after it write whole sentences without a blank
 KINDS = ("family", "method", "origin")  # one label for all three
 BETWEEN = "\x1f"  # them
 PARTS = {
@@ -158,7 +159,7 @@ def _vocabulary_statements() -> list[str]:
         new = "value NOT IN (SELECT word FROM adapter_words)"  # OR IGNORE: see the labels
         return (
             f"INSERT INTO adapter_words(word) SELECT DISTINCT value FROM {source}{parts} "
-            f"WHERE length(value) > 2 AND {new}"
+            f"WHERE length(value) > 2 AND {new} AND value GLOB '*[' || char(1) || '-{LAST_LETTER}]*'"
         )
 
     return [

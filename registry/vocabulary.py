@@ -2,14 +2,14 @@
 
 FTS5 looks for a word as a phrase of runs of three letters, and compares places for each run and row. When
 every word that has one of these runs holds the whole word that is looked for, that run alone finds the same
-adapters. `adapter_words` has all words of all texts, and they are few beside the texts.
+adapters. `adapter_words` has the words of all texts, and they are few beside the texts.
 """
 
 import json
 
 from sqlalchemy.orm import Session
 
-from registry.fulltext import SEPARATORS, phrase
+from registry.fulltext import LAST_LETTER, SEPARATORS, phrase
 
 RUN = 3  # letters
 MOST = 200  # words that are looked at; a run that is in more of them tells little
@@ -25,8 +25,8 @@ def telling(session: Session, word: str) -> str:
         session: Of a database with the index of words.
         word: Folded, without white space, three letters or more.
     """
-    if len(word) == RUN or not set(word).isdisjoint(SEPARATORS):
-        return word
+    if len(word) == RUN or max(word) > LAST_LETTER or not set(word).isdisjoint(SEPARATORS):
+        return word  # no list of words is needed, or none is complete
     runs = {word[at : at + RUN] for at in range(len(word) - RUN + 1)}
     ask = session.connection().exec_driver_sql
     known = ask(_KNOWN, (json.dumps([*runs]),)).all()
