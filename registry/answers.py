@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 T = TypeVar("T")
-KEPT = 32  # answers
+KEPT = 64  # answers; of many hits, one has some 100 KB
 _PLACE = "answers"
 
 
@@ -22,7 +22,8 @@ _PLACE = "answers"
 class _Answers:
     """Answers to questions about one state of the database, the latest last."""
 
-    version: int
+    version: int  # of the database
+    fresh: bool = True  # whether the database was asked in this transaction, in which it stays as it is
     known: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any])
 
 
@@ -34,7 +35,7 @@ def remembered(session: Session, question: Hashable, find: Callable[[], T]) -> T
     known = _of(connection).known
     answer = known.pop(question) if question in known else find()
     known[question] = answer
-    if len(known) > KEPT:
+    while len(known) > KEPT:
         del known[next(iter(known))]
     return answer
 
@@ -44,10 +45,19 @@ def forget(connection: Connection) -> None:
     connection.info.pop(_PLACE, None)
 
 
+def begun(connection: Connection) -> None:
+    """This connection begins to read: others may have written since it last did."""
+    if kept := connection.info.get(_PLACE):
+        kept.fresh = False
+
+
 def _of(connection: Connection) -> _Answers:
+    kept: _Answers | None = connection.info.get(_PLACE)
+    if kept is not None and kept.fresh:
+        return kept
     version = connection.exec_driver_sql("PRAGMA data_version").scalar()
     assert isinstance(version, int)
-    kept = connection.info.get(_PLACE)
     if kept is None or kept.version != version:
         kept = connection.info[_PLACE] = _Answers(version)
+    kept.fresh = True
     return kept

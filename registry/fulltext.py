@@ -3,6 +3,9 @@
 - `adapters_fts`: FTS5 over runs of three letters (trigrams) of the folded texts, so a word is found wherever
   it stands. It has no content of its own; its rows are those of `adapters`, by rowid.
 - `adapters_terms`: the runs that occur. A word of one or two letters is any run that begins with it.
+- `adapter_words`: the words that occur, cut at `SEPARATORS`, but for those of ideographs only;
+  `adapter_words_fts` finds them by their runs of letters, `adapter_words_terms` counts how many have a run
+  (`registry.vocabulary`). Words that nobody has any more stay: they can only make a search slower.
 - `adapter_tags`: a row for each tag of an adapter, to find by.
 - `adapter_facts`: what filters ask for and facets count, in narrow rows that lie as those of `adapters` do:
   to look up one hit after another takes a tenth of what it takes there. A code has eight digits, so that
@@ -14,6 +17,8 @@ loses its triggers and changes its rowids, so it has to call both.
 """
 
 import sqlite3
+import string
+from functools import reduce
 
 from sqlalchemy import ColumnElement, Connection, Integer, Text, column, literal_column, select, table, text
 from sqlalchemy.orm import Session
@@ -33,12 +38,15 @@ FACTS = table(
     *(column(name, AdapterRow.__table__.c[name].type) for name in _FACTS),
 )
 LABELS = table("adapter_labels", column("code", Integer), column("label", Text))
+SEPARATORS = " \n-_.,:/()" + string.digits  # another choice needs a migration; SQLite nests 24 calls at most
+LAST_LETTER = "\u2e7f"  # of words in that list; scripts after it write whole sentences without a blank
 KINDS = ("family", "method", "origin")  # one label for all three
 BETWEEN = "\x1f"  # them
 PARTS = {
     "tags": ("adapters_tags", "adapter_tags"),
     "facts": ("adapters_facts", "adapter_facts", "adapter_labels"),
     "words": ("adapters_fts", "adapters_fts", "adapters_terms"),
+    "vocabulary": ("adapters_words", "adapter_words", "adapter_words_terms", "adapter_words_fts"),
 }  # the name that its triggers begin with, and its tables
 MAX_TERMS = 400  # runs of letters in one query; a letter that begins more of them is in nearly every text
 
@@ -61,7 +69,7 @@ def create(connection: Connection, *parts: str) -> None:
     if connection.dialect.name != "sqlite":
         return
     for part in parts or PARTS:
-        if part != "words" or available(connection):
+        if part not in {"words", "vocabulary"} or available(connection):
             for statement in _MAKE[part]():
                 connection.exec_driver_sql(statement)
 
@@ -144,6 +152,28 @@ def _word_statements() -> list[str]:
     ]
 
 
+def _vocabulary_statements() -> list[str]:
+    def add(row: str, source: str = "") -> str:
+        cut = reduce(lambda text, sign: f"replace({text}, char({ord(sign)}), {_SEPARATOR})", SEPARATORS, row)
+        parts = f"json_each('[' || replace(json_quote({cut}), {_SEPARATOR}, '\",\"') || ']')"
+        new = "value NOT IN (SELECT word FROM adapter_words)"  # OR IGNORE: see the labels
+        return (
+            f"INSERT INTO adapter_words(word) SELECT DISTINCT value FROM {source}{parts} "
+            f"WHERE length(value) > 2 AND {new} AND value GLOB '*[' || char(1) || '-{LAST_LETTER}]*'"
+        )
+
+    return [
+        "CREATE TABLE adapter_words (id INTEGER PRIMARY KEY, word TEXT NOT NULL UNIQUE)",
+        "CREATE VIRTUAL TABLE adapter_words_fts USING fts5(word, content='adapter_words', "
+        "content_rowid='id', columnsize=0, detail=none, tokenize='trigram case_sensitive 1')",
+        "CREATE VIRTUAL TABLE adapter_words_terms USING fts5vocab('adapter_words_fts', 'row')",
+        "CREATE TRIGGER adapter_words_insert AFTER INSERT ON adapter_words BEGIN "
+        "INSERT INTO adapter_words_fts(rowid, word) VALUES (new.id, new.word); END",
+        add("a.search", "adapters AS a, "),
+        *_triggers("words", ("search",), add("new.search"), remove="SELECT 1"),
+    ]
+
+
 def _triggers(name: str, columns: tuple[str, ...], add: str, remove: str) -> list[str]:
     changed = " OR ".join(f"old.{column} IS NOT new.{column}" for column in columns)
     return [
@@ -154,7 +184,12 @@ def _triggers(name: str, columns: tuple[str, ...], add: str, remove: str) -> lis
     ]
 
 
-_MAKE = {"tags": _tag_statements, "facts": _fact_statements, "words": _word_statements}
+_MAKE = {
+    "tags": _tag_statements,
+    "facts": _fact_statements,
+    "words": _word_statements,
+    "vocabulary": _vocabulary_statements,
+}
 
 
 def present(session: Session) -> bool:

@@ -16,6 +16,7 @@ from registry.fulltext import FACTS
 from registry.paging import Order
 from registry.search import CONDITIONS, SHORT, AdapterQuery, Columns, line
 from registry.tables import AdapterRow, fold_line
+from registry.vocabulary import telling
 
 ROWID: ColumnElement[int] = literal_column("adapters.rowid")  # SQLite's own number of a row
 Rows = Select[*tuple[Any, ...]]
@@ -54,10 +55,8 @@ class Scope:
         trigger = filters.pop("trigger", "")
         wanted = [fulltext.phrase(line(trigger), "trigger_lines")] if trigger else []
         for word in query.words:
-            runs = fulltext.runs_of(session, word) if len(word) <= SHORT else []
-            if len(word) > SHORT:
-                wanted.append(fulltext.phrase(word))
-            elif not runs:
+            runs = _runs(session, word)
+            if not runs:
                 sets.append(select(fulltext.FTS.c.rowid).where(false()))
             elif len(runs) <= fulltext.MAX_TERMS:
                 wanted.append(fulltext.any_of(runs))
@@ -75,20 +74,31 @@ class Scope:
     def total(self, session: Session) -> int:
         """How many hits there are."""
         if self.sets:
-            return _found(session, self).number
+            return self.found(session).number
         hits = self.rowids() if self.indexed else select(AdapterRow.id).where(*self.rows())
         number = select(func.count()).select_from(hits.subquery())
         return remembered(session, ("total", self.query.plainly), lambda: session.scalar(number) or 0)
 
     def known(self, session: Session) -> "Scope":
         """The same hits; what `sets` select is looked for once, and then known by its rowids (SQLite)."""
-        return replace(self, sets=(_found(session, self._without_rest()).members(),)) if self.sets else self
+        return replace(self, sets=(self._without_rest().found(session).members(),)) if self.sets else self
 
-    def brought(self, session: Session) -> "Scope":
-        """The same hits by their rowids, which are looked for once (SQLite)."""
+    def found(self, session: Session) -> "Found":
+        """The hits, which are looked for once (SQLite)."""
+
+        def find() -> Found:
+            hits = (self.known(session) if self.filters or self.loose else self).rowids().subquery()
+            both = select(func.count(), func.group_concat(hits.c[0])).select_from(hits)
+            number, rowids = session.execute(both).one()
+            return Found(number, f"[{rowids or ''}]")
+
+        return remembered(session, ("rowids", self.query.plainly), find)
+
+    def brought(self, session: Session, between: tuple[int, int] | None = None) -> "Scope":
+        """The same hits by their rowids, or those of them between two rowids, both included (SQLite)."""
         if self.everything:
             return self
-        return replace(self, sets=(_found(session, self).members(),), filters={}, loose=())
+        return replace(self, sets=(self.found(session).members(between),), filters={}, loose=())
 
     def rows(self) -> list[ColumnElement[bool]]:
         """What a row of `adapters` has to meet."""
@@ -137,25 +147,24 @@ def holds(word: str) -> ColumnElement[bool]:
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """Hits."""
 
     number: int
     rowids: str  # a list in JSON
 
-    def members(self) -> Select[int]:
-        """The rowids."""
-        return select(func.json_each(self.rowids).table_valued("value", name="hits").c.value)
+    def members(self, between: tuple[int, int] | None = None) -> Select[int]:
+        """The rowids, or those between two of them."""
+        rowid = func.json_each(self.rowids).table_valued("value", name="hits").c.value
+        return select(rowid).where(rowid.between(*between)) if between else select(rowid)
 
 
-def _found(session: Session, scope: Scope) -> _Found:
-    def find() -> _Found:
-        hits = (scope.known(session) if scope.filters or scope.loose else scope).rowids().subquery()
-        both = select(func.count(), func.group_concat(hits.c[0])).select_from(hits)
-        number, rowids = session.execute(both).one()
-        return _Found(number, f"[{rowids or ''}]")
-
-    return remembered(session, ("rowids", scope.query.plainly), find)
+def _runs(session: Session, word: str) -> list[str]:
+    """Runs of letters of which a text has one exactly when it has `word`."""
+    if len(word) <= SHORT:
+        return fulltext.runs_of(session, word)
+    part = remembered(session, ("part", word), lambda: telling(session, word))
+    return [part] if part else []
 
 
 def _bin_empty(session: Session) -> bool:

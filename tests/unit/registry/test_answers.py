@@ -59,6 +59,15 @@ def test_the_same_is_not_looked_for_twice(kept):
     assert len(statements(catalog, lambda: catalog.adapter_facets("wash", family="sd15"))) > 1
 
 
+def test_whether_others_have_written_is_asked_once_in_a_transaction(kept):
+    catalog, _ = kept
+    seen = []
+    event.listen(catalog._engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
+    for _ in range(2):
+        catalog.search_adapters("wash 1", favourite=False)
+    assert seen.count("PRAGMA data_version") == 2
+
+
 def test_what_others_lock_is_busy_and_no_error_of_the_database(kept, monkeypatch):
     catalog, path = kept
     catalog.close()

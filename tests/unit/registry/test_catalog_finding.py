@@ -199,6 +199,17 @@ def test_short_words_are_found_beyond_the_rows_that_are_glanced_at(many, monkeyp
     assert numbers(many.search_adapters("7", limit=60).adapters)[-1] == 7
 
 
+def test_short_words_in_dense_hits_are_those_of_a_walk_past_all(many, monkeypatch):
+    asked = [{"query": "wa ash"}, {"query": "w", "family": "sdxl"}, {"query": "i ink", "tags": ("ink",)}]
+    searches = [*product(SORTS, asked)]
+    monkeypatch.setattr(finding, "GLANCE", 6)
+    walked = [many.search_adapters(**asked, sort=sort, limit=3) for sort, asked in searches]
+    monkeypatch.setattr(finding, "DENSE", 0)
+    for near in (5, 20, 50):
+        monkeypatch.setattr(finding, "NEAR", near)
+        assert [many.search_adapters(**asked, sort=sort, limit=3) for sort, asked in searches] == walked
+
+
 def held(fits):
     return len([n for n in KEPT if fits(n)])
 

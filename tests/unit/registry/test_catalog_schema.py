@@ -25,6 +25,7 @@ DERIVED = (
     "adapter_tags",
     "adapter_facts",
     "adapter_labels",
+    "adapter_words",
 )  # tables of registry.fulltext
 NEXT = f'''"""A column more."""
 
