@@ -22,7 +22,7 @@ from studio.sampling.control.choosing import choose_net, mode_of
 from studio.sampling.coverage import require_complete
 from studio.sampling.defaults import component_config
 from studio.sampling.files import take_files
-from studio.sampling.media.kinds import Kind, beside, word_of
+from studio.sampling.media.kinds import Kind, beside_of, word_of
 from studio.sampling.media.requests import checked, kind_of
 from studio.sampling.prompts.ready import ready
 from studio.sampling.request import AdapterChoice, SampleRequest
@@ -232,12 +232,6 @@ def collect(ws: "Workspace", sample: Sample, out: Path) -> list[Path]:
 def files_of(ws: "Workspace", sample: Sample) -> list[Path]:
     """The pictures of a sample, or what else was made: one file each."""
     return [ws.resolve(file) for file in sample.files]
-
-
-def beside_of(ws: "Workspace", sample: Sample, index: int) -> list[Path]:
-    """What lies beside file `index` and was made with it: the mesh of a thing."""
-    names = beside(sample.files[index], str(sample.request.get("kind", "")))
-    return [path for path in map(ws.resolve, names) if path.is_file()]
 
 
 def all_files(ws: "Workspace", sample: Sample) -> list[Path]:

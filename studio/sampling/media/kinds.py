@@ -7,10 +7,12 @@ A new kind is a row of `KINDS`, and a maker and a writer where what it makes is 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from registry.records import Base
+    from registry.records import Base, Sample
+    from studio.workspace import Workspace
 
 VIDEO, SOUND, THING = "video", "sound", "3d"
 MOTION = "motion"  # `Base.part` of a motion adapter
@@ -242,10 +244,17 @@ def word_of(kind: str) -> str:
     return MEDIA[KINDS[kind].medium].word if kind in KINDS else "picture"
 
 
-def beside(main: str, kind: str) -> list[str]:
-    """Names of files that may lie beside a main file of a sample."""
-    suffixes = MEDIA[KINDS[kind].medium].beside if kind in KINDS else ()
-    return [main.rpartition(".")[0] + suffix for suffix in suffixes]
+def is_seen(kind: str) -> bool:
+    """Whether a page can show it as a picture, moving or not."""
+    return kind not in KINDS or KINDS[kind].medium != SOUND
+
+
+def beside_of(ws: "Workspace", sample: "Sample", index: int) -> list[Path]:
+    """What lies beside file `index` of a sample and was made with it: the mesh of a thing."""
+    kind = KINDS.get(str(sample.request.get("kind", "")))
+    main = ws.resolve(sample.files[index])
+    paths = (main.with_suffix(suffix) for suffix in (MEDIA[kind.medium].beside if kind else ()))
+    return [path for path in paths if path.is_file()]
 
 
 def settings_help() -> str:

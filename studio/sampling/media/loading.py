@@ -139,13 +139,14 @@ def _moving(task: SampleTask, dtype: torch.dtype) -> Any:
     else:
         options |= {"local_files_only": True, **_variant(Path(motion.location))}
     adapter = MotionAdapter.from_pretrained(motion.location, **options)
+    scheduler: Any = DDIMScheduler.from_config(family.scheduler_config() | _MOTION_NOISE)
     return AnimateDiffPipeline(
         vae=family.part("vae").to(dtype),
         text_encoder=family.part("text_encoder"),
         tokenizer=family.part("tokenizer"),
         unet=family.part("unet"),
         motion_adapter=adapter,
-        scheduler=DDIMScheduler.from_config(family.scheduler_config() | _MOTION_NOISE),
+        scheduler=scheduler,
     )
 
 
