@@ -111,11 +111,12 @@ class Shelf:
         """
         key = "+".join(_key(part) for part in (task.base, task.motion) if part is not None)
         found = self.pipelines.pop(key, None)
-        if found is not None and found.pieces == pieces and memory in ("auto", found.mode):
-            self.pipelines[key] = found
-            return found
-        del found  # where its parts wait is settled when it is loaded
-        self.collect()
+        if found is not None:
+            if found.pieces == pieces and memory in ("auto", found.mode):
+                self.pipelines[key] = found
+                return found
+            del found  # where its parts wait is settled when it is loaded
+            self.collect()
         loaded = load()
         self._clear_for(loaded.bytes, self.bases, self.pipelines)
         place(loaded, memory, self._device, free_bytes(self._device), pieces=pieces)

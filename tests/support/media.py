@@ -119,7 +119,7 @@ def audioldm2() -> Any:
         SpeechT5HifiGanConfig(
             model_in_dim=8, sampling_rate=16000, upsample_initial_channel=16, upsample_rates=[2, 2],
             upsample_kernel_sizes=[4, 4], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3, 5]],
-            normalize_before=False,
+            normalize_before=False, initializer_range=0.3,
         )
     )  # fmt: skip
     projection = AudioLDM2ProjectionModel(
@@ -195,8 +195,8 @@ def prior(**config: Any) -> Any:
     return PriorTransformer(**common | config).eval()
 
 
-def renderer() -> Any:
-    """What makes pictures and a mesh of it."""
+def renderer(inside: int = 1) -> Any:
+    """What makes pictures and a mesh of it; `inside` above 0: with a surface, far below: without."""
     from diffusers.pipelines.shap_e.renderer import ShapERenderer
 
     made = ShapERenderer(
@@ -204,7 +204,7 @@ def renderer() -> Any:
         background=(0.1, 0.1, 0.1),
     )  # fmt: skip
     with torch.no_grad():
-        made.mlp.mlp[-1].bias[0] += 1  # inside nearly everywhere: there is a surface
+        made.mlp.mlp[-1].bias[0] += inside  # nearly everywhere
     for corners in range(256):
         if len(crossed := _crossed(corners)) >= 3:
             made.mesh_decoder.cases[corners, 0] = torch.tensor(crossed[:3])
@@ -246,12 +246,12 @@ def shap_e() -> Any:
 
 
 def shap_e_image() -> Any:
-    """Shap-E from a picture."""
+    """Shap-E from a picture; what it makes has no surface."""
     from diffusers.pipelines.shap_e import ShapEImg2ImgPipeline
 
     return ShapEImg2ImgPipeline(
         prior=prior(embedding_proj_norm_type="layer"), image_encoder=vision(projection=False),
-        image_processor=processor(), scheduler=heun(), shap_e_renderer=renderer(),
+        image_processor=processor(), scheduler=heun(), shap_e_renderer=renderer(-9),
     )  # fmt: skip
 
 

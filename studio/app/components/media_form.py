@@ -51,7 +51,7 @@ def media_form(base: Base, name: str, motion: str, words: Callable[[], dict[str,
     if "image" in kind.takes:
         values["image"] = field(START, "Picture to start from", help="PNG, JPEG or WebP")
     if kind.sized:
-        values |= _size(name, kind, values)
+        values |= _size(name, values)
     return values | {"settings": _settings(base, name, kind, motion)}
 
 
@@ -107,12 +107,12 @@ def _kept(name: str, field_: str, start: Any) -> str:
     return key
 
 
-def _size(name: str, kind: Kind, values: dict[str, Any]) -> dict[str, int]:
+def _size(name: str, values: dict[str, Any]) -> dict[str, int]:
     sides = zip(("width", "height"), st.columns(2), strict=True)
     return {
         side: int(
             column.number_input(
-                side.capitalize(), 16, 4096, step=kind.side, key=_kept(name, side, values[side]),
+                side.capitalize(), 16, 4096, step=8, key=_kept(name, side, values[side]),
                 persist_state=KEPT,
             )
         )

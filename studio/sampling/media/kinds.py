@@ -80,7 +80,7 @@ class Kind:
         guidance: The pipeline's argument for `cfg`.
         settings: Numbers of its own.
         size: (width, height) where the person says nothing; None = by the base's configs.
-        side: Sides are multiples of it.
+        side: What sides are multiples of, by the configs of the base.
         fixed: Arguments that are always the same.
         small: Arguments when memory is short.
         rate: Component and key of its config with the sampling rate in Hz.
@@ -97,7 +97,7 @@ class Kind:
     guidance: str = "guidance_scale"
     settings: tuple[Setting, ...] = ()
     size: tuple[int, int] | None = None
-    side: int = 8
+    side: Callable[[Configs], int] = lambda _: 8
     fixed: Mapping[str, Any] = field(default_factory=dict[str, Any])
     small: Mapping[str, Any] = field(default_factory=dict[str, Any])
     rate: tuple[str, str] = ("", "")
@@ -123,6 +123,12 @@ def _most_frames(configs: Configs) -> float | None:
     """Frames that a motion adapter knows the order of."""
     found = configs("motion_adapter").get("motion_max_seq_length")
     return found if isinstance(found, int) else None
+
+
+def _whole_cells(configs: Configs) -> int:
+    """Pixels of a latent cell on the lowest level of a UNet that halves whole numbers of them only."""
+    levels = [configs(name).get("block_out_channels") or (0, 0, 0, 0) for name in ("vae", "unet")]
+    return 2 ** sum(len(blocks) - 1 for blocks in levels)
 
 
 _TEXT = frozenset({"prompt", "negative"})
@@ -158,6 +164,7 @@ KINDS: dict[str, Kind] = {
             ),
         ),
         size=(1024, 576),
+        side=_whole_cells,
         fixed={"output_type": "np", "decode_chunk_size": 8},
         small={"decode_chunk_size": 1},
     ),

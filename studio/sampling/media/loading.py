@@ -85,8 +85,8 @@ def place(
     else:
         pipe.enable_sequential_cpu_offload(device=device)
     loaded.pieces = pieces
-    vae = getattr(pipe, "vae", None)
-    if pieces and vae is not None and getattr(vae, "_supports_slicing", hasattr(vae, "use_slicing")):
+    vae: Any = getattr(pipe, "vae", None)
+    if pieces and hasattr(vae, "use_slicing"):
         vae.enable_slicing()
 
 

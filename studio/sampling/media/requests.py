@@ -114,7 +114,7 @@ def checked(ws: "Workspace", request: SampleRequest, base: Base, kind: Kind) -> 
         _check_setting(_setting(kind, name), value, configs, base)
     settings = usual(kind, configs) | request.settings
     if kind.sized:
-        _check_size(request, settings, kind)
+        _check_size(request, settings, kind.side(configs))
     return request.model_copy(update={"kind": kind_name(base, request.motion), "settings": settings})
 
 
@@ -195,10 +195,10 @@ def _check_limit(item: Setting, value: float, configs: Configs, base: Base) -> N
         raise BadInput(f"{item.name} {value:g}", wrong, f"use at most {int(most) if item.whole else most:g}")
 
 
-def _check_size(request: SampleRequest, settings: Mapping[str, float], kind: Kind) -> None:
-    if request.width % kind.side or request.height % kind.side:
+def _check_size(request: SampleRequest, settings: Mapping[str, float], side: int) -> None:
+    if request.width % side or request.height % side:
         size = f"size {request.width}x{request.height}"
-        raise BadInput(size, f"does not fit: sides are multiples of {kind.side}", "change the size")
+        raise BadInput(size, f"does not fit: sides are multiples of {side} for this base", "change the size")
     frames = settings.get("frames", 1)
     if request.width * request.height * frames > MOST_PIXELS:
         wrong = f"is too much for {frames:g} frames"
