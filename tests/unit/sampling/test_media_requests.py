@@ -237,3 +237,11 @@ def test_every_kind_has_a_maker_and_a_writer():
         for item in kind.settings:
             assert item.default is None or item.least <= item.default <= item.most, (name, item.name)
         assert kind.takes <= set(SampleRequest.model_fields)
+
+
+def test_the_documentation_has_every_setting():
+    text = (Path(__file__).parents[3] / "docs" / "sampling.md").read_text(encoding="utf-8")
+    section = text[text.index("## Video, sound and 3D") :]
+    for name, kind in KINDS.items():
+        assert f"| `{name}` |" in section
+        assert all(f"`{item.name}`" in section for item in kind.settings)
