@@ -28,6 +28,7 @@ from studio.sampling.task import SampleTask
 
 RAYS = 4096  # that Shap-E follows at once; it leaves out what is over, so it has to divide them all
 SEEDS = 2**32
+DEEP = 2  # levels of a model down to its blocks: asking costs a microsecond for each of their calls
 NO_SURFACE = "No mesh was written: what was made has no surface."
 
 
@@ -139,7 +140,12 @@ class Making:
 
         scheduler.step = counted
         pipe.scheduler = scheduler
-        modules = [part for model in self.loaded.models for part in (model, *model.children())]
+        modules = [
+            part
+            for model in self.loaded.models
+            for name, part in model.named_modules()
+            if name.count(".") < DEEP
+        ]
         hooks = [part.register_forward_pre_hook(lambda *_: self._check()) for part in modules]
         try:
             self._check()
