@@ -1,8 +1,10 @@
 """Video, sound and 3D in the app: the form of a kind, results, files by id, the HTTP interface."""
 
 import wave
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.applications import Starlette
@@ -14,7 +16,10 @@ from studio.app import state
 from studio.app.components.cards import sample_cards
 from studio.app.routes import ROUTES
 from studio.bases import add_base
+from studio.sampling.media.made import Sound
 from studio.sampling.media.requests import media_values
+from studio.sampling.media.writing import write_made
+from studio.sampling.metadata.writing import account
 from studio.sampling.request import SampleRequest
 from studio.workspace import Workspace
 from tests.app.conftest import Open
@@ -114,6 +119,18 @@ def test_results_are_seen_heard_and_put_back(media: Workspace, open_page: Open):
     for address in (f"{heard.sound}/ply", f"/files/sample/{sound.id}/1", "/files/sample/none/0",
                     f"/files/sample/{thing.id}/0/json"):  # fmt: skip
         assert files.get(address).status_code == 404
+
+
+def test_a_dropped_sound_gives_its_settings(media: Workspace, open_page: Open, tmp_path: Path):
+    base = media.catalog.get(Base, "stable-audio")
+    request = SampleRequest(**media_values(media, base, {"prompt": "hail", "settings": {"seconds": 4.5}}))
+    own = account(request, 0, {"id": base.id, "name": base.name, "hash": base.weight_hash})
+    name = write_made(Sound(np.zeros((1, 99)), 8000), tmp_path, 0, own)
+    at = open_page(media, "sample")
+    at.file_uploader(key="s-like").set_value([(name, (tmp_path / name).read_bytes(), "audio/wav")]).run()
+    assert not at.exception
+    assert at.text_area(key="s-prompt").value == "hail"
+    assert at.number_input(key="m-stable-audio-seconds").value == 4.5
 
 
 def test_the_pages_of_bases_say_what_they_make(media: Workspace, open_page: Open):

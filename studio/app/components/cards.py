@@ -10,7 +10,7 @@ from studio.app.components.gallery import Card, Frame
 from studio.app.routes import file_url, picture_url
 from studio.app.shell import workspace
 from studio.app.words import METHOD_WORDS, ORIGIN_WORDS, STATE_TONES, STATE_WORDS, ago, plural, size
-from studio.sampling.media.kinds import beside_of, is_seen, word_of
+from studio.sampling.media.kinds import KINDS, beside_of, is_seen, word_of
 from trainers.families import FAMILIES
 from trainers.rundir import RunDir
 
@@ -116,13 +116,14 @@ def sample_cards(sample: Sample, bases: dict[str, Base]) -> list[Card]:
         if used
         else f"{bases[sample.base_id].name if sample.base_id in bases else 'base'} alone"
     )
-    what = word_of(str(sample.request.get("kind", "")))
+    kind = str(sample.request.get("kind", ""))
+    title = prompt or (KINDS[kind].label if kind in KINDS else "no prompt")
     return [
         Card(
             id=f"{sample.id}/{index}",
-            title=prompt or "no prompt",
+            title=title,
             lines=(f"{word} {(first + index) % 2**32} · {with_what}",),
-            label=f"Use the settings of this {what}: {prompt}",
+            label=f"Use the settings of this {word_of(kind)}: {prompt}",
             **_shown(sample, index, prompt),
         )
         for index in range(len(sample.files))
