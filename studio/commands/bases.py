@@ -6,7 +6,6 @@ import typer
 
 from studio.commands.shared import ago, open_workspace, plain, show_done, show_record, show_rows
 from studio.sampling.control.kinds import kinds_help
-from studio.sampling.media.kinds import KINDS, kind_name
 from trainers.families import FAMILIES
 
 app = typer.Typer(name="bases", help="Base models: add, list, show, remove.", no_args_is_help=True)
@@ -84,6 +83,7 @@ def show(name: str) -> None:
     """
     from registry.records import Base
     from studio.bases import base_path
+    from studio.sampling.media.kinds import KINDS, kind_name
 
     workspace = open_workspace()
     base = workspace.catalog.get(Base, name)

@@ -15,7 +15,6 @@ from studio.commands.shared import (
     show_rows,
 )
 from studio.sampling.control.kinds import kinds_help
-from studio.sampling.media.kinds import kind_name, settings_help
 from studio.sampling.schedulers import samplers_help
 
 if TYPE_CHECKING:
@@ -194,7 +193,9 @@ def sample(
     motion: Annotated[str, typer.Option(help="Motion adapter: an SD1.5 base makes a video.")] = "",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help=f"NAME=VALUE for video, sound and 3D; repeatable. {settings_help()}."),
+        typer.Option(
+            "--set", help="NAME=NUMBER of a base for video, sound or 3D, see `bases show`; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Make pictures with a base and any number of adapters; with other bases video, sound or 3D.
@@ -206,6 +207,7 @@ def sample(
     from registry.records import Base
     from studio.commands import controls, media, modes
     from studio.sampling.defaults import default_guidance, size_for
+    from studio.sampling.media.kinds import kind_name
     from studio.sampling.mixes import mix_text, read_mix_file
     from studio.sampling.request import SampleRequest
 

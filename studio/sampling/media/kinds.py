@@ -262,9 +262,3 @@ def beside_of(ws: "Workspace", sample: "Sample", index: int) -> list[Path]:
     main = ws.resolve(sample.files[index])
     paths = (main.with_suffix(suffix) for suffix in (MEDIA[kind.medium].beside if kind else ()))
     return [path for path in paths if path.is_file()]
-
-
-def settings_help() -> str:
-    """All settings in a line, for the help of the command line."""
-    rows = (f"{kind.label}: {', '.join(item.name for item in kind.settings)}" for kind in KINDS.values())
-    return "; ".join(rows)
