@@ -24,15 +24,17 @@ from studio.base_facts import (
 )
 from studio.base_links import link_adapters
 from studio.control_facts import PART_LABELS, control_facts
+from studio.media_facts import media_facts
 from studio.sampling.control.kinds import ANY, UNION, control_kind
+from studio.sampling.media.kinds import MEDIA, MOTION
 from trainers.families import FAMILIES, FamilyInfo
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 __all__ = [
-    "BaseFacts", "add_base", "base_path", "check_available", "detect_base", "list_bases", "list_parts",
-    "remove_base",
+    "BaseFacts", "add_base", "base_path", "check_available", "detect_base", "list_bases", "list_media",
+    "list_motions", "list_parts", "remove_base",
 ]  # fmt: skip
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -54,7 +56,8 @@ def detect_base(location: str, config: str = "", *, family: str = "") -> BaseFac
     """What is at `location`, without loading weights.
 
     Args:
-        location: A diffusers folder or a .safetensors checkpoint; of a base, ControlNet or T2I-Adapter.
+        location: A diffusers folder or a .safetensors checkpoint; of a base, ControlNet or T2I-Adapter, or of
+            what makes video, sound or 3D.
         config: For a checkpoint: folder with its configs, or at least its tokenizer.
         family: Overrides what is found where that leaves room (toy models).
 
@@ -63,7 +66,7 @@ def detect_base(location: str, config: str = "", *, family: str = "") -> BaseFac
         BadInput: it cannot be used as a base; says why.
     """
     path = _existing(location)
-    if (part := control_facts(path, family)) is not None:
+    if (part := control_facts(path, family) or media_facts(path, family)) is not None:
         return part
     return folder_facts(path, family) if path.is_dir() else file_facts(path, family, config)
 
@@ -117,7 +120,8 @@ def add_base(
     )
     if facts.part:
         whole = ws.memo.sha256(place) if facts.kind == "file" else hash_folder(place, ws.memo)
-        base = replace(base, variant=control or facts.variant, weight_hash=whole)
+        kind = control if facts.part in PART_LABELS else ""
+        base = replace(base, variant=kind or facts.variant, weight_hash=whole)
     elif facts.kind == "file":
         folder = _config_folder(ws, place, facts, config)
         base = replace(
@@ -145,6 +149,17 @@ def list_parts(ws: "Workspace", family: str = "") -> list[Base]:
     """ControlNets and T2I-Adapters, by age; `family`: only those for its bases."""
     wanted: dict[str, Any] = {"family": family} if family else {}
     return ws.catalog.list(Base, part=tuple(PART_LABELS), order="created_at", **wanted)
+
+
+def list_media(ws: "Workspace") -> list[Base]:
+    """Bases that make video, sound or 3D, by age."""
+    return ws.catalog.list(Base, part=tuple(MEDIA), order="created_at")
+
+
+def list_motions(ws: "Workspace", family: str = "") -> list[Base]:
+    """Motion adapters, by age; `family`: only those for its bases."""
+    wanted: dict[str, Any] = {"family": family} if family else {}
+    return ws.catalog.list(Base, part=MOTION, order="created_at", **wanted)
 
 
 def base_path(ws: "Workspace", base: Base) -> Path:
@@ -291,13 +306,15 @@ def _hub_base(name: str, location: str, family: str, revision: str, control: str
         do = "download the checkpoint and give its path"
         raise BadInput(location, "is no diffusers model (no model_index.json)", do)
     folder = _snapshot(location, str(info.sha), local=False)
-    facts = control_facts(folder, family, name=location, files=names) or folder_facts(
-        folder, family, files=names
+    facts = (
+        control_facts(folder, family, name=location, files=names)
+        or media_facts(folder, family, files=names)
+        or folder_facts(folder, family, files=names)
     )
     return Base(
         name=name,
         family=facts.family,
-        variant=(control if facts.part else "") or facts.variant,
+        variant=(control if facts.part in PART_LABELS else "") or facts.variant,
         part=facts.part,
         location=location,
         kind="hub",

@@ -81,7 +81,7 @@ def base_named(ws: "Workspace", name: str = "") -> Base:
         return ws.catalog.get(Base, name)
     for sample in ws.catalog.list(Sample, limit=1):
         base = ws.catalog.find(Base, sample.base_id)
-        if base is not None:
+        if base is not None and not base.part:
             return base
     from studio.bases import list_bases
 

@@ -14,8 +14,10 @@ from studio.api.pictures import keep
 from studio.api.queue import base_named, ended, put
 from studio.api.v1_models import AdapterInfo, AdapterPage, BaseInfo, Generate, RunInfo, Status
 from studio.app import state
-from studio.bases import list_bases, list_parts
+from studio.bases import list_bases, list_media, list_motions, list_parts
 from studio.sampling.defaults import default_guidance, size_for
+from studio.sampling.media.kinds import beside_of, kind_name
+from studio.sampling.media.requests import media_values, motion_of
 from studio.sampling.request import SampleRequest
 from studio.sampling.submit import cancel, files_of, job_of, progress
 from studio.sampling.task import PREVIEW
@@ -27,9 +29,10 @@ router = APIRouter()
 
 @router.get("/bases")
 def bases() -> list[BaseInfo]:
-    """All bases, and the networks that steer them (`part`)."""
+    """All bases, also those for video, sound and 3D, and what steers or moves them (`part`)."""
     ws = state.current()
-    return [BaseInfo.model_validate(base) for base in (*list_bases(ws), *list_parts(ws))]
+    listings = (list_bases, list_media, list_parts, list_motions)
+    return [BaseInfo.model_validate(base) for listing in listings for base in listing(ws)]
 
 
 @router.get("/bases/{key}")
@@ -103,12 +106,23 @@ def cancel_it(sample_id: str) -> Status:
 
 @router.get("/samples/{sample_id}/pictures/{index}", response_class=FileResponse)
 def picture(sample_id: str, index: int) -> FileResponse:
-    """A finished picture, as it was written."""
+    """A finished picture, video or sound, as it was written; of a thing, how it looks from all sides."""
     ws = state.current()
     files = files_of(ws, ws.catalog.get(Sample, sample_id))
     if not 0 <= index < len(files) or not files[index].is_file():
         raise NotFound(f"picture {index} of sample {sample_id}", "is not there", "see its progress")
     return FileResponse(files[index])
+
+
+@router.get("/samples/{sample_id}/pictures/{index}/mesh", response_class=FileResponse)
+def mesh(sample_id: str, index: int) -> FileResponse:
+    """The mesh of a thing (PLY)."""
+    ws = state.current()
+    sample = ws.catalog.get(Sample, sample_id)
+    found = beside_of(ws, sample, index) if 0 <= index < len(sample.files) else []
+    if not found:
+        raise NotFound(f"mesh {index} of sample {sample_id}", "is not there", "see its progress")
+    return FileResponse(found[0], media_type="application/octet-stream", filename=found[0].name)
 
 
 @router.get("/samples/{sample_id}/preview", response_class=FileResponse)
@@ -138,6 +152,10 @@ def _request(ws: Workspace, body: Generate, folder: Path) -> SampleRequest:
         control["image"] = str(keep(control["image"], folder, f"controls.{index}.image"))
         if control.get("preprocessor"):  # a folder of this machine, or a download
             raise BadInput(f"controls.{index}.preprocessor", "may not be chosen here", "leave it out")
+    if values.get("motion"):
+        values["motion"] = motion_of(ws, values["motion"], base).id
+    if kind_name(base, values.get("motion", "")):
+        return SampleRequest.model_validate(media_values(ws, base, values))
     if ("width" in values) != ("height" in values):
         raise BadInput("size", "has one side only", "give width and height, or neither")
     if "width" not in values:
@@ -162,6 +180,11 @@ def _status(ws: Workspace, sample_id: str) -> Status:
         pictures=count,
         preview=f"{own}/preview" if news["preview"] else "",
         files=[f"{own}/pictures/{index}" for index in range(len(sample.files))],
+        meshes=[
+            f"{own}/pictures/{index}/mesh"
+            for index in range(len(sample.files))
+            if beside_of(ws, sample, index)
+        ],
         seeds=[(int(sample.request["seed"]) + (0 if varied else i)) % 2**32 for i in range(count)],
         warnings=[str(warning) for warning in job.result.get("warnings", ())],
         error=job.error,

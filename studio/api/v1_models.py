@@ -11,6 +11,8 @@ from studio.sampling.request import SampleRequest
 class Generate(SampleRequest):
     """A request as it is sent. What is left out is the base's own: its size, its usual guidance.
 
+    Video, sound and 3D take `settings`, and no field that only pictures have.
+
     Pictures (`image`, `mask`, `image` of `controls`) are files as base64, or data URLs; no paths. Base and
     adapters are named, or given by id.
     """
@@ -33,7 +35,7 @@ class BaseInfo(_FromRecord):
     kind: str
     """folder, file or hub."""
     part: str
-    """Empty for a whole base; controlnet or t2i-adapter."""
+    """Empty for a base for pictures; controlnet, t2i-adapter, video, sound, 3d or motion."""
     weight_hash: str
     builtin: bool
     created_at: datetime
@@ -109,7 +111,9 @@ class Status(BaseModel):
     preview: str
     """Address of the picture as it is so far; empty when there is none."""
     files: list[str]
-    """Addresses of the finished pictures, with all their metadata."""
+    """Addresses of the finished pictures, videos or sounds, with all their metadata."""
+    meshes: list[str]
+    """Addresses of the meshes of things."""
     seeds: list[int]
     """Seed of each picture."""
     warnings: list[str]

@@ -18,6 +18,7 @@ from registry.files import inside
 from registry.records import Adapter, Run, Sample
 from studio.app import state
 from studio.app.thumbs import FORMATS, thumbnail
+from studio.sampling.media.kinds import beside_of
 from studio.sampling.task import PREVIEW
 
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -33,6 +34,7 @@ TYPES = {
     "TIFF": "image/tiff",
     "AVIF": "image/avif",
 }
+FILE_TYPES = {".wav": "audio/wav", ".ply": "application/octet-stream", ".webp": "image/webp"}
 MISSING = PlainTextResponse("error: picture: not found.\n", 404, headers={"Cache-Control": LIVE})
 
 
@@ -40,6 +42,11 @@ def picture_url(kind: str, *parts: str | int, version: str = "") -> str:
     """URL of one of the routes below; parts are ids, hashes and names that need no quoting."""
     path = "/".join(str(part) for part in parts)
     return f"/pictures/{kind}/{path}" + (f"?v={version[:16]}" if version else "")
+
+
+def file_url(kind: str, *parts: str | int) -> str:
+    """URL of a file that is no picture."""
+    return "/files/" + "/".join(str(part) for part in (kind, *parts))
 
 
 def blob(request: Request) -> Response:
@@ -97,6 +104,28 @@ def run_preview(request: Request) -> Response:
     return _picture(request, path, cache=ASK_AGAIN, small="full" not in request.query_params)
 
 
+def sample_file(request: Request) -> Response:
+    """File `index` of a sample as it is, to be heard or saved; or what lies beside it, by its suffix."""
+    workspace = state.current()
+    found = workspace.catalog.find(Sample, request.path_params["id"])
+    index, suffix = request.path_params["index"], request.path_params.get("suffix", "")
+    if found is None or index >= len(found.files):
+        return MISSING
+    path = workspace.resolve(found.files[index])
+    if suffix:
+        path = next((one for one in beside_of(workspace, found, index) if one.suffix == f".{suffix}"), None)
+    kind = FILE_TYPES.get(path.suffix) if path is not None else None
+    if path is None or kind is None:
+        return MISSING
+    try:
+        path = inside(workspace.home, path)
+        path.stat()
+    except (OSError, StudioError):
+        return MISSING
+    name = None if kind.startswith("audio/") else f"{found.id}-{path.name}"
+    return FileResponse(path, media_type=kind, headers={"Cache-Control": ASK_AGAIN}, filename=name)
+
+
 def exported(request: Request) -> Response:
     """A file in exports/, to be saved."""
     workspace = state.current()
@@ -116,6 +145,8 @@ ROUTES = [
     Route("/pictures/run/{id}/{name}", run_preview),
     Route("/pictures/{rest:path}", lambda _request: MISSING),
     Route("/files/export/{name}", exported),
+    Route("/files/sample/{id}/{index:int}", sample_file),
+    Route("/files/sample/{id}/{index:int}/{suffix}", sample_file),
     Route("/files/{rest:path}", lambda _request: MISSING),
 ]
 

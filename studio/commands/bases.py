@@ -25,12 +25,15 @@ def add(
         ),
     ] = "",
 ) -> None:
-    """Add a base, or a ControlNet that steers one; the weights stay where they are.
+    """Add a base, or what steers one or makes it move; the weights stay where they are.
+
+    A base is for pictures, video, sound or 3D: what it is, is found out.
 
     Example: studio bases add sd15 ~/models/stable-diffusion-v1-5
     """
     from studio.bases import add_base
     from studio.control_facts import PART_LABELS
+    from studio.media_facts import what_is_it
 
     base = add_base(
         open_workspace(),
@@ -41,20 +44,22 @@ def add(
         revision=revision,
         control=control,
     )
-    what = PART_LABELS.get(base.part, "base")
-    show_done(f"Added {what} {base.name} ({base.family} {base.variant}).", plain(base))
+    what = PART_LABELS.get(base.part) or what_is_it(base.part, base.family) or "base"
+    kind = f"{base.family} {base.variant}".strip()
+    show_done(f"Added {what} {base.name} ({kind}).", plain(base))
 
 
 @app.command("list")
 def list_() -> None:
-    """List the bases, and the ControlNets that steer them.
+    """List the bases, those for video, sound and 3D, and what steers or moves them.
 
     Example: studio bases list
     """
-    from studio.bases import list_bases, list_parts
+    from studio.bases import list_bases, list_media, list_motions, list_parts
 
     workspace = open_workspace()
-    found = [*list_bases(workspace), *list_parts(workspace)]
+    listings = (list_bases, list_media, list_parts, list_motions)
+    found = [base for listing in listings for base in listing(workspace)]
     show_rows(
         [plain(base) | {"_added": ago(base.created_at)} for base in found],
         [
@@ -78,12 +83,16 @@ def show(name: str) -> None:
     """
     from registry.records import Base
     from studio.bases import base_path
+    from studio.sampling.media.kinds import KINDS, kind_name
 
     workspace = open_workspace()
     base = workspace.catalog.get(Base, name)
     from studio.provenance import made_from
 
     more = {"made_from": line} if (line := made_from(base)) else {}
+    if (kind := KINDS.get(kind_name(base))) is not None:
+        settings = ", ".join(item.said for item in kind.settings)
+        more |= {"makes": f"{kind.medium} ({kind.label})", "settings": settings}
     show_record(plain(base) | {"path": str(base_path(workspace, base))} | more)
 
 

@@ -1,7 +1,7 @@
 """The commands that stand alone: demo, app, worker, doctor, sample."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,8 +20,6 @@ from studio.sampling.schedulers import samplers_help
 if TYPE_CHECKING:
     from studio.sampling.request import AdapterChoice, SampleRequest
     from studio.workspace import Workspace
-
-Model = TypeVar("Model")
 
 
 def demo(
@@ -199,15 +197,24 @@ def sample(
     ] = "plain",
     format: Annotated[str, typer.Option(help="Of the files: png, jpeg or webp.")] = "png",
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of jpeg and webp.")] = 92,
+    motion: Annotated[str, typer.Option(help="Motion adapter: an SD1.5 base makes a video.")] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="NAME=NUMBER of a base for video, sound or 3D, see `bases show`; repeatable."
+        ),
+    ] = None,
 ) -> None:
-    """Make pictures with a base and any number of adapters.
+    """Make pictures with a base and any number of adapters; with other bases video, sound or 3D.
 
     Example: studio sample --adapter ink:0.8 --prompt "a red circle, ink drawing" --count 4 --out pictures
     """
+    from registry.errors import BadInput
     from registry.files import atomic_write
     from registry.records import Base
-    from studio.commands import controls, modes
+    from studio.commands import controls, media, modes
     from studio.sampling.defaults import default_guidance, size_for
+    from studio.sampling.media.kinds import kind_name
     from studio.sampling.mixes import mix_text, read_mix_file
     from studio.sampling.request import SampleRequest
 
@@ -216,20 +223,27 @@ def sample(
         request = modes.again(workspace, context, like)
         _draw(workspace, request, out)
         return
+    record = workspace.catalog.get(Base, base)
+    if kind_name(record, motion):
+        _draw(workspace, media.request(workspace, context, record), out)
+        return
+    if set_:
+        raise BadInput(
+            f"--set {set_[0][:40]}", f"is not for pictures, which {record.name} makes", "leave it out"
+        )
     if "prompt" not in modes.given(context):
         raise typer.BadParameter(
             "is missing: say what to draw, or give --from PICTURE", param_hint="--prompt"
         )
-    record = workspace.catalog.get(Base, base)
     sides = modes.sides(outpaint)
     start = None if upscale or image is None else Path(modes.absolute(image))
-    width, height = _size(size) if size else size_for(workspace, record, start, sides)
+    width, height = modes.size(size) if size else size_for(workspace, record, start, sides)
     adapters = _choices(workspace, adapter or [], adapter_blocks or [], adapter_schedule or [])
     if mix is not None:
         adapters += read_mix_file(workspace, mix, record.family)
     if save_mix is not None:
         atomic_write(save_mix, mix_text(workspace, record, adapters))
-    request = _validated(
+    request = modes.validated(
         SampleRequest,
         base=record.id,
         adapters=adapters,
@@ -288,21 +302,13 @@ def _draw(workspace: "Workspace", request: "SampleRequest", out: Path) -> None:
     show_done("\n".join(str(file) for file in files), data)
 
 
-def _size(text: str) -> tuple[int, int]:
-    from registry.errors import BadInput
-
-    width, _, height = text.lower().partition("x")
-    if not all(side.isascii() and side.isdecimal() and len(side) <= 5 for side in (width, height)):
-        raise BadInput(f"--size {text!r}", "is not WIDTHxHEIGHT", "write for example 512x768")
-    return int(width), int(height)
-
-
 def _choices(
     workspace: "Workspace", adapters: list[str], blocks: list[str], schedules: list[str]
 ) -> "tuple[AdapterChoice, ...]":
     """The adapters of a request; blocks and schedules name those that they are about."""
     from registry.errors import BadInput
     from registry.records import Adapter
+    from studio.commands import modes
     from studio.sampling.request import AdapterChoice
     from studio.sampling.strengths import parse_blocks, parse_schedule
 
@@ -323,27 +329,7 @@ def _choices(
         if field in own:
             raise BadInput(f"{option} {text!r}", "is there twice for one adapter", "put both into one")
         own[field] = value
-    return tuple(_validated(AdapterChoice, **value) for value in values)
-
-
-def _validated(kind: "type[Model]", **values: Any) -> "Model":
-    """A pydantic model from option values, its complaint as our one line."""
-    from pydantic import ValidationError
-
-    from registry.errors import BadInput
-
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        given = f"{field} {first.get('input')!r}"
-        given = given if len(given) <= 80 else given[:77] + "..."
-        raise BadInput(
-            given,
-            first["msg"].removeprefix("Input ").removeprefix("Value error, ").lower(),
-            "see `studio sample --help`",
-        ) from None
+    return tuple(modes.validated(AdapterChoice, **value) for value in values)
 
 
 COMMANDS = (demo, app, worker, doctor, sample)

@@ -1,7 +1,7 @@
 """Options of `studio sample` that stand for several values."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from studio.sampling.request import SampleRequest
     from studio.workspace import Workspace
 
+
+Model = TypeVar("Model")
 
 CHANGEABLE = {"out", "like", "seed", "count"}  # what may be said beside --from
 
@@ -45,6 +47,32 @@ def again(ws: "Workspace", context: typer.Context, path: Path) -> "SampleRequest
 def absolute(path: Path | None) -> str:
     """A file as the request names it; "" for none."""
     return "" if path is None else str(expand_home(str(path)).absolute())
+
+
+def size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT -> two numbers."""
+    width, _, height = text.lower().partition("x")
+    if not all(side.isascii() and side.isdecimal() and len(side) <= 5 for side in (width, height)):
+        raise BadInput(f"--size {text!r}", "is not WIDTHxHEIGHT", "write for example 512x768")
+    return int(width), int(height)
+
+
+def validated(kind: "type[Model]", /, **values: Any) -> "Model":
+    """A pydantic model from option values, its complaint as our one line."""
+    from pydantic import ValidationError
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        given = f"{field} {first.get('input')!r}"
+        given = given if len(given) <= 80 else given[:77] + "..."
+        raise BadInput(
+            given,
+            first["msg"].removeprefix("Input ").removeprefix("Value error, ").lower(),
+            "see `studio sample --help`",
+        ) from None
 
 
 def sides(text: str) -> tuple[int, ...]:

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 from registry.errors import BadInput, several
 from registry.records import Base, Dataset, Image
 from studio.control_facts import PART_LABELS
+from studio.media_facts import what_is_it
 from studio.runs.layers import check_patterns
+from studio.sampling.media.kinds import MOTION
 from trainers.families import FAMILIES
 from trainers.fitting import Traits, check_recipe, idle_remarks
 from trainers.recipe import Recipe, preset
@@ -61,19 +63,40 @@ def check_base(ws: "Workspace", base: Base) -> None:
     """Refuse what is no base, or is not where the catalog says.
 
     Raises:
-        BadInput: a ControlNet; the folder or file is missing.
+        BadInput: a ControlNet, what makes no pictures; the folder or file is missing.
     """
     if base.part:
-        wrong = f"is a {PART_LABELS[base.part]}, which steers a base and is none"
-        raise BadInput(f"base {base.name}", wrong, "choose a base: `studio bases list`")
+        wrong, do = _no_base(base)
+        raise BadInput(f"base {base.name}", wrong, do)
+    check_there(ws, base)
+
+
+def check_there(ws: "Workspace", base: Base) -> None:
+    """Refuse what is not where the catalog says.
+
+    Raises:
+        BadInput: the folder or file is missing.
+    """
     if base.kind == "hub":
         return
     place = ws.resolve(base.location)
-    missing = place if not place.exists() else place / "model_index.json"
+    index = "config.json" if base.part == MOTION else "model_index.json"
+    missing = place if not place.exists() else place / index
     if not place.exists() or (base.kind == "folder" and not missing.exists()):
         raise BadInput(
             f"base {base.name}", f"{missing} is missing", "bring it back, or remove the base and add it again"
         )
+
+
+def _no_base(base: Base) -> tuple[str, str]:
+    """What is wrong with a part of the catalog as a base for pictures, and what to do."""
+    if base.part in PART_LABELS:
+        wrong = f"is a {PART_LABELS[base.part]}, which steers a base and is none"
+    elif base.part == MOTION:
+        wrong = "is a motion adapter, which makes a base move and is none"
+    else:
+        wrong = f"is a {what_is_it(base.part, base.family)}, which is neither trained nor takes adapters"
+    return wrong, "choose a base for pictures: `studio bases list`"
 
 
 def check_trainable(base: Base) -> None:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from registry.errors import BadInput
 from registry.records import Adapter, Base
 from studio.sampling.defaults import default_guidance, default_size
+from studio.sampling.media.kinds import MEDIA, MOTION
 from studio.sampling.metadata.reading import read_metadata
 from studio.sampling.metadata.said import AdapterMark, PictureMetadata
 from studio.sampling.prompts.ready import find_adapter
@@ -42,14 +43,15 @@ def request_of(ws: "Workspace", path: Path) -> SampleRequest:
             choice.model_copy(update={"id": adapter.id})
             for choice, adapter in zip(said.request.adapters, adapters, strict=True)
         )
-        return said.request.model_copy(update={"base": base.id, "adapters": chosen})
+        motion = _motion(ws, said) if said.request.motion else ""
+        return said.request.model_copy(update={"base": base.id, "adapters": chosen, "motion": motion})
     return _from_others(ws, path, said, base, adapters)
 
 
 def _base(ws: "Workspace", said: PictureMetadata) -> Base:
     keys = [said.request.base if said.request else "", said.base_name]
     named = [base for key in keys if key and (base := ws.catalog.find(Base, key)) is not None]
-    for base in (*named, *ws.catalog.list(Base, part="")):
+    for base in (*named, *ws.catalog.list(Base, part=("", *MEDIA))):
         if len(said.base_hash) >= SURE and base.weight_hash.startswith(said.base_hash.lower()):
             return base
     name = f"base {said.base_name or 'of the picture'}"
@@ -61,6 +63,20 @@ def _base(ws: "Workspace", said: PictureMetadata) -> Base:
         wrong = "has other weights than the picture was made with"
         raise BadInput(name, wrong, "add the old ones under another name")
     return named[0]
+
+
+def _motion(ws: "Workspace", said: PictureMetadata) -> str:
+    """Id of the motion adapter of a video, by its weights.
+
+    Raises:
+        BadInput: there is none with these weights.
+    """
+    for motion in ws.catalog.list(Base, part=MOTION):
+        if motion.weight_hash and motion.weight_hash == said.motion_hash:
+            return motion.id
+    wrong = "is not in the catalog with the weights that the video was made with"
+    thing = f"motion adapter {said.motion_name or 'of the video'}"
+    raise BadInput(thing, wrong, "add it: `studio bases add NAME FOLDER`")
 
 
 def same_adapter(ws: "Workspace", mark: AdapterMark, family: str) -> Adapter:

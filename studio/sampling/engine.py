@@ -20,6 +20,9 @@ from studio.sampling.canvas import canvas_of
 from studio.sampling.control.acting import Controls, forget_models
 from studio.sampling.control.nets import Nets
 from studio.sampling.drawing import Drawing, Order, Ready
+from studio.sampling.media.loading import load_pipeline
+from studio.sampling.media.made import Made
+from studio.sampling.media.making import Making
 from studio.sampling.progress import Progress
 from studio.sampling.prompts.request_texts import RequestTexts, batches
 from studio.sampling.quicker import Speed
@@ -121,6 +124,68 @@ class Engine:
             raise StudioError(
                 f"size {size}", "needs more memory than there is", "draw a smaller picture"
             ) from error
+
+    def make(
+        self,
+        task: SampleTask,
+        *,
+        keep: Callable[[int, Made], None],
+        say: Callable[[Progress], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Drawn:
+        """Make all videos, sounds or things of a task; `request.kind` says which.
+
+        Args:
+            task: The request with its files, all paths absolute.
+            keep: Takes each when it is finished: index, what it is.
+            say: Takes progress, after every step.
+            cancelled: Asked before every step, and more often.
+
+        Raises:
+            Cancelled, BadInput, StudioError: as `draw` does.
+        """
+        done: set[int] = set()
+
+        def keep_once(index: int, made: Made) -> None:
+            done.add(index)
+            keep(index, made)
+
+        try:
+            return self._make(task, keep_once, say, cancelled, done)
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self.unload()
+        try:
+            return self._make(task, keep_once, say, cancelled, done, pieces=True)
+        except (torch.cuda.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.unload()
+            do = "make it smaller or shorter, or try --memory sequential"
+            raise StudioError(f"sample {task.id}", "needs more memory than there is", do) from error
+
+    def _make(
+        self,
+        task: SampleTask,
+        keep: Callable[[int, Made], None],
+        say: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+        done: set[int],
+        *,
+        pieces: bool = False,
+    ) -> Drawn:
+        request = task.request
+        say(Progress("loading", steps=request.steps, pictures=request.count))
+        loaded = self._shelf.pipeline(
+            task, lambda: load_pipeline(task, self.device), memory=request.memory, pieces=pieces
+        )
+        torch.set_num_threads(1 if loaded.bytes < SMALL_BASE else self._threads)
+        making = Making(task, loaded, self.device, say, cancelled)
+        for index in range(request.count):
+            if index not in done:
+                keep(index, making.make(index))
+        return Drawn([], making.warnings())
 
     def unload(self) -> None:
         """Give all memory back."""

@@ -12,6 +12,7 @@ Text = Annotated[str, Field(max_length=10_000)]
 SIDE = 8  # pixels; sides of a picture are multiples of it
 Pixels = Annotated[int, Field(ge=0, le=2048)]
 Factor = Annotated[float, Field(ge=-4, le=4, allow_inf_nan=False)]
+Number = Annotated[int | float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -138,6 +139,12 @@ class SampleRequest(BaseModel):
     """(prompt, negative) of each picture, where chance chose them; none = the same for all."""
     embeddings: tuple[EmbeddingChoice, ...] = ()
     """Embedding files that the texts name; found when the request is sent."""
+    kind: Annotated[str, Field(max_length=40)] = ""
+    """What is made, a key of `media.kinds.KINDS`; none = pictures. Set when the request is sent."""
+    motion: str = ""
+    """Catalog id of a motion adapter, which makes an SD1.5 base draw a video."""
+    settings: Annotated[dict[str, Number], Field(max_length=20)] = {}
+    """Numbers of bases that make video, sound or 3D, by name: frames, fps, seconds, ..."""
 
     @model_validator(mode="after")
     def _one_text_a_picture(self) -> Self:

@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from registry.errors import StudioError
 from registry.files import atomic_path, write_json
-from studio.sampling.metadata.writing import write_picture
+from studio.sampling.media.writing import write_made
+from studio.sampling.metadata.writing import account, picture_request, write_picture
 from studio.sampling.task import PREVIEW, PROGRESS, SampleTask, map_name, picture_name
 from trainers.garbage import seldom_collecting
 from trainers.spared import spare
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image as Pixels
 
     from studio.sampling.engine import Engine, How
+    from studio.sampling.media.made import Made
     from studio.sampling.progress import Progress
 
 PROGRESS_EVERY = 0.1  # seconds
@@ -96,14 +98,12 @@ class Server:
         task, folder = SampleTask.from_json(order["task"]), Path(order["folder"])
         started = monotonic()
         writer = _Writer(task, folder)
+        news: dict[str, Any] = {"say": writer.say, "cancelled": self._cancelled.is_set}
         try:
-            drawn = engine.draw(
-                task,
-                keep=writer.keep,
-                say=writer.say,
-                cancelled=self._cancelled.is_set,
-                keep_map=writer.keep_map,
-            )
+            if task.request.kind:
+                drawn = engine.make(task, keep=writer.keep_made, **news)
+            else:
+                drawn = engine.draw(task, keep=writer.keep, keep_map=writer.keep_map, **news)
         except Cancelled:
             return {"event": "cancelled"}
         except StudioError as error:
@@ -163,6 +163,16 @@ class _Writer:
             adapters=self._task.adapters,
         )
         self.files.append(name)
+
+    def keep_made(self, index: int, made: "Made") -> None:
+        """Write one finished video, sound or thing with what makes it again."""
+        task = self._task
+        base, motion = (
+            {"id": part.id, "name": part.name, "hash": part.weight_hash} if part else None
+            for part in (task.base, task.motion)
+        )
+        own = account(picture_request(task.request, index), index, base or {}, motion=motion)
+        self.files.append(write_made(made, self._folder, index, own))
 
 
 def main() -> None:

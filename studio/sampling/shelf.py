@@ -2,11 +2,13 @@
 
 import gc
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 
+from studio.sampling.media.loading import LoadedPipeline, place
 from studio.sampling.memory import (
     QUICK,
     RESIDENT,
@@ -24,7 +26,7 @@ from studio.sampling.preview import LatentPreview
 from studio.sampling.quicker import Speed, quicken
 from studio.sampling.stack import AdapterStack
 from studio.sampling.stored import Precision, compress
-from studio.sampling.task import TaskBase
+from studio.sampling.task import SampleTask, TaskBase
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Family
 
@@ -80,6 +82,7 @@ class Shelf:
         self._device = device
         self._budget = budget or _budget(device)
         self.bases: OrderedDict[str, Loaded] = OrderedDict()
+        self.pipelines: OrderedDict[str, LoadedPipeline] = OrderedDict()  # of video, sound and 3D
 
     def get(
         self, base: TaskBase, *, memory: str = "auto", precision: str = "auto", pixels: int = 0
@@ -111,9 +114,7 @@ class Shelf:
         family.home = torch.device("cpu")  # until it is known where everything goes
         sizes = sizes_of(family)
         size = sum(sizes["whole"].values())
-        while self.bases and size + sum(item.bytes for item in self.bases.values()) > self._budget:
-            self.bases.popitem(last=False)
-            self.collect()
+        self._clear_for(size, self.pipelines, self.bases)
         there = size if self._device.type == "cpu" else 0
         mode, kept = self._settle(sizes, memory, precision, pixels, there)
         compress(family, kept)
@@ -132,9 +133,52 @@ class Shelf:
         self.bases[key] = loaded
         return loaded
 
+    def pipeline(
+        self,
+        task: SampleTask,
+        load: Callable[[], LoadedPipeline],
+        *,
+        memory: str = "auto",
+        pieces: bool = False,
+    ) -> LoadedPipeline:
+        """What makes a task's video, sound or thing, loaded if need be.
+
+        Args:
+            task: Its base and motion adapter say which.
+            load: Loads it into the main memory.
+            memory: The request's `memory`.
+            pieces: Decode in small pieces.
+
+        Raises:
+            BadInput: it is gone or damaged.
+        """
+        key = "+".join(_key(part) for part in (task.base, task.motion) if part is not None)
+        found = self.pipelines.pop(key, None)
+        if found is not None:
+            if found.pieces == pieces and memory in ("auto", found.mode):
+                self.pipelines[key] = found
+                return found
+            del found  # where its parts wait is settled when it is loaded
+            self.collect()
+        loaded = load()
+        self._clear_for(loaded.bytes, self.bases, self.pipelines)
+        place(loaded, memory, self._device, free_bytes(self._device), pieces=pieces)
+        self.pipelines[key] = loaded
+        return loaded
+
+    def _clear_for(self, size: int, *kept: OrderedDict[str, Any]) -> None:
+        """Let bases go, the first kind first and the longest unused of it, until `size` more bytes fit."""
+        while any(kept) and size + self._bytes() > self._budget:
+            next(filter(None, kept)).popitem(last=False)
+            self.collect()
+
+    def _bytes(self) -> int:
+        return sum(item.bytes for item in (*self.bases.values(), *self.pipelines.values()))
+
     def make_room(self, base: TaskBase) -> None:
         """After running out of memory: only the base in use stays, without adapters."""
         key = _key(base)
+        self.pipelines.clear()
         for other in [name for name in self.bases if name != key]:
             del self.bases[other]
         if key in self.bases:
@@ -144,6 +188,7 @@ class Shelf:
     def clear(self) -> None:
         """Give all memory back."""
         self.bases.clear()
+        self.pipelines.clear()
         self.collect()
 
     def collect(self) -> None:

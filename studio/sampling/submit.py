@@ -16,12 +16,14 @@ from registry.formats.header import read_header
 from registry.ids import new_id
 from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, Sample
 from studio.adapter_files import require_file, settled
-from studio.runs.checks import check_base
+from studio.runs.checks import check_base, check_there
 from studio.sampling.checks import check_modes
 from studio.sampling.control.choosing import choose_net, mode_of
 from studio.sampling.coverage import require_complete
 from studio.sampling.defaults import component_config
 from studio.sampling.files import take_files
+from studio.sampling.media.kinds import Kind, beside_of, word_of
+from studio.sampling.media.requests import checked, kind_of
 from studio.sampling.prompts.ready import ready
 from studio.sampling.request import AdapterChoice, SampleRequest
 from studio.sampling.schedulers import check_scheduler
@@ -49,6 +51,9 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
             modes that do not fit, a picture that cannot be read.
     """
     base = ws.catalog.get(Base, request.base)
+    kind = kind_of(ws, request, base)
+    if kind is not None:
+        return _submit_media(ws, request, base, kind)
     check_base(ws, base)
     check_scheduler(request.scheduler, base.family)
     request, words = ready(ws, request, base.family)
@@ -74,7 +79,6 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
         for choice, adapter in zip(request.adapters, adapters, strict=True)
     )
     sample_id = new_id()
-    folder = ws.sample_dir(sample_id)
     request = request.model_copy(
         update={
             "base": base.id,
@@ -83,7 +87,7 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
             "controls": controls,
         }
     )
-    request = take_files(ws, request, folder)
+    request = take_files(ws, request, ws.sample_dir(sample_id))
     task = SampleTask(
         id=sample_id,
         request=request,
@@ -104,11 +108,36 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
         )
         for adapter, choice in zip(adapters, chosen, strict=True)
     )
-    value = request.model_dump(mode="json")
+    return _queued(ws, task, uses)
+
+
+def _submit_media(ws: "Workspace", request: SampleRequest, base: Base, kind: Kind) -> Sample:
+    """Queue a video, a sound or a thing; the same checks, without what only pictures have."""
+    motion = ws.catalog.get(Base, request.motion) if request.motion else None
+    for part in (base, motion):
+        if part is not None:
+            check_there(ws, part)
+    request = checked(ws, request, base, kind)
+    sample_id = new_id()
+    request = request.model_copy(update={"base": base.id, "motion": motion.id if motion else ""})
+    request = take_files(ws, request, ws.sample_dir(sample_id))
+    task = SampleTask(
+        id=sample_id,
+        request=request,
+        base=_task_base(base),
+        motion=_task_base(motion) if motion else None,
+    )
+    return _queued(ws, task)
+
+
+def _queued(ws: "Workspace", task: SampleTask, uses: tuple[AdapterUse, ...] = ()) -> Sample:
+    """The task's file first, then its rows."""
+    folder = ws.sample_dir(task.id)
+    value = task.request.model_dump(mode="json")
     try:
         task.write(folder)
-        sample = ws.catalog.add(Sample(id=sample_id, base_id=base.id, request=value, adapters=uses))
-        ws.catalog.enqueue(Job(kind=JobKind.SAMPLE, subject_id=sample_id))
+        sample = ws.catalog.add(Sample(id=task.id, base_id=task.base.id, request=value, adapters=uses))
+        ws.catalog.enqueue(Job(kind=JobKind.SAMPLE, subject_id=task.id))
     except StudioError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -192,7 +221,7 @@ def collect(ws: "Workspace", sample: Sample, out: Path) -> list[Path]:
     """Copy the pictures of a finished sample into `out`, named by number; existing files are not replaced."""
     prepare_folder(out)
     copies: list[Path] = []
-    for file in files_of(ws, ws.catalog.get(Sample, sample.id)):
+    for file in all_files(ws, ws.catalog.get(Sample, sample.id)):
         target = _free(out / f"{sample.id}-{file.name}")
         with atomic_path(target) as temporary:
             shutil.copyfile(file, temporary)
@@ -201,8 +230,17 @@ def collect(ws: "Workspace", sample: Sample, out: Path) -> list[Path]:
 
 
 def files_of(ws: "Workspace", sample: Sample) -> list[Path]:
-    """The pictures of a sample."""
+    """The pictures of a sample, or what else was made: one file each."""
     return [ws.resolve(file) for file in sample.files]
+
+
+def all_files(ws: "Workspace", sample: Sample) -> list[Path]:
+    """Everything that was made, what lies beside a file right behind it."""
+    return [
+        file
+        for index, main in enumerate(files_of(ws, sample))
+        for file in (main, *beside_of(ws, sample, index))
+    ]
 
 
 def job_of(ws: "Workspace", sample: Sample) -> Job:
@@ -247,6 +285,7 @@ class _Reporter:
 
     def __init__(self, ws: "Workspace", sample: Sample, say: Callable[[str], None] | None) -> None:
         self._ws, self._sample, self._say, self._line = ws, sample, say, ""
+        self._word = word_of(str(sample.request.get("kind", "")))
 
     def ended(self) -> bool:
         """Whether the job has ended; says what is new on the way."""
@@ -256,7 +295,7 @@ class _Reporter:
             news = progress(self._ws, self._sample)
             line = str(news["phase"])
             if news["picture"]:
-                line = f"picture {news['picture']} of {news['pictures']}"
+                line = f"{self._word} {news['picture']} of {news['pictures']}"
             if line != self._line:
                 self._line = line
                 self._say(line)

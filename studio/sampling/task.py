@@ -30,6 +30,7 @@ class TaskBase:
     config: str = ""
     revision: str = ""
     weight_hash: str = ""
+    part: str = ""  # see `registry.records.Base`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,7 @@ class SampleTask:
     embeddings: tuple[TaskEmbedding, ...] = ()
     refiner: TaskBase | None = None
     controls: tuple[TaskControl, ...] = ()
+    motion: TaskBase | None = None  # a motion adapter
     files: Mapping[str, str] = field(default_factory=dict[str, str])  # as the request has them -> real paths
 
     def file(self, name: str) -> Path:
@@ -103,6 +105,7 @@ class SampleTask:
             "adapters": [asdict(adapter) for adapter in self.adapters],
             "embeddings": [asdict(embedding) for embedding in self.embeddings],
             "refiner": asdict(self.refiner) if self.refiner else None,
+            "motion": asdict(self.motion) if self.motion else None,
             "files": dict(self.files),
             "controls": [asdict(control) for control in self.controls],
         }
@@ -117,6 +120,7 @@ class SampleTask:
             adapters=tuple(TaskAdapter.from_json(adapter) for adapter in value["adapters"]),
             embeddings=tuple(TaskEmbedding(**embedding) for embedding in value.get("embeddings", ())),
             refiner=TaskBase(**value["refiner"]) if value.get("refiner") else None,
+            motion=TaskBase(**value["motion"]) if value.get("motion") else None,
             files=value.get("files", {}),
             controls=tuple(TaskControl(**control) for control in value.get("controls", ())),
         )
@@ -136,12 +140,13 @@ class SampleTask:
         embeddings = tuple(replace(item, path=str(resolve(item.path))) for item in self.embeddings)
         files = {name: str(resolve(name)) for name in files_of(self.request)}
         refiner = _located(self.refiner, resolve) if self.refiner else None
+        motion = _located(self.motion, resolve) if self.motion else None
         base = _located(self.base, resolve)
         controls = tuple(
             item if item.kind == "hub" else replace(item, location=str(resolve(item.location)))
             for item in self.controls
         )
-        located = replace(self, base=base, refiner=refiner)
+        located = replace(self, base=base, refiner=refiner, motion=motion)
         return replace(located, adapters=adapters, embeddings=embeddings, controls=controls, files=files)
 
 

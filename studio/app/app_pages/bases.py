@@ -9,6 +9,9 @@ from studio.app.components.cards import family_label
 from studio.app.components.extract_dialog import extract_dialog
 from studio.app.words import ago, md, plural
 from studio.control_facts import PART_LABELS
+from studio.media_facts import what_is_it
+from studio.sampling.media.kinds import KINDS as MADE
+from studio.sampling.media.kinds import kind_name, word_of
 from trainers.families import FAMILIES
 
 BAKE, EXTRACT = "Put adapters into it", "Take an adapter out of a model trained from it"
@@ -20,7 +23,7 @@ KINDS = {"folder": "folder", "file": "single file", "hub": "from the hub"}
 
 def page() -> None:
     """List and add."""
-    from studio.bases import list_bases, list_parts
+    from studio.bases import list_bases, list_media, list_motions, list_parts
 
     shell.heading("Bases", "The models that everything builds on. They stay where they are on your disk.")
     named = shell.asked(Base, "base")
@@ -32,10 +35,16 @@ def page() -> None:
             add_dialog()
     for base in bases:
         row(base)
-    if parts := list_parts(shell.workspace()):
-        st.subheader("What steers them", anchor=False)
-        for part in parts:
-            row(part)
+    others = {
+        "For video, sound and 3D": list_media,
+        "What steers them": list_parts,
+        "What makes them move": list_motions,
+    }
+    for title, listing in others.items():
+        if parts := listing(shell.workspace()):
+            st.subheader(title, anchor=False)
+            for part in parts:
+                row(part)
     if all(base.builtin for base in bases):
         st.caption(
             f"The pocket bases are tiny and made for trying things out. For real pictures add {KNOWN}: a "
@@ -56,11 +65,12 @@ def row(base: Base) -> None:
             elif st.button("Remove", key=f"remove-{base.id}", icon=":material/close:", type="tertiary"):
                 remove_dialog(base)
         variant = f", {base.variant}" if base.variant else ""
-        what = f"{PART_LABELS[base.part]} for " if base.part else ""
-        st.markdown(md(f"{what}{family_label(base.family)}{variant}"))
+        st.markdown(md(f"{_label(base)}{variant}"))
         if base.part:
             st.caption(f"{KINDS[base.kind]} · added {ago(base.created_at)}")
             st.text(base.location)
+            if (made := kind_name(base)) and st.button(f"Make a {word_of(made)}", key=f"sample-{base.id}"):
+                shell.go("sample", base=base.id)
             return
         runs = plural(workspace.catalog.count(Run, base_id=base.id), "run")
         adapters = plural(workspace.catalog.count(Adapter, base_id=base.id), "adapter")
@@ -81,6 +91,14 @@ def row(base: Base) -> None:
                 extract_dialog(base, elsewhere=True)
 
 
+def _label(base: Base) -> str:
+    """What it is."""
+    if kind := MADE.get(kind_name(base)):
+        return f"{kind.label}, makes {kind.medium}"
+    part = PART_LABELS.get(base.part) or what_is_it(base.part, base.family)
+    return f"{part} for {family_label(base.family)}" if part else family_label(base.family)
+
+
 @st.dialog("Add a base", icon=":material/add:")
 def add_dialog() -> None:
     """Name and place; what it is, is found out."""
@@ -91,7 +109,7 @@ def add_dialog() -> None:
             "Where it is",
             placeholder="/models/stable-diffusion-v1-5",
             help="A diffusers folder, a .safetensors checkpoint, or a name on the hub such as owner/model; "
-            "of a base, or of a ControlNet",
+            "of a base, of a ControlNet, or of what makes video, sound or 3D",
         )
         name = st.text_input("Name", placeholder="What you call it", max_chars=100)
         with st.expander("More"):
@@ -112,8 +130,9 @@ def add_dialog() -> None:
                     config=config or "",
                     revision=revision or "",
                 )
-                what = PART_LABELS.get(base.part, "base")
-                shell.note(f"{base.name} is a {family_label(base.family)} {what}")
+                what = PART_LABELS.get(base.part) or what_is_it(base.part, base.family) or "base"
+                label = MADE[base.family].label if base.family in MADE else family_label(base.family)
+                shell.note(f"{base.name} is a {label} {what}")
                 st.rerun()
 
 

@@ -1,4 +1,4 @@
-"""Sample: a base, any number of adapters, a prompt; pictures."""
+"""Sample: a base, any number of adapters, a prompt; pictures, or what else the base makes."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,12 +13,12 @@ from studio.app.components.sample_results import results
 
 def page() -> None:
     """Form on the left, pictures on the right; below each other on a phone."""
-    from studio.bases import list_bases
+    from studio.bases import list_bases, list_media
 
     sample_form.apply_pending()
     shell.heading("Sample", "Make pictures with a base and your adapters.")
     notice.show()
-    bases = list_bases(shell.workspace())
+    bases = [*list_bases(shell.workspace()), *list_media(shell.workspace())]
     if not bases:
         shell.empty(
             "bases", "No base model yet", "Pictures need a base.", [("Add a base", lambda: shell.go("bases"))]

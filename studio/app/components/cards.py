@@ -1,14 +1,16 @@
 """Records as cards."""
 
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from registry.records import Adapter, Base, Dataset, FileState, Image, Run, Sample
 from studio.app.components.gallery import Card, Frame
-from studio.app.routes import picture_url
+from studio.app.routes import file_url, picture_url
 from studio.app.shell import workspace
 from studio.app.words import METHOD_WORDS, ORIGIN_WORDS, STATE_TONES, STATE_WORDS, ago, plural, size
+from studio.sampling.media.kinds import KINDS, beside_of, is_seen, word_of
 from trainers.families import FAMILIES
 from trainers.rundir import RunDir
 
@@ -114,18 +116,34 @@ def sample_cards(sample: Sample, bases: dict[str, Base]) -> list[Card]:
         if used
         else f"{bases[sample.base_id].name if sample.base_id in bases else 'base'} alone"
     )
+    kind = str(sample.request.get("kind", ""))
+    title = prompt or (KINDS[kind].label if kind in KINDS else "no prompt")
     return [
         Card(
             id=f"{sample.id}/{index}",
-            title=prompt or "no prompt",
+            title=title,
             lines=(f"{word} {(first + index) % 2**32} · {with_what}",),
-            images=(picture_url("sample", sample.id, index),),
-            zoom=picture_url("sample", sample.id, index) + "?full",
-            zoom_text=prompt,
-            label=f"Use the settings of this picture: {prompt}",
+            label=f"Use the settings of this {word_of(kind)}: {prompt}",
+            **_shown(sample, index, prompt),
         )
         for index in range(len(sample.files))
     ]
+
+
+def _shown(sample: Sample, index: int, prompt: str) -> dict[str, Any]:
+    """How a file of a sample is seen, heard and saved: fields of its card."""
+    kind = str(sample.request.get("kind", ""))
+    if not is_seen(kind):
+        return {"placeholder": word_of(kind), "sound": file_url("sample", sample.id, index)}
+    url = picture_url("sample", sample.id, index)
+    # A small version of what moves would stand still.
+    fields: dict[str, Any] = {"images": (f"{url}?full" if kind else url,), "zoom": f"{url}?full"}
+    fields["zoom_text"] = prompt
+    for path in beside_of(workspace(), sample, index):
+        suffix = path.suffix.removeprefix(".")
+        fields["file"] = file_url("sample", sample.id, index, suffix)
+        fields["file_text"] = f"Save the mesh ({suffix.upper()})"
+    return fields
 
 
 def film_rows(rundir: RunDir, run_id: str) -> list[tuple[str, list[Frame]]]:

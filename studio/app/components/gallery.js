@@ -64,6 +64,22 @@ export default function (component) {
       item.classList.add("acting");
       item.append(act);
     }
+    if (card.sound) {
+      const player = make("audio", "act");
+      player.controls = true;
+      player.preload = "none";
+      player.src = card.sound;
+      player.setAttribute("aria-label", card.title || "Sound");
+      item.classList.add("acting");
+      item.append(player);
+    }
+    if (card.file) {
+      const link = make("a", "act", card.file_text);
+      link.href = card.file;
+      link.download = "";
+      item.classList.add("acting");
+      item.append(link);
+    }
     if (data.picking) item.append(make("span", "check", card.selected ? "\u2713" : ""));
     if (data.hearts) {
       const heart = make("button", card.favourite ? "heart on" : "heart", card.favourite ? FULL_HEART : OPEN_HEART);

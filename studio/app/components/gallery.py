@@ -50,6 +50,9 @@ class Card:
     label: str = ""  # for screen readers; default: title
     placeholder: str = ""  # where there is no picture
     action: str = ""  # label of a button below
+    sound: str = ""  # URL of what is played below
+    file: str = ""  # URL of what is saved by a link below
+    file_text: str = ""
 
 
 @dataclass(frozen=True)

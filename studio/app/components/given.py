@@ -150,6 +150,8 @@ def written(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if "mask" in ready and ready["mask"] is None:
         do = "paint over what is to change, or switch off “Change only a part”"
         raise BadInput("mask", "is empty", do)
+    if "image" in ready and ready["image"] is None:
+        raise BadInput("image", "is missing: this base starts from a picture", "drop one into the form")
     for name in ("image", "mask"):
         if name in ready:
             ready[name] = _file(ready[name], folder / name)

@@ -15,9 +15,10 @@ def picture_settings() -> None:
     with st.popover("Settings of a picture", icon=":material/image_search:"):
         dropped = st.file_uploader(
             "Drop a picture that says how it was made",
-            ["png", "jpg", "jpeg", "webp"],
+            ["png", "jpg", "jpeg", "webp", "wav", "ply"],
             key="s-like",
-            help="Pictures of this studio, and of A1111, Forge and others that write its parameters",
+            help="Pictures of this studio, and of A1111, Forge and others that write its parameters; also "
+            "videos, sounds and meshes of this studio",
         )
         mark = dropped and (dropped.file_id, dropped.name)
         if dropped is None or st.session_state.get("like-taken") == mark:

@@ -14,6 +14,7 @@ from studio.app import shell
 from studio.app.components import (
     control_pictures,
     given,
+    media_form,
     mix,
     more_passes,
     more_settings,
@@ -25,6 +26,7 @@ from studio.app.components.mix_file import mix_file
 from studio.app.components.start_picture import FOLLOW
 from studio.app.words import md
 from studio.sampling.defaults import default_size, size_for
+from studio.sampling.media.kinds import KINDS, kind_name, word_of
 from studio.sampling.request import SampleRequest
 
 SEEDS = 2**32
@@ -68,9 +70,13 @@ def apply_pending() -> None:
     for name, value in values.items():
         st.session_state[f"s-{name}"] = value
     mix.set_mix([mix.Part.of(choice) for choice in request["adapters"]])
-    missing = [*start_picture.put_back(request), *control_pictures.put_back(request["controls"])]
-    missing += more_settings.put_back(request)
-    more_passes.put_back(request)
+    missing = start_picture.put_back(request)
+    if request["kind"]:
+        missing += media_form.put_back(request)
+    else:
+        missing += [*control_pictures.put_back(request["controls"]), *more_settings.put_back(request)]
+        more_passes.put_back(request)
+        st.session_state[media_form.MOTION] = ""
     if missing:
         notice.leave("All settings are back, but for what is not here.", problems=missing)
     # Not before: the next click may end this run while pictures are read, and the next run begins again.
@@ -117,12 +123,48 @@ def form(bases: list[Base]) -> dict[str, Any] | None:
     if st.session_state.get("s-base") not in by_id:
         st.session_state["s-base"] = bases[0].id
     base_id = st.selectbox(
-        "Base model", list(by_id), format_func=lambda key: by_id[key].name, key="s-base", persist_state=KEPT
+        "Base model",
+        list(by_id),
+        format_func=lambda key: _called(by_id[key]),
+        key="s-base",
+        persist_state=KEPT,
     )
     base = by_id[base_id]
+    motion = media_form.motion_choice(base)
+    kind = kind_name(base, motion)
+    values = media_form.media_form(base, kind, motion, _words) if kind else _picture(base)
+    seed = _seed()
+    count = st.slider("How many" if kind else "How many pictures", 1, 16, key="s-count", persist_state=KEPT)
+    if kind:
+        values |= media_form.media_more(kind)
+    else:
+        values |= more_passes.more_passes() | more_settings.more_settings(base)
+    label = f"Make a {word_of(kind)}" if kind else "Make pictures"
+    if not st.button(
+        label, type="primary", icon=":material/brush:", width="stretch", shortcut="Ctrl+Enter", key="s-make"
+    ):
+        return None
+    if not st.session_state.get("s-lock"):
+        seed = random.randrange(SEEDS)
+        st.session_state["next-seed"] = seed
+    return values | {"base": base.id, "seed": seed, "count": count}
+
+
+def _picture(base: Base) -> dict[str, Any]:
+    """What a picture is drawn from: adapters, words, pictures, size."""
     choices = mix.mixer(base.family)
     mix_file(base, choices)
     _trigger_chips()
+    values = _words() | {"adapters": choices}
+    own = Size(*default_size(shell.workspace(), base))
+    started = start_picture.start_picture(min(own.width, own.height))
+    controls = control_pictures.control_pictures(base)
+    size = _size(base, own, started)
+    return values | {"width": size.width, "height": size.height} | started | {"controls": controls}
+
+
+def _words() -> dict[str, Any]:
+    """Prompt and negative prompt."""
     prompt = st.text_area(
         "What to draw (prompt)",
         key="s-prompt",
@@ -131,24 +173,13 @@ def form(bases: list[Base]) -> dict[str, Any] | None:
         placeholder="a red circle on a white background",
     )
     negative = st.text_input("What to avoid (negative prompt)", key="s-negative", persist_state=KEPT)
-    own = Size(*default_size(shell.workspace(), base))
-    started = start_picture.start_picture(min(own.width, own.height))
-    controls = control_pictures.control_pictures(base)
-    size = _size(base, own, started)
-    seed = _seed()
-    count = st.slider("How many pictures", 1, 16, key="s-count", persist_state=KEPT)
-    passes = more_passes.more_passes()
-    more = more_settings.more_settings(base)
-    if not st.button(
-        "Make pictures", type="primary", icon=":material/brush:", width="stretch", shortcut="Ctrl+Enter"
-    ):
-        return None
-    if not st.session_state.get("s-lock"):
-        seed = random.randrange(SEEDS)
-        st.session_state["next-seed"] = seed
-    values = {"base": base.id, "adapters": choices, "prompt": prompt or "", "negative": negative or ""}
-    values |= {"seed": seed, "width": size.width, "height": size.height, "count": count}
-    return values | started | passes | more | {"controls": controls}
+    return {"prompt": prompt or "", "negative": negative or ""}
+
+
+def _called(base: Base) -> str:
+    """Its name; of what makes no pictures also what it makes."""
+    kind = KINDS.get(kind_name(base))
+    return f"{base.name} ({kind.medium})" if kind else base.name
 
 
 def request_of(values: dict[str, Any], folder: Path) -> SampleRequest:

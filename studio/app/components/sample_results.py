@@ -12,6 +12,7 @@ from studio.app.components.cards import sample_cards
 from studio.app.components.gallery import Card, gallery
 from studio.app.routes import picture_url
 from studio.app.words import md
+from studio.sampling.media.kinds import word_of
 
 PER_PAGE = 12  # samples, each of one or more pictures
 LIVE = (JobState.QUEUED, JobState.LEASED)
@@ -37,7 +38,11 @@ def results() -> None:
     cards = [card for sample in samples for card in sample_cards(sample, bases)]
     if cards:
         st.caption("Click a picture to have all its settings back")
-        cards = [replace(card, action="Start from this") for card in cards]
+        pictures = {sample.id for sample in samples if not sample.request.get("kind")}
+        cards = [
+            replace(card, action="Start from this") if card.id.partition("/")[0] in pictures else card
+            for card in cards
+        ]
         if opened := gallery(cards, key=sample_form.RESULTS, least=130):
             sample, _, index = opened.partition("/")
             sample_form.put_back(catalog.get(Sample, sample).request, int(index))
@@ -78,14 +83,15 @@ def _progress(job: Job, sample: Sample) -> None:
             gallery([card], key=f"live-{sample.id}", opens=False, least=0)
         with facts:
             st.markdown(md(sample.request.get("prompt", "")) or "no prompt")
-            st.progress(fraction, text=_line(job, news, count))
+            what = word_of(str(sample.request.get("kind", "")))
+            st.progress(fraction, text=_line(job, news, count, what))
             if st.button("Stop", key=f"stop-{job.id}", icon=":material/stop:", disabled=job.cancel):
                 with shell.guarded():
                     cancel(shell.workspace(), sample)
                     st.rerun(scope="fragment")
 
 
-def _line(job: Job, news: dict[str, Any], count: int) -> str:
+def _line(job: Job, news: dict[str, Any], count: int, what: str) -> str:
     if job.cancel:
         return "Stopping"
     if job.state is JobState.QUEUED:
@@ -94,7 +100,9 @@ def _line(job: Job, news: dict[str, Any], count: int) -> str:
         return (
             "Getting the model ready" if news["phase"] == "waiting" else md(str(news["phase"]).capitalize())
         )
-    return f"Picture {news['picture']} of {count}, step {news['step']} of {news['steps']}"
+    if news["phase"] == "decoding":
+        return f"{what.capitalize()} {news['picture']} of {count}, nearly done"
+    return f"{what.capitalize()} {news['picture']} of {count}, step {news['step']} of {news['steps']}"
 
 
 def _last_failure() -> None:

@@ -64,7 +64,7 @@ def readers(parts: Sequence[Base], family: str, kind: str) -> list[Base]:
 
 def _named(ws: "Workspace", base: Base, key: str) -> Base:
     net = ws.catalog.get(Base, key)
-    if not net.part:
+    if net.part not in PART_LABELS:
         raise BadInput(f"base {net.name}", "is no ControlNet", "choose one: `studio bases list`")
     if net.family != base.family:
         theirs, ours = FAMILIES[net.family].label, FAMILIES[base.family].label

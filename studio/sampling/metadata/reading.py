@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from registry.errors import BadInput
 from studio.sampling.metadata import comfyui, invokeai
 from studio.sampling.metadata.a1111 import parse_a1111
+from studio.sampling.metadata.chunks import own_text
 from studio.sampling.metadata.comfyui import parse_comfyui
 from studio.sampling.metadata.invokeai import parse_invokeai
 from studio.sampling.metadata.said import OWN, AdapterMark, PictureMetadata
@@ -29,19 +30,19 @@ _MAKE, _MODEL = 0x010F, 0x0110  # where ComfyUI writes "workflow:{...}" and "pro
 
 
 def read_metadata(path: Path) -> PictureMetadata:
-    """What the picture at `path` says about itself.
+    """What the picture, video, sound or mesh at `path` says about itself.
 
     Our own JSON counts most, then A1111's text, then those of SwarmUI, InvokeAI and ComfyUI.
 
     Raises:
-        BadInput: it is no PNG, JPEG or WebP, or is damaged.
+        BadInput: it is no PNG, JPEG, WebP, WAV or PLY, or is damaged.
     """
     texts = _texts(path)
     found = _others(texts)
     own = _own(texts.get(OWN, ""))
     if own is None:
         return replace(found, texts=texts)
-    request, base, adapters = own
+    request, base, adapters, motion = own
     return PictureMetadata(
         source=OWN,
         prompt=request.prompt,
@@ -55,6 +56,8 @@ def read_metadata(path: Path) -> PictureMetadata:
         base_name=str(base.get("name", "")),
         base_hash=str(base.get("hash", "")),
         adapters=adapters,
+        motion_name=motion.get("name", ""),
+        motion_hash=motion.get("hash", ""),
         request=request,
         pairs=found.pairs,
         texts=texts,
@@ -76,7 +79,9 @@ def _others(texts: dict[str, str]) -> PictureMetadata:
 
 
 def _texts(path: Path) -> dict[str, str]:
-    """Text chunks of a PNG; of the others what EXIF holds, under the same names."""
+    """Text chunks of a PNG; of the others what EXIF holds, under the same names; of a sound or mesh ours."""
+    if (own := own_text(path)) is not None:
+        return {OWN: own} if own else {}
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -124,8 +129,10 @@ def _inflated(data: bytes) -> str:
         return ""
 
 
-def _own(text: str) -> tuple[SampleRequest, dict[str, Any], tuple[AdapterMark, ...]] | None:
-    """Our JSON, or None when it is not there or not ours any more."""
+def _own(
+    text: str,
+) -> tuple[SampleRequest, dict[str, Any], tuple[AdapterMark, ...], dict[str, str]] | None:
+    """Our JSON (request, base, adapters, motion adapter), or None: not there, not ours any more."""
     try:
         value: Any = json.loads(text)
         # Whole is what weights were before a request could say otherwise.
@@ -141,6 +148,7 @@ def _own(text: str) -> tuple[SampleRequest, dict[str, Any], tuple[AdapterMark, .
             for item in value["adapters"]
         )
         base = cast(dict[str, Any], dict(value["base"]))
+        motion = {str(key): str(said) for key, said in dict(value.get("motion") or {}).items()}
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, ValidationError):
         return None
-    return request, base, adapters
+    return request, base, adapters, motion

@@ -55,6 +55,8 @@ class PictureMetadata:
     base_name: str = ""
     base_hash: str = ""
     adapters: tuple[AdapterMark, ...] = ()
+    motion_name: str = ""  # of the motion adapter of a video
+    motion_hash: str = ""
     more: Mapping[str, Any] = field(default_factory=dict[str, Any])  # further fields of a request
     request: SampleRequest | None = None  # for this one picture; only from our own JSON
     pairs: Mapping[str, str] = field(default_factory=dict[str, str])  # A1111's last line

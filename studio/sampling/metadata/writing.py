@@ -6,7 +6,7 @@ JSON in EXIF's MakerNote, packed: all of EXIF must fit into 64 KB there.
 
 import json
 import lzma
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,39 @@ def write_picture(
         adapters: What acted on it.
     """
     one = picture_request(request, index)
-    own = {
+    base = {"id": request.base, "name": base_name, "hash": base_hash, "scheduler": base_scheduler}
+    own = account(one, index, base, adapters=adapters)
+    parameters = a1111_parameters(
+        one, base_name=base_name, base_hash=base_hash, base_scheduler=base_scheduler, adapters=adapters
+    )
+    options = _options(request, parameters.replace("\0", " "), own)
+    with atomic_path(path) as temporary:
+        image.save(temporary, format=request.format, **options)
+
+
+def account(
+    one: SampleRequest,
+    index: int,
+    base: Mapping[str, str],
+    *,
+    adapters: Sequence[UsedAdapter] = (),
+    motion: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Our own JSON: all that makes one picture, video, sound or thing again.
+
+    Args:
+        one: The request that makes it alone.
+        index: Which it was of its request.
+        base: Its id, name and hash.
+        adapters: What acted on it.
+        motion: The same as `base` of a motion adapter.
+    """
+    return {
         "version": 1,
         "studio": studio_version(),
         "request": one.model_dump(mode="json"),
         "index": index,
-        "base": {"id": request.base, "name": base_name, "hash": base_hash, "scheduler": base_scheduler},
+        "base": dict(base),
         "adapters": [
             {
                 "id": item.id,
@@ -63,13 +90,8 @@ def write_picture(
             }
             for item in adapters
         ],
+        **({"motion": dict(motion)} if motion else {}),
     }
-    parameters = a1111_parameters(
-        one, base_name=base_name, base_hash=base_hash, base_scheduler=base_scheduler, adapters=adapters
-    )
-    options = _options(request, parameters.replace("\0", " "), own)
-    with atomic_path(path) as temporary:
-        image.save(temporary, format=request.format, **options)
 
 
 def picture_request(request: SampleRequest, index: int) -> SampleRequest:
@@ -97,14 +119,24 @@ def _options(request: SampleRequest, parameters: str, own: dict[str, Any]) -> di
 def _exif(parameters: str, own: dict[str, Any]) -> bytes:
     """Both texts; where they do not fit, ours, which says everything; else A1111's; else none."""
     comment = {USER_COMMENT: _comment(parameters)}
-    plain = json.dumps(own, ensure_ascii=False).encode("utf-8", "replace")
-    note = {MAKER_NOTE: OWN_HEAD + lzma.compress(plain)}
+    note = own_note(own)
     for held in (comment | note, note, comment):
-        exif = Image.Exif()
-        exif.get_ifd(EXIF_IFD).update(held)
-        if len(data := exif.tobytes()) <= MAX_EXIF:
+        if len(data := exif_of(held)) <= MAX_EXIF:
             return data
     return b""
+
+
+def own_note(own: Mapping[str, Any]) -> dict[int, bytes]:
+    """Our JSON as a tag of EXIF."""
+    plain = json.dumps(own, ensure_ascii=False).encode("utf-8", "replace")
+    return {MAKER_NOTE: OWN_HEAD + lzma.compress(plain)}
+
+
+def exif_of(held: Mapping[int, bytes]) -> bytes:
+    """Tags as EXIF."""
+    exif = Image.Exif()
+    exif.get_ifd(EXIF_IFD).update(held)
+    return exif.tobytes()
 
 
 def _comment(text: str) -> bytes:

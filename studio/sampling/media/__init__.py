@@ -1,0 +1,1 @@
+"""What is made beside pictures: video, sound and 3D, by the pipelines of diffusers."""
