@@ -15,6 +15,7 @@ from registry.records import (
     Adapter,
     Base,
     Checkpoint,
+    Comparison,
     Dataset,
     Export,
     Image,
@@ -22,9 +23,10 @@ from registry.records import (
     Run,
     Sample,
     SavedFilter,
+    Vote,
     Watch,
 )  # fmt: skip
-from registry.tables import ROWS, AdapterRow, DatasetRow, ImageRow, RunRow, SampleRow
+from registry.tables import ROWS, AdapterRow, ComparisonRow, DatasetRow, ImageRow, RunRow, SampleRow
 
 NAMES: dict[type[Any], str] = {
     Base: "base",
@@ -38,10 +40,17 @@ NAMES: dict[type[Any], str] = {
     Export: "export",
     SavedFilter: "filter",
     Watch: "watched folder",
+    Comparison: "comparison",
+    Vote: "vote",
 }
 _SHORTEST_PREFIX = 4
 _USERS: dict[type[Any], tuple[tuple[str, InstrumentedAttribute[str]], ...]] = {
-    Base: (("runs", RunRow.base_id), ("adapters", AdapterRow.base_id), ("samples", SampleRow.base_id)),
+    Base: (
+        ("runs", RunRow.base_id),
+        ("adapters", AdapterRow.base_id),
+        ("samples", SampleRow.base_id),
+        ("comparisons", ComparisonRow.base_id),
+    ),
     Run: (("adapters", AdapterRow.run_id),),
 }  # whose rows refer to a kind, and through which column
 

@@ -263,6 +263,8 @@ class SampleRow(Row):
     base_id: Mapped[str] = mapped_column(ForeignKey("bases.id"), index=True)
     request: Mapped[dict[str, Any]]
     files: Mapped[tuple[str, ...]]
+    key: Mapped[str] = mapped_column(index=True)
+    purpose: Mapped[str]
     uses: Mapped[list["SampleAdapterRow"]] = relationship(
         cascade="all, delete-orphan", lazy="selectin", order_by="SampleAdapterRow.position"
     )
@@ -281,6 +283,8 @@ class SampleRow(Row):
             base_id=self.base_id,
             request=self.request,
             files=self.files,
+            key=self.key,
+            purpose=self.purpose,
             adapters=tuple(
                 records.AdapterUse(
                     adapter_id=use.adapter_id,
@@ -306,6 +310,47 @@ class SampleAdapterRow(Schema):
     tensor_sha256: Mapped[str]
 
 
+class ComparisonRow(Row):
+    """A grid of samples."""
+
+    __tablename__ = "comparisons"
+    record = records.Comparison
+
+    created_at: Mapped[datetime]
+    name: Mapped[str] = mapped_column(unique=True)
+    base_id: Mapped[str] = mapped_column(ForeignKey("bases.id"), index=True)
+    spec: Mapped[dict[str, Any]]
+
+
+class ComparisonCellRow(Schema):
+    """A cell; goes with its comparison. Its sample may be gone."""
+
+    __tablename__ = "comparison_cells"
+
+    comparison_id: Mapped[str] = mapped_column(
+        ForeignKey("comparisons.id", ondelete="CASCADE"), primary_key=True
+    )
+    place: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str]
+    sample_id: Mapped[str] = mapped_column(index=True)
+
+
+class VoteRow(Row):
+    """A vote; goes with its comparison."""
+
+    __tablename__ = "votes"
+    record = records.Vote
+
+    created_at: Mapped[datetime]
+    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id", ondelete="CASCADE"), index=True)
+    axis: Mapped[str]
+    left: Mapped[str]
+    right: Mapped[str]
+    outcome: Mapped[str]
+    prompt: Mapped[str]
+    context: Mapped[str]
+
+
 class JobRow(Row):
     """A unit of work."""
 
@@ -322,6 +367,7 @@ class JobRow(Row):
     owner: Mapped[str]
     lease_until: Mapped[datetime | None]
     cancel: Mapped[bool] = mapped_column(Boolean)
+    background: Mapped[bool] = mapped_column(Boolean)
     error: Mapped[str]
     result: Mapped[dict[str, Any]]
 
@@ -330,7 +376,7 @@ ROWS: dict[type[Any], type[Row]] = {
     row.record: row
     for row in (
         BaseRow, DatasetRow, ImageRow, RunRow, CheckpointRow, AdapterRow, SampleRow, JobRow, ExportRow,
-        SavedFilterRow, WatchRow,
+        SavedFilterRow, WatchRow, ComparisonRow, VoteRow,
     )
 }  # fmt: skip
 

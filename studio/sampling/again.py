@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from registry.errors import BadInput
 from registry.records import Adapter, Base
+from studio.sampling.chosen import find_adapter as find_chosen
 from studio.sampling.defaults import default_guidance, default_size
 from studio.sampling.metadata.reading import read_metadata
 from studio.sampling.metadata.said import AdapterMark, PictureMetadata
@@ -70,7 +71,7 @@ def same_adapter(ws: "Workspace", mark: AdapterMark, family: str) -> Adapter:
         NotFound: there is none.
         BadInput: the one of that name has other weights.
     """
-    found = ws.catalog.find(Adapter, mark.id) if mark.id else None
+    found = find_chosen(ws, mark.id) if mark.id else None
     if found is not None and found.tensor_sha256 == mark.tensor_sha256:
         return found
     wanted = mark.tensor_sha256.lower()
