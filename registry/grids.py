@@ -130,7 +130,7 @@ class Grids:
         return found
 
     def cancel(self, job_ids: Collection[str]) -> int:
-        """Call jobs off, as `Catalog.cancel_job` does; returns how many were still in the queue or at work."""
+        """Call jobs off, as `Catalog.cancel_job` does; returns how many had not ended."""
 
         def call_off(session: Session) -> int:
             live = 0

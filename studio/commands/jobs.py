@@ -103,7 +103,8 @@ def sample(
     ] = None,
     base: Annotated[str, typer.Option(help="Base model.")] = "pocket",
     adapter: Annotated[
-        list[str] | None, typer.Option(help="NAME[:WEIGHT[:TEXT_WEIGHT]] or RUN@STEP[:WEIGHT...]; repeatable.")
+        list[str] | None,
+        typer.Option(help="NAME[:WEIGHT[:TEXT_WEIGHT]] or RUN@STEP[:WEIGHT...]; repeatable."),
     ] = None,
     mix: Annotated[
         Path | None, typer.Option(help="File with a mix of adapters, to be used beside --adapter.")
@@ -216,7 +217,7 @@ def sample(
     record = workspace.catalog.get(Base, base)
     sides = modes.sides(outpaint)
     start = None if upscale or image is None else Path(modes.absolute(image))
-    width, height = _size(size) if size else size_for(workspace, record, start, sides)
+    width, height = modes.size(size) if size else size_for(workspace, record, start, sides)
     adapters = _choices(workspace, adapter or [], adapter_blocks or [], adapter_schedule or [])
     if mix is not None:
         adapters += read_mix_file(workspace, mix, record.family)
@@ -277,15 +278,6 @@ def _draw(workspace: "Workspace", request: "SampleRequest", out: Path) -> None:
     files = collect(workspace, made, out)
     data = {"id": made.id, "files": [str(file) for file in files], "request": made.request}
     show_done("\n".join(str(file) for file in files), data)
-
-
-def _size(text: str) -> tuple[int, int]:
-    from registry.errors import BadInput
-
-    width, _, height = text.lower().partition("x")
-    if not all(side.isascii() and side.isdecimal() and len(side) <= 5 for side in (width, height)):
-        raise BadInput(f"--size {text!r}", "is not WIDTHxHEIGHT", "write for example 512x768")
-    return int(width), int(height)
 
 
 def _choices(

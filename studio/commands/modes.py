@@ -1,4 +1,4 @@
-"""Options of `studio sample` that stand for several values."""
+"""Options of `studio sample` and `studio compare` that stand for several values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,14 @@ def again(ws: "Workspace", context: typer.Context, path: Path) -> "SampleRequest
 def absolute(path: Path | None) -> str:
     """A file as the request names it; "" for none."""
     return "" if path is None else str(expand_home(str(path)).absolute())
+
+
+def size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT -> both."""
+    width, _, height = text.lower().partition("x")
+    if not all(side.isascii() and side.isdecimal() and len(side) <= 5 for side in (width, height)):
+        raise BadInput(f"--size {text!r}", "is not WIDTHxHEIGHT", "write for example 512x768")
+    return int(width), int(height)
 
 
 def sides(text: str) -> tuple[int, ...]:

@@ -118,7 +118,6 @@ def _adapter_label(ws: "Workspace", value: str) -> str:
     return NONE if value == NONE else chosen_adapter(ws, value).name
 
 
-
 def _own_weight(request: SampleRequest) -> Value:
     return request.adapters[0].weight if len(request.adapters) == 1 else 1.0
 

@@ -1,8 +1,8 @@
 """Comparisons: make one, let it grow, go on with it, stop it, remove it; how far it is.
 
-Every cell is a sample of one picture with a key of what it is drawn from. A cell whose key is drawn already, or
-waits to be, takes that sample; so a comparison that grows draws new cells only, and cells that are the same
-(strength 0 and no adapter) are drawn once. Jobs are in the catalog's queue: whoever dies, the rest goes on.
+Every cell is a sample of one picture with a key of what it is drawn from. A cell whose key is drawn already,
+or waits to be, takes that sample; so a comparison that grows draws new cells only, and cells that are the
+same (strength 0 and no adapter) are drawn once. Jobs are in the catalog's queue: whoever dies, the rest goes on.
 """
 
 import shutil
@@ -49,6 +49,7 @@ class Progress:
     drawn: int
     live: int
     failed: int
+    missing: int  # stopped, or the picture is gone
     seconds_left: float | None  # None = nothing is under way, or nobody knows
 
     @property
@@ -161,11 +162,11 @@ def progress(ws: "Workspace", comparison: Comparison, cells: Mapping[Place, Cell
     once = {cell.sample_id: cell for cell in cells.values()}.values()
     drawn = [cell for cell in once if cell.state == "drawn"]
     live = sum(cell.state in ("waiting", "drawing") for cell in once)
-    failed = sum(cell.state in ("failed", "missing") for cell in once)
+    failed, missing = (sum(cell.state == state for cell in once) for state in ("failed", "missing"))
     own = [cell.seconds for cell in drawn if cell.seconds][-_RECENT:]
     pace = median(own) if len(own) > 2 else seconds_each(ws, spec_of(comparison))
     left = None if pace is None or not live else pace * live
-    return Progress(len(once), len(drawn), live, failed, left)
+    return Progress(len(once), len(drawn), live, failed, missing, left)
 
 
 def seconds_each(ws: "Workspace", spec: Spec) -> float | None:
@@ -248,7 +249,7 @@ def _there(ws: "Workspace", keys: Sequence[str]) -> dict[str, str]:
 
 
 def _given_up(ws: "Workspace", comparison: Comparison, used: set[str]) -> set[str]:
-    """Samples of this comparison without a picture that nobody will draw any more: others take their place."""
+    """Samples of this comparison without a picture, which nobody will draw: others take their place."""
     if not comparison.id:
         return set()
     idle = {
@@ -275,7 +276,7 @@ def _cell(one: CellState) -> Cell:
 
 
 def _kept_files(ws: "Workspace", request: SampleRequest) -> SampleRequest:
-    """The request with its pictures among the workspace's own: cells are drawn later, and again when it grows.
+    """The request with its pictures among the workspace's own: cells are drawn later, too, when it grows.
 
     Raises:
         BadInput: one is not there.

@@ -205,7 +205,7 @@ def place_of(text: str) -> Place:
 
 
 def in_order(spec: Spec) -> list[Place]:
-    """The cells in the order in which they are drawn: ends first, then halves, so that all of it is seen early.
+    """The cells in the order in which they are drawn: ends first, then halves, so all of it is seen early.
 
     Each index of an axis has a level: 0 for both ends, then the middle, then the middles between. Cells go by
     the sum of their levels.
