@@ -2,7 +2,8 @@
 
 Every cell is a sample of one picture with a key of what it is drawn from. A cell whose key is drawn already,
 or waits to be, takes that sample; so a comparison that grows draws new cells only, and cells that are the
-same (strength 0 and no adapter) are drawn once. Jobs are in the catalog's queue: whoever dies, the rest goes on.
+same (strength 0 and no adapter) are drawn once. Jobs are in the catalog's queue: whoever dies, the rest goes
+on.
 """
 
 import shutil

@@ -111,11 +111,11 @@ def _cell(name: str, picture: Image.Image | None, side: int, wide: int) -> str:
     if picture is None:
         return '<div class="none">not drawn</div>'
     said = escape(name, quote=True)
-    image = f'<img src="{_inline(picture, side)}" alt="{said}">'
+    image = f'<img src="{inline(picture, side)}" alt="{said}">'
     return f'<button type="button" class="cell" data-name="{said}" data-columns="{wide}">{image}</button>'
 
 
-def _inline(picture: Image.Image, side: int) -> str:
+def inline(picture: Image.Image, side: int) -> str:
     """The pixels alone, as a data address; what a file says of itself stays out of it."""
     picture = picture.convert("RGB")
     stream = io.BytesIO()
