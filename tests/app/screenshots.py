@@ -144,7 +144,7 @@ def compare_views(workspace: Workspace) -> dict[str, str]:
     """A comparison that is drawn and voted on, one that is being drawn, and the form."""
     done = compared(workspace)
     voted(workspace, done, "neon signs", 24)
-    live = compared(workspace, "ink at work", ("ink wash", "neon signs"), drawn=0.6)
+    live = compared(workspace, "ink at work", ("blueprint", "ink wash"), drawn=0.7)
     adapter = workspace.catalog.get(Adapter, "neon signs")
     views = ("grid", "slider", "arena", "add", "large")
     return {

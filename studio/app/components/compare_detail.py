@@ -13,6 +13,7 @@ from studio.compare.axes import AXES, spoken
 from studio.compare.grids import Cell, Progress, cells_of, progress, spec_of
 from studio.compare.layout import Layout, layout, table
 from studio.compare.spec import Place, Spec, place_of, place_text
+from studio.sampling.schedulers import DEFAULT
 
 VIEWS = {"grid": "Grid", "slider": "Slider", "arena": "Blind vote"}
 NOTES = {"waiting": "waits", "drawing": "being drawn", "failed": "failed", "missing": "not drawn"}
@@ -25,7 +26,6 @@ def detail(comparison: Comparison) -> None:
     shell.heading(comparison.name)
     notice.show()
     st.markdown(f":gray[{md(_facts(comparison, spec))}]")
-    shell.link("compare", "All comparisons", icon=":material/arrow_back:")
     _actions(comparison, spec)
     if (view := st.session_state.pop("c-next-view", None)) is not None:
         st.session_state["c-view"] = view
@@ -66,13 +66,14 @@ def _facts(comparison: Comparison, spec: Spec) -> str:
         for name in ("prompt", "steps", "guidance", "scheduler", "seed")
         if name not in varied and name not in shared
     }
-    said += [AXES[name].say(text, text) for name, text in shared.items() if text]
+    said += [AXES[name].say(text, text) for name, text in shared.items() if text not in ("", DEFAULT)]
     return " · ".join(said)
 
 
 def _actions(comparison: Comparison, spec: Spec) -> None:
     """Download, grow, remove."""
-    with st.container(horizontal=True, gap="small"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        shell.link("compare", "All comparisons", icon=":material/arrow_back:")
         with st.popover("Download", icon=":material/download:"):
             _downloads(comparison)
         with st.popover("Add a row or column", icon=":material/add:"):
@@ -191,7 +192,7 @@ def _live(comparison_id: str, laid: Layout, fixed: dict[str, int], size: int) ->
                 from studio.compare.grids import stop
 
                 stop(workspace, comparison)
-                st.rerun(scope="fragment")
+                st.rerun()
             if workspace.holder() is None:
                 st.caption("No worker runs: nothing is drawn until one is started.")
                 if st.button("Start the worker", icon=":material/play_arrow:", key="c-wake"):
@@ -268,10 +269,11 @@ def _slider(comparison: Comparison, spec: Spec) -> None:
     if len(drawn) < 2:
         shell.empty("slider", "Two pictures are needed", "They appear here as soon as they are drawn.")
         return
-    for side, start in (("left", 0), ("right", 1)):
-        key = f"c-{side}-{comparison.id}"
-        if st.session_state.get(key) not in drawn:
-            st.session_state[key] = drawn[start]
+    left_key, right_key = (f"c-{side}-{comparison.id}" for side in ("left", "right"))
+    if st.session_state.get(left_key) not in drawn:
+        st.session_state[left_key] = drawn[0]
+    if st.session_state.get(right_key) not in drawn:
+        st.session_state[right_key] = _beside(spec, cells, st.session_state[left_key]) or drawn[1]
     picked: dict[str, str] = {}
     for column, side, label in zip(st.columns(2), ("left", "right"), ("Left (A)", "Right (B)"), strict=True):
         key = f"c-{side}-{comparison.id}"
@@ -283,13 +285,34 @@ def _slider(comparison: Comparison, spec: Spec) -> None:
         if picked[side] != st.session_state[key]:
             st.session_state[key] = picked[side]
             st.rerun()
-    left, right = (_side(spec, cells, picked[side]) for side in ("left", "right"))
-    slider(left, right, key=f"slider-{comparison.id}")
+    left, right = place_of(picked["left"]), place_of(picked["right"])
+    names = _names(spec, left, right)
+    slider(_side(cells[left], names[0]), _side(cells[right], names[1]), key=f"slider-{comparison.id}")
     st.caption(
         "Drag the line, or use the arrow keys. A click on a picture of the grid puts it on either side."
     )
 
 
-def _side(spec: Spec, cells: dict[Place, Cell], id: str) -> Side:
-    place = place_of(id)
-    return Side(picture_url("sample", cells[place].sample_id, 0) + "?full", spec.line(place))
+def _side(cell: Cell, name: str) -> Side:
+    return Side(picture_url("sample", cell.sample_id, 0) + "?full", name)
+
+
+def _beside(spec: Spec, cells: dict[Place, Cell], id: str) -> str:
+    """A drawn cell that differs from this one on one axis, the first if it can be; "" = there is none."""
+    here = place_of(id)
+    for axis, row in enumerate(spec.axes):
+        for index in range(len(row.values)):
+            there = (*here[:axis], index, *here[axis + 1 :])
+            cell = cells.get(there)
+            if cell and cell.state == "drawn" and cell.sample_id != cells[here].sample_id:
+                return place_text(there)
+    return ""
+
+
+def _names(spec: Spec, left: Place, right: Place) -> tuple[str, str]:
+    """Both in words, what they share left out."""
+    one, two = spec.line(left).split(" · "), spec.line(right).split(" · ")
+    shorter = tuple(
+        " · ".join(part for part in mine if part not in other) for mine, other in ((one, two), (two, one))
+    )
+    return (shorter[0], shorter[1]) if all(shorter) else (spec.line(left), spec.line(right))
