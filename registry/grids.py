@@ -92,15 +92,13 @@ class Grids:
     def cells(self, comparison_id: str) -> list[CellState]:
         """The cells of a comparison and what came of each, in no order."""
         mine = ComparisonCellRow.comparison_id == comparison_id
-        query = select(
-            ComparisonCellRow.place, ComparisonCellRow.key, ComparisonCellRow.sample_id, SampleRow.files
-        )
-        joined = query.outerjoin(SampleRow, SampleRow.id == ComparisonCellRow.sample_id).where(mine)
+        mine_and_files = select(ComparisonCellRow, SampleRow.files).where(mine)
+        joined = mine_and_files.outerjoin(SampleRow, SampleRow.id == ComparisonCellRow.sample_id)
         samples = select(ComparisonCellRow.sample_id).where(mine)
         with self._read() as session:
             found = session.execute(joined).all()
             newest = _jobs_of(session, JobRow.subject_id.in_(samples))
-        return [_state(*row, newest.get(row[2])) for row in found]
+        return [_state(cell, files, newest.get(cell.sample_id)) for cell, files in found]
 
     def known(self, keys: Collection[str]) -> dict[str, str]:
         """Key -> id of the newest sample that was drawn from it, or is in the queue to be drawn."""
@@ -158,10 +156,9 @@ def _jobs_of(session: Session, fits: Any) -> dict[str, JobRow]:
     return {row.subject_id: row for row in rows}
 
 
-def _state(
-    place: str, key: str, sample_id: str, files: tuple[str, ...] | None, job: JobRow | None
-) -> CellState:
+def _state(cell: ComparisonCellRow, files: tuple[str, ...] | None, job: JobRow | None) -> CellState:
+    state = CellState(cell.place, cell.key, cell.sample_id, files or ())
     if job is None:
-        return CellState(place, key, sample_id, files or ())
-    seconds = job.result.get("seconds", 0.0) if job.result else 0.0
-    return CellState(place, key, sample_id, files or (), job.id, str(job.state), job.error, float(seconds))
+        return state
+    seconds = float(job.result.get("seconds", 0.0))
+    return replace(state, job_id=job.id, state=str(job.state), error=job.error, seconds=seconds)

@@ -26,7 +26,7 @@ def base_request(
 
     record = ws.catalog.get(Base, base)
     width, height = size or default_size(ws, record)
-    values = {"cfg": default_guidance(record), "width": width, "height": height} | fields
+    values: dict[str, Any] = {"cfg": default_guidance(record), "width": width, "height": height, **fields}
     try:
         return SampleRequest(base=record.id, **values)
     except ValidationError as error:

@@ -114,9 +114,9 @@ class Spec(BaseModel):
         draft = Draft()
         for name, value in self.values_at(place).items():
             AXES[name].change(draft, value)
-        adapters = self._adapters(draft)
+        values: dict[str, Any] = {**dict(self.base), **draft.fields, "adapters": self._adapters(draft)}
         try:
-            return SampleRequest(**{**dict(self.base), **draft.fields, "adapters": adapters})
+            return SampleRequest(**values)
         except ValidationError as error:
             raise _complaint(error) from None
 

@@ -19,6 +19,9 @@ export default function (component) {
     button.disabled = root.voted === data.token;
     button.onclick = () => vote(button.dataset.outcome);
   }
+  // What was clicked to come here would take the arrow keys for itself.
+  if (root.shown !== data.token && !document.activeElement?.matches("input, textarea")) root.focus({ preventScroll: true });
+  root.shown = data.token;
   const press = (event) => {
     const outcome = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie" }[event.key];
     const typing = event.composedPath()[0]?.matches?.("input, textarea, select, [role=slider], [role=combobox], [role=tab], [role=radio]");

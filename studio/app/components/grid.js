@@ -55,7 +55,7 @@ export default function (component) {
     return item;
   };
   const table = make("table", "");
-  table.style.setProperty("--cell", `${data.cell}px`);
+  table.style.setProperty("--wide", `${data.cell}px`);
   if (data.columns.some((label) => label)) {
     const head = make("tr", "");
     head.append(make("th", "corner"), ...data.columns.map((label) => make("th", "column", label)));
