@@ -12,9 +12,10 @@ from sqlalchemy import Text, cast, delete, func, select
 from sqlalchemy.orm import Session
 
 from registry import jobs
+from registry.grid_tables import ComparisonCellRow, ComparisonRow
 from registry.ids import new_id
 from registry.records import Comparison, ComparisonCell, Job, JobState, Sample
-from registry.tables import ComparisonCellRow, ComparisonRow, JobRow, SampleRow
+from registry.tables import JobRow, SampleRow
 
 T = TypeVar("T")
 AT_ONCE = 500  # keys in one statement

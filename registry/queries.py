@@ -9,6 +9,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from registry.columns import Reference, Row
 from registry.errors import BadInput, NotFound
+from registry.grid_tables import ComparisonRow
 from registry.hashing import hash_json
 from registry.ids import ALPHABET, new_id
 from registry.records import (
@@ -26,7 +27,7 @@ from registry.records import (
     Vote,
     Watch,
 )  # fmt: skip
-from registry.tables import ROWS, AdapterRow, ComparisonRow, DatasetRow, ImageRow, RunRow, SampleRow
+from registry.tables import ROWS, AdapterRow, DatasetRow, ImageRow, RunRow, SampleRow
 
 NAMES: dict[type[Any], str] = {
     Base: "base",

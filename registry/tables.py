@@ -24,6 +24,7 @@ from sqlalchemy.orm import Mapped, Mapper, mapped_column, relationship
 
 from registry import records
 from registry.columns import Reference, Row, Schema
+from registry.grid_tables import ComparisonRow, VoteRow
 
 
 class BaseRow(Row):
@@ -308,47 +309,6 @@ class SampleAdapterRow(Schema):
     weight: Mapped[float]
     text_weight: Mapped[float | None]
     tensor_sha256: Mapped[str]
-
-
-class ComparisonRow(Row):
-    """A grid of samples."""
-
-    __tablename__ = "comparisons"
-    record = records.Comparison
-
-    created_at: Mapped[datetime]
-    name: Mapped[str] = mapped_column(unique=True)
-    base_id: Mapped[str] = mapped_column(ForeignKey("bases.id"), index=True)
-    spec: Mapped[dict[str, Any]]
-
-
-class ComparisonCellRow(Schema):
-    """A cell; goes with its comparison. Its sample may be gone."""
-
-    __tablename__ = "comparison_cells"
-
-    comparison_id: Mapped[str] = mapped_column(
-        ForeignKey("comparisons.id", ondelete="CASCADE"), primary_key=True
-    )
-    place: Mapped[str] = mapped_column(primary_key=True)
-    key: Mapped[str]
-    sample_id: Mapped[str] = mapped_column(index=True)
-
-
-class VoteRow(Row):
-    """A vote; goes with its comparison."""
-
-    __tablename__ = "votes"
-    record = records.Vote
-
-    created_at: Mapped[datetime]
-    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id", ondelete="CASCADE"), index=True)
-    axis: Mapped[str]
-    left: Mapped[str]
-    right: Mapped[str]
-    outcome: Mapped[str]
-    prompt: Mapped[str]
-    context: Mapped[str]
 
 
 class JobRow(Row):
