@@ -114,9 +114,9 @@ class Spec(BaseModel):
         draft = Draft()
         for name, value in self.values_at(place).items():
             AXES[name].change(draft, value)
-        values: dict[str, Any] = {**dict(self.base), **draft.fields, "adapters": self._adapters(draft)}
+        values: dict[str, Any] = {**dict(self.base), **draft.fields}
         try:
-            return SampleRequest(**values)
+            return SampleRequest(**values | {"adapters": self._adapters(draft)})
         except ValidationError as error:
             raise _complaint(error) from None
 
@@ -244,5 +244,7 @@ def _complaint(error: ValidationError) -> BadInput:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part not in ("str", "int", "float"))
     text = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    wrong, _, do = text.partition(": ") if ": " in text else text.partition("; ")
-    return BadInput(field or "comparison", wrong.lower() if field else wrong, do or "change it")
+    if field and isinstance(value := first.get("input"), str | int | float):
+        return BadInput(f"{field} {value!r:.60}", text[:1].lower() + text[1:], "change it")
+    wrong, _, do = text.partition(": ")
+    return BadInput(field or "comparison", wrong, do or "change it")

@@ -16,32 +16,12 @@ from studio.compare.arena import axes_to_vote_on, by_prompt, cast, next_pair, ra
 from studio.compare.outputs import export, made_as
 from studio.compare.spec import make_spec
 from studio.runs.worker import Worker
-from studio.sampling.client import SamplerClient, SampleResult
 from studio.sampling.submit import submit
 from studio.sampling.task import SampleTask
 from studio.workspace import Workspace
+from tests.support.painter import Painter
 from tests.support.sampling import add_adapter, request
 from tests.support.supervision import QUICK, make_run
-
-
-class Painter(SamplerClient):
-    """A sampler that paints a plain picture at once; it dies with its worker after `most` of them."""
-
-    def __init__(self, ws: Workspace, most: int = 10_000) -> None:
-        super().__init__(ws)
-        self.drawn: list[str] = []
-        self._most = most
-
-    def start(self, sample_id: str) -> None:
-        if len(self.drawn) == self._most:
-            raise KeyboardInterrupt  # in the middle: the job is leased, nothing is written
-        task = SampleTask.read(self._ws.sample_dir(sample_id))
-        file = self._ws.sample_dir(sample_id) / "000.png"
-        colour = (task.request.seed * 40 % 256, task.request.steps * 30 % 256, 60 * len(task.adapters))
-        Pixels.new("RGB", (32, 32), colour).save(file)
-        self._ws.catalog.update(Sample, sample_id, files=(self._ws.relative(file),))
-        self.drawn.append(sample_id)
-        self._result = SampleResult(JobState.DONE, result={"seconds": 0.5})
 
 
 @pytest.fixture
