@@ -38,7 +38,6 @@ def detail(comparison: Comparison) -> None:
         required=True,
         label_visibility="collapsed",
     )
-    found = progress(shell.workspace(), comparison, cells_of(shell.workspace(), comparison))
     if chosen == "arena":
         arena(comparison, spec)
         return
@@ -48,11 +47,13 @@ def detail(comparison: Comparison) -> None:
     laid = _chosen_layout(comparison, spec)
     fixed = _fixed(comparison, laid)
     size = CELLS[st.session_state.get("c-size", "Medium")]
+    cells = cells_of(shell.workspace(), comparison)
+    found = progress(shell.workspace(), comparison, cells)
     if found.live:
         _live(comparison.id, laid, fixed, size)
     else:
-        _state(comparison, found)
-        _grid(comparison, spec, laid, fixed, size)
+        _state(comparison, found, cells)
+        _grid(comparison, spec, cells, laid, fixed, size)
 
 
 def _facts(comparison: Comparison, spec: Spec) -> str:
@@ -181,7 +182,8 @@ def _live(comparison_id: str, laid: Layout, fixed: dict[str, int], size: int) ->
     comparison = workspace.catalog.find(Comparison, comparison_id)
     if comparison is None:
         st.rerun()
-    found = progress(workspace, comparison, cells_of(workspace, comparison))
+    cells = cells_of(workspace, comparison)
+    found = progress(workspace, comparison, cells)
     if not found.live:
         st.rerun()
     with st.container(key="panel-compare-live"):
@@ -198,16 +200,15 @@ def _live(comparison_id: str, laid: Layout, fixed: dict[str, int], size: int) ->
                 if st.button("Start the worker", icon=":material/play_arrow:", key="c-wake"):
                     with shell.guarded():
                         state.wake_worker()
-    _grid(comparison, spec_of(comparison), laid, fixed, size)
+    _grid(comparison, spec_of(comparison), cells, laid, fixed, size)
 
 
-def _state(comparison: Comparison, found: Progress) -> None:
+def _state(comparison: Comparison, found: Progress, cells: dict[Place, Cell]) -> None:
     """What is missing, and the button that goes on."""
     undone = found.failed + found.missing
     if not undone:
         return
-    cells = cells_of(shell.workspace(), comparison).values()
-    error = next((cell.error for cell in cells if cell.state == "failed"), "")
+    error = next((cell.error for cell in cells.values() if cell.state == "failed"), "")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f":orange[{plural(undone, 'cell')} not drawn.] {md(error)}")
         if st.button("Go on", icon=":material/play_arrow:", key="c-go-on"):
@@ -219,8 +220,14 @@ def _state(comparison: Comparison, found: Progress) -> None:
                 st.rerun()
 
 
-def _grid(comparison: Comparison, spec: Spec, laid: Layout, fixed: dict[str, int], size: int) -> None:
-    cells = cells_of(shell.workspace(), comparison)
+def _grid(
+    comparison: Comparison,
+    spec: Spec,
+    cells: dict[Place, Cell],
+    laid: Layout,
+    fixed: dict[str, int],
+    size: int,
+) -> None:
     shown = table(spec, laid, fixed)
     sides = {st.session_state.get(f"c-{side}-{comparison.id}"): side for side in ("left", "right")}
     rows = [
