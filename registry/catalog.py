@@ -20,6 +20,7 @@ from registry.adapter_catalog import AdapterCatalog
 from registry.arrivals import Arrivals
 from registry.errors import BadInput, StudioError
 from registry.faults import person_errors
+from registry.grids import Grids
 from registry.ids import new_id
 from registry.journal import open_engine, parse_url, set_journal
 from registry.lineage import Lineage, insert_run_images
@@ -40,6 +41,7 @@ from registry.records import (
     Adapter,
     Base,
     Checkpoint,
+    Comparison,
     Dataset,
     Export,
     Image,
@@ -51,12 +53,16 @@ from registry.records import (
     RunState,
     Sample,
     SavedFilter,
+    Vote,
     Watch,
 )  # fmt: skip
 from registry.sessions import as_stored
 from registry.tables import ROWS, JobRow, RunRow
 
-R = TypeVar("R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Export, SavedFilter, Watch)
+R = TypeVar(
+    "R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Export, SavedFilter, Watch, Comparison,
+    Vote,
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -66,6 +72,7 @@ class Catalog(AdapterCatalog, Arrivals):
     def __init__(self, engine: Engine, *, where: str, backups: Path, read_only: bool, reason: str) -> None:
         super().__init__(engine, where=where, backups=backups, read_only=read_only, reason=reason)
         self.lineage = Lineage(self._read, self._write)  # where things come from
+        self.grids = Grids(self._read, self._insert)  # cells of comparisons
 
     @classmethod
     def open(cls, url: str, *, backups: Path | None = None) -> "Catalog":

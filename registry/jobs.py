@@ -28,11 +28,11 @@ def peek(session: Session, kinds: Collection[JobKind], owner: str) -> bool:
 
 
 def claim(session: Session, kinds: Collection[JobKind], owner: str, lease: timedelta) -> Job | None:
-    """Lease the oldest claimable job to `owner`."""
+    """Lease the oldest claimable job to `owner`; one in the background only when no other waits."""
     oldest = (
         select(JobRow)
         .where(claimable(kinds, owner, now()))
-        .order_by(JobRow.created_at, JobRow.id)
+        .order_by(JobRow.background, JobRow.created_at, JobRow.id)
         .limit(1)
         .with_for_update(skip_locked=True)  # PostgreSQL; SQLite has taken its one lock already
     )

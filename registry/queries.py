@@ -9,12 +9,14 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from registry.columns import Reference, Row
 from registry.errors import BadInput, NotFound
+from registry.grid_tables import ComparisonRow
 from registry.hashing import hash_json
 from registry.ids import ALPHABET, new_id
 from registry.records import (
     Adapter,
     Base,
     Checkpoint,
+    Comparison,
     Dataset,
     Export,
     Image,
@@ -22,6 +24,7 @@ from registry.records import (
     Run,
     Sample,
     SavedFilter,
+    Vote,
     Watch,
 )  # fmt: skip
 from registry.tables import ROWS, AdapterRow, DatasetRow, ImageRow, RunRow, SampleRow
@@ -38,10 +41,17 @@ NAMES: dict[type[Any], str] = {
     Export: "export",
     SavedFilter: "filter",
     Watch: "watched folder",
+    Comparison: "comparison",
+    Vote: "vote",
 }
 _SHORTEST_PREFIX = 4
 _USERS: dict[type[Any], tuple[tuple[str, InstrumentedAttribute[str]], ...]] = {
-    Base: (("runs", RunRow.base_id), ("adapters", AdapterRow.base_id), ("samples", SampleRow.base_id)),
+    Base: (
+        ("runs", RunRow.base_id),
+        ("adapters", AdapterRow.base_id),
+        ("samples", SampleRow.base_id),
+        ("comparisons", ComparisonRow.base_id),
+    ),
     Run: (("adapters", AdapterRow.run_id),),
 }  # whose rows refer to a kind, and through which column
 

@@ -276,6 +276,44 @@ class Sample:
     request: JSON
     files: tuple[str, ...] = ()
     adapters: tuple[AdapterUse, ...] = ()
+    key: str = ""  # of a single picture: what it is drawn from, by content (`studio.sampling.keys`)
+    purpose: str = ""  # "" = asked for by a person; "compare" = a cell of a comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A grid: a base request and the values that differ from cell to cell."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    name: str
+    base_id: str
+    spec: JSON  # `studio.compare.spec.Spec`
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonCell:
+    """One cell of a comparison. Cells that are drawn from the same have the same sample."""
+
+    comparison_id: str
+    place: str  # index of its value on each axis: "2/0/1"
+    key: str
+    sample_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vote:
+    """Which of two pictures a person liked better, without knowing what made them."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    comparison_id: str
+    axis: str  # whose values were compared
+    left: str  # value on the left
+    right: str
+    outcome: str  # "left" | "right" | "tie"
+    prompt: str = ""  # of both pictures: the group
+    context: str = ""  # all other values of both, canonical JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,5 +330,6 @@ class Job:
     owner: str = ""
     lease_until: datetime | None = None
     cancel: bool = False  # asked to stop
+    background: bool = False  # has its turn when nothing else of its kind waits
     error: str = ""
     result: JSON = field(default_factory=dict[str, Any])

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Mapped, Mapper, mapped_column, relationship
 
 from registry import records
 from registry.columns import Reference, Row, Schema
+from registry.grid_tables import ComparisonRow, VoteRow
 
 
 class BaseRow(Row):
@@ -263,6 +264,8 @@ class SampleRow(Row):
     base_id: Mapped[str] = mapped_column(ForeignKey("bases.id"), index=True)
     request: Mapped[dict[str, Any]]
     files: Mapped[tuple[str, ...]]
+    key: Mapped[str] = mapped_column(index=True)
+    purpose: Mapped[str]
     uses: Mapped[list["SampleAdapterRow"]] = relationship(
         cascade="all, delete-orphan", lazy="selectin", order_by="SampleAdapterRow.position"
     )
@@ -281,6 +284,8 @@ class SampleRow(Row):
             base_id=self.base_id,
             request=self.request,
             files=self.files,
+            key=self.key,
+            purpose=self.purpose,
             adapters=tuple(
                 records.AdapterUse(
                     adapter_id=use.adapter_id,
@@ -322,6 +327,7 @@ class JobRow(Row):
     owner: Mapped[str]
     lease_until: Mapped[datetime | None]
     cancel: Mapped[bool] = mapped_column(Boolean)
+    background: Mapped[bool] = mapped_column(Boolean)
     error: Mapped[str]
     result: Mapped[dict[str, Any]]
 
@@ -330,7 +336,7 @@ ROWS: dict[type[Any], type[Row]] = {
     row.record: row
     for row in (
         BaseRow, DatasetRow, ImageRow, RunRow, CheckpointRow, AdapterRow, SampleRow, JobRow, ExportRow,
-        SavedFilterRow, WatchRow,
+        SavedFilterRow, WatchRow, ComparisonRow, VoteRow,
     )
 }  # fmt: skip
 

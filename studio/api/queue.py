@@ -59,7 +59,7 @@ def drawn(ws: "Workspace", sample: Sample, job: Job) -> Sample:
 def in_work(ws: "Workspace") -> list[tuple[Job, Sample]]:
     """Samples being drawn or waiting, in the order of their turns."""
     live = (JobState.LEASED, JobState.QUEUED)
-    jobs = ws.catalog.list(Job, kind=JobKind.SAMPLE, state=live, order="created_at")
+    jobs = ws.catalog.list(Job, kind=JobKind.SAMPLE, state=live, background=False, order="created_at")
     jobs.sort(key=lambda job: live.index(job.state))
     found = ((job, ws.catalog.find(Sample, job.subject_id)) for job in jobs)
     return [(job, sample) for job, sample in found if sample is not None]
@@ -79,7 +79,7 @@ def base_named(ws: "Workspace", name: str = "") -> Base:
     """
     if name:
         return ws.catalog.get(Base, name)
-    for sample in ws.catalog.list(Sample, limit=1):
+    for sample in ws.catalog.list(Sample, purpose="", limit=1):
         base = ws.catalog.find(Base, sample.base_id)
         if base is not None and not base.part:
             return base

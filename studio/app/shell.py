@@ -7,17 +7,24 @@ from typing import TypeVar
 import streamlit as st
 
 from registry.errors import StudioError
-from registry.records import Adapter, Base, Dataset, Run, RunState, Sample
+from registry.records import Adapter, Base, Comparison, Dataset, Run, RunState, Sample
 from studio.app import state
 from studio.app.words import duration, md, plural
 from studio.workspace import Workspace
 from trainers.rundir import Status
 
-PAGES = ("home", "datasets", "train", "runs", "adapters", "sample", "bases", "settings")
+PAGES = ("home", "datasets", "train", "runs", "adapters", "sample", "compare", "bases", "settings")
 ACTIVE = tuple(s for s in RunState if s.active)
 _NOTE = "_note"
-Asked = TypeVar("Asked", Adapter, Base, Dataset, Run, Sample)
-_CALLED = {Adapter: "adapter", Base: "base", Dataset: "data set", Run: "run", Sample: "sample"}
+Asked = TypeVar("Asked", Adapter, Base, Comparison, Dataset, Run, Sample)
+_CALLED = {
+    Adapter: "adapter",
+    Base: "base",
+    Comparison: "comparison",
+    Dataset: "data set",
+    Run: "run",
+    Sample: "sample",
+}
 
 
 def workspace() -> Workspace:

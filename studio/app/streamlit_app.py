@@ -20,6 +20,7 @@ page = st.navigation(
         "Use": [
             st.Page("app_pages/adapters.py", title="Adapters", icon=":material/style:"),
             st.Page("app_pages/sample.py", title="Sample", icon=":material/brush:"),
+            st.Page("app_pages/compare.py", title="Compare", icon=":material/compare:"),
         ],
         "Studio": [
             st.Page("app_pages/bases.py", title="Bases", icon=":material/deployed_code:"),

@@ -61,6 +61,8 @@ _ON_DARK = """
 [data-testid^="stBaseButton-primary"]:is(:hover, :active) { background: #B3CAFF; border-color: #B3CAFF; }
 [data-testid^="stBaseButton-tertiary"]:is(:hover, :active),
 [data-testid="stPopoverButton"][kind="tertiary"]:is(:hover, :active) { color: #B3CAFF; }
+[data-testid="stMultiSelectTagsContainer"] [data-tag] :is(span, button) { color: #171716; }
+.ls-ranks { --bar: #8FB0FF; }
 """
 
 

@@ -101,7 +101,8 @@ def sample(
     ] = None,
     base: Annotated[str, typer.Option(help="Base model.")] = "pocket",
     adapter: Annotated[
-        list[str] | None, typer.Option(help="NAME[:WEIGHT[:TEXT_WEIGHT]]; repeatable.")
+        list[str] | None,
+        typer.Option(help="NAME[:WEIGHT[:TEXT_WEIGHT]] or RUN@STEP[:WEIGHT...]; repeatable."),
     ] = None,
     mix: Annotated[
         Path | None, typer.Option(help="File with a mix of adapters, to be used beside --adapter.")
@@ -307,8 +308,8 @@ def _choices(
 ) -> "tuple[AdapterChoice, ...]":
     """The adapters of a request; blocks and schedules name those that they are about."""
     from registry.errors import BadInput
-    from registry.records import Adapter
     from studio.commands import modes
+    from studio.sampling.chosen import chosen_adapter
     from studio.sampling.request import AdapterChoice
     from studio.sampling.strengths import parse_blocks, parse_schedule
 
@@ -322,7 +323,7 @@ def _choices(
         *(("--adapter-schedule", text, "schedule", parse_schedule(text)) for text in schedules),
     ]
     for option, text, field, (name, value) in details:
-        record = workspace.catalog.get(Adapter, name)
+        record = chosen_adapter(workspace, name)
         own = next((item for item in values if item["id"] == record.id), None)
         if own is None:
             raise BadInput(f"{option} {text!r}", "names no adapter of this call", f"add --adapter {name}")

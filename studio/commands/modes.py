@@ -1,4 +1,4 @@
-"""Options of `studio sample` that stand for several values."""
+"""Options of `studio sample` and `studio compare` that stand for several values."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar

@@ -35,19 +35,22 @@ def open_workspace() -> "Workspace":
 
 
 def adapter_and_weights(workspace: "Workspace", text: str) -> tuple["Adapter", list[float]]:
-    """NAME[:WEIGHT[:TEXT_WEIGHT]] -> the adapter and its numbers; a name may itself contain colons."""
-    from registry.records import Adapter
+    """NAME[:WEIGHT[:TEXT_WEIGHT]] -> the adapter and its numbers; a name may itself contain colons.
+
+    NAME may be RUN@STEP, a checkpoint of a run.
+    """
+    from studio.sampling.chosen import chosen_adapter, find_adapter
 
     name = text
     numbers: list[float] = []
-    while len(numbers) < 2 and workspace.catalog.find(Adapter, name) is None and ":" in name:
+    while len(numbers) < 2 and ":" in name and find_adapter(workspace, name) is None:
         head, _, tail = name.rpartition(":")
         try:
             numbers.insert(0, float(tail))
         except ValueError:
             break
         name = head
-    return workspace.catalog.get(Adapter, name), numbers
+    return chosen_adapter(workspace, name), numbers
 
 
 def plain(value: Any) -> Any:

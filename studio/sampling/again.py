@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from registry.errors import BadInput
+from registry.errors import BadInput, StudioError
 from registry.records import Adapter, Base
+from studio.sampling.chosen import find_adapter as find_chosen
 from studio.sampling.defaults import default_guidance, default_size
 from studio.sampling.media.kinds import MEDIA, MOTION
 from studio.sampling.metadata.reading import read_metadata
@@ -86,7 +87,11 @@ def same_adapter(ws: "Workspace", mark: AdapterMark, family: str) -> Adapter:
         NotFound: there is none.
         BadInput: the one of that name has other weights.
     """
-    found = ws.catalog.find(Adapter, mark.id) if mark.id else None
+    gone: StudioError | None = None
+    try:
+        found = find_chosen(ws, mark.id) if mark.id else None
+    except StudioError as error:  # a checkpoint that is not kept any more; its weights may be an adapter
+        found, gone = None, error
     if found is not None and found.tensor_sha256 == mark.tensor_sha256:
         return found
     wanted = mark.tensor_sha256.lower()
@@ -94,6 +99,8 @@ def same_adapter(ws: "Workspace", mark: AdapterMark, family: str) -> Adapter:
         same = ws.catalog.list(Adapter, tensor_sha256=wanted, limit=1)
         if same:
             return same[0]
+    if gone is not None:
+        raise gone
     found = found or find_adapter(ws, mark.name, family)
     if found.tensor_sha256 and not found.tensor_sha256.startswith(wanted):
         do = "import the old file, or ask for the new one by name"

@@ -22,7 +22,7 @@ class AdapterChoice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
-    """Catalog id."""
+    """Catalog id; or RUN@STEP, a checkpoint of a run."""
     weight: Annotated[float, Field(ge=-4, le=4)] = 1.0
     """Strength on the denoiser; 0 = off, 1 = as trained."""
     text_weight: Annotated[float | None, Field(ge=-4, le=4)] = None

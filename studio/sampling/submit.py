@@ -4,7 +4,6 @@ What is wrong with a request is said here, before it waits behind a training run
 """
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,33 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadInput, Damaged, NotFound, StudioError
 from registry.files import atomic_path, read_json, storage_error, temporary_beside
-from registry.formats.header import read_header
-from registry.ids import new_id
-from registry.records import Adapter, AdapterUse, Base, Job, JobKind, JobState, Sample
-from studio.adapter_files import require_file, settled
-from studio.runs.checks import check_base, check_there
-from studio.sampling.checks import check_modes
-from studio.sampling.control.choosing import choose_net, mode_of
-from studio.sampling.coverage import require_complete
-from studio.sampling.defaults import component_config
-from studio.sampling.files import take_files
-from studio.sampling.media.kinds import Kind, beside_of, word_of
-from studio.sampling.media.requests import checked, kind_of
-from studio.sampling.prompts.ready import ready
-from studio.sampling.request import AdapterChoice, SampleRequest
-from studio.sampling.schedulers import check_scheduler
-from studio.sampling.strengths import check_blocks
-from studio.sampling.task import PROGRESS, SampleTask, TaskAdapter, TaskBase, TaskControl, TaskEmbedding
-from trainers.families import FAMILIES
+from registry.records import Base, Job, JobKind, JobState, Sample
+from studio.sampling.media.kinds import beside_of, word_of
+from studio.sampling.media.preparing import write_media
+from studio.sampling.media.requests import kind_of
+from studio.sampling.prepare import Prepared, prepare, write
+from studio.sampling.request import SampleRequest
+from studio.sampling.task import PROGRESS
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
-MIN_SIZE = 16  # pixels
 ENDED = {JobState.DONE, JobState.FAILED, JobState.CANCELLED}
-
-_TEXT_INPUT = re.compile(r"attn2.*to_k")  # the layer of a UNet that reads the text encoder's output
-_DOWN = re.compile(r"lora_A|lora[._]down|lora_linear_layer\.down|to_k_lora\.down")
 
 
 def submit(ws: "Workspace", request: SampleRequest) -> Sample:
@@ -53,93 +37,26 @@ def submit(ws: "Workspace", request: SampleRequest) -> Sample:
     base = ws.catalog.get(Base, request.base)
     kind = kind_of(ws, request, base)
     if kind is not None:
-        return _submit_media(ws, request, base, kind)
-    check_base(ws, base)
-    check_scheduler(request.scheduler, base.family)
-    request, words = ready(ws, request, base.family)
-    refiner = ws.catalog.get(Base, request.refiner) if request.refiner else None
-    if refiner is not None:
-        check_base(ws, refiner)
-    check_modes(request, base, refiner)
-    nets = [choose_net(ws, base, choice) for choice in request.controls]
-    controls = tuple(
-        choice.model_copy(update={"model": net.id})
-        for choice, net in zip(request.controls, nets, strict=True)
-    )
-    adapters = [settled(ws, ws.catalog.get(Adapter, choice.id)) for choice in request.adapters]
-    if len({adapter.id for adapter in adapters}) < len(adapters):
-        raise BadInput("adapters", "name the same one twice", "give it one weight")
-    for adapter, choice in zip(adapters, request.adapters, strict=True):
-        check_blocks(adapter.name, choice.blocks)
-        check_adapter(ws, adapter, base)
-    if not request.partial:
-        require_complete(ws, adapters, base)
-    chosen = tuple(
-        choice.model_copy(update={"id": adapter.id})
-        for choice, adapter in zip(request.adapters, adapters, strict=True)
-    )
-    sample_id = new_id()
-    request = request.model_copy(
-        update={
-            "base": base.id,
-            "adapters": chosen,
-            "refiner": refiner.id if refiner else "",
-            "controls": controls,
-        }
-    )
-    request = take_files(ws, request, ws.sample_dir(sample_id))
-    task = SampleTask(
-        id=sample_id,
-        request=request,
-        base=_task_base(base),
-        refiner=_task_base(refiner) if refiner else None,
-        adapters=tuple(
-            _task_adapter(adapter, choice) for adapter, choice in zip(adapters, chosen, strict=True)
-        ),
-        embeddings=tuple(TaskEmbedding(word=word, path=ws.relative(path)) for word, path in words.items()),
-        controls=tuple(_task_control(net, choice.kind) for net, choice in zip(nets, controls, strict=True)),
-    )
-    uses = tuple(
-        AdapterUse(
-            adapter_id=choice.id,
-            weight=choice.weight,
-            text_weight=choice.text_weight,
-            tensor_sha256=adapter.tensor_sha256,
-        )
-        for adapter, choice in zip(adapters, chosen, strict=True)
-    )
-    return _queued(ws, task, uses)
+        return _queued(ws, *write_media(ws, request, base, kind))
+    return keep(ws, prepare(ws, request))
 
 
-def _submit_media(ws: "Workspace", request: SampleRequest, base: Base, kind: Kind) -> Sample:
-    """Queue a video, a sound or a thing; the same checks, without what only pictures have."""
-    motion = ws.catalog.get(Base, request.motion) if request.motion else None
-    for part in (base, motion):
-        if part is not None:
-            check_there(ws, part)
-    request = checked(ws, request, base, kind)
-    sample_id = new_id()
-    request = request.model_copy(update={"base": base.id, "motion": motion.id if motion else ""})
-    request = take_files(ws, request, ws.sample_dir(sample_id))
-    task = SampleTask(
-        id=sample_id,
-        request=request,
-        base=_task_base(base),
-        motion=_task_base(motion) if motion else None,
-    )
-    return _queued(ws, task)
+def keep(ws: "Workspace", prepared: Prepared) -> Sample:
+    """Queue what was prepared.
+
+    Raises:
+        BadInput: a picture that it starts from cannot be read.
+    """
+    return _queued(ws, *write(ws, prepared))
 
 
-def _queued(ws: "Workspace", task: SampleTask, uses: tuple[AdapterUse, ...] = ()) -> Sample:
-    """The task's file first, then its rows."""
-    folder = ws.sample_dir(task.id)
-    value = task.request.model_dump(mode="json")
+def _queued(ws: "Workspace", sample: Sample, job: Job) -> Sample:
+    """The rows of a sample whose folder is written."""
     try:
-        task.write(folder)
-        sample = ws.catalog.add(Sample(id=task.id, base_id=task.base.id, request=value, adapters=uses))
-        ws.catalog.enqueue(Job(kind=JobKind.SAMPLE, subject_id=task.id))
+        ws.catalog.add(sample)
+        ws.catalog.enqueue(job)
     except StudioError:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(ws.sample_dir(sample.id), ignore_errors=True)
         raise
     return sample
 
@@ -255,31 +172,6 @@ def job_of(ws: "Workspace", sample: Sample) -> Job:
     return jobs[0]
 
 
-def check_adapter(ws: "Workspace", adapter: Adapter, base: Base) -> None:
-    """Refuse an adapter that is gone, changed, or made for another base; both dimensions are named.
-
-    Raises:
-        NotFound, Damaged, BadInput: in one line.
-    """
-    path = require_file(ws, adapter)
-    theirs = _text_width_of_adapter(path)
-    ours = component_config(ws, base, "unet").get("cross_attention_dim")
-    if theirs and ours and theirs != ours:
-        raise BadInput(
-            f"adapter {adapter.name}",
-            f"reads text of width {theirs} ({adapter.family or 'unknown family'}), "
-            f"base {base.name} gives {ours} ({base.family})",
-            "use the base it was trained on",
-        )
-    if adapter.family and adapter.family != base.family:
-        there, here = (
-            FAMILIES[name].cross_attention_dim if name in FAMILIES else "?"
-            for name in (adapter.family, base.family)
-        )
-        wrong = f"is for {adapter.family} (text width {there}), base {base.name} is {base.family} ({here})"
-        raise BadInput(f"adapter {adapter.name}", wrong, "use a base of its family")
-
-
 class _Reporter:
     """Says what changes while a sample is drawn."""
 
@@ -300,46 +192,6 @@ class _Reporter:
                 self._line = line
                 self._say(line)
         return False
-
-
-def _task_base(base: Base) -> TaskBase:
-    return TaskBase(**{name: getattr(base, name) for name in TaskBase.__dataclass_fields__})
-
-
-def _task_control(net: Base, kind: str) -> TaskControl:
-    return TaskControl(
-        id=net.id,
-        name=net.name,
-        location=net.location,
-        kind=net.kind,
-        map_kind=kind,
-        mode=mode_of(net, kind),
-        revision=net.revision,
-        weight_hash=net.weight_hash,
-    )
-
-
-def _task_adapter(adapter: Adapter, choice: AdapterChoice) -> TaskAdapter:
-    return TaskAdapter(
-        id=adapter.id,
-        name=adapter.name,
-        path=adapter.path,
-        tensor_sha256=adapter.tensor_sha256,
-        file_sha256=adapter.file_sha256,
-        weight=choice.weight,
-        text_weight=choice.weight if choice.text_weight is None else choice.text_weight,
-        blocks=choice.blocks,
-        schedule=choice.schedule,
-        peft=adapter.metadata.get("peft"),
-    )
-
-
-def _text_width_of_adapter(path: Path) -> int | None:
-    """Width of the text that the adapter's cross-attention reads; None when it has none."""
-    for name, info in read_header(path).tensors.items():
-        if _TEXT_INPUT.search(name) and _DOWN.search(name) and len(info.shape) >= 2:
-            return info.shape[1]
-    return None
 
 
 def _free(path: Path) -> Path:

@@ -15,6 +15,7 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from registry.records import Adapter, Base, Dataset, FileState, Image, Job, JobKind, Run, RunState
 from studio.control_facts import CONTROLNET
 from studio.workspace import Workspace
+from tests.app.compared import compared, voted
 from tests.app.filled import fill
 from tests.support.browser import browser
 from tests.support.serving import pages_alone
@@ -52,6 +53,9 @@ CLICKS = {  # what is clicked, one after the other, before the picture is taken
     "sample-nothing-steers": ("Steer by a picture (ControlNet)",),
     "adapters-select": ("Select", "All on this page"),
     "adapters-extract": ("Take an adapter out",),
+    "compare-slider": ("Slider",),
+    "compare-arena": ("Blind vote",),
+    "compare-add": ("Add a row or column",),
     "adapter-facts": ("Name, tags and note", "Licence and consent", "File and fingerprints"),
     "adapter-proofs": ("Exported: 1 file",),
     "adapter-export": ("Export",),
@@ -87,10 +91,14 @@ def main() -> int:
 
 def pages(workspace: Workspace, state: str) -> dict[str, str]:
     """Name of the picture -> address."""
-    names = ("datasets", "train", "runs", "adapters", "sample", "bases", "settings")
+    names = ("datasets", "train", "runs", "adapters", "sample", "compare", "bases", "settings")
     found = {f"home-{state}": "/"} | {f"{name}-{state}": f"/{name}" for name in names}
     if state == "empty":
-        return found | {"dataset-new": "/datasets?new=1", "sample-nothing-steers": "/sample"}
+        return found | {
+            "compare-new": "/compare?new=1",
+            "dataset-new": "/datasets?new=1",
+            "sample-nothing-steers": "/sample",
+        }
     catalog = workspace.catalog
     running = catalog.list(Run, state=RunState.RUNNING)[0]
     failed = catalog.list(Run, state=RunState.FAILED)[0]
@@ -114,6 +122,7 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
         "adapters-picture": f"/adapters?picture={picture.pixel_hash}",
         "adapters-import": f"/adapters?imports={catalog.list(Job, kind=JobKind.IMPORT)[0].id}",
         **sample_views(workspace),
+        **compare_views(workspace),
         **dict.fromkeys(
             ("sample-mix", "sample-mix-file"), f"/sample?adapter={catalog.get(Adapter, 'neon signs').id}"
         ),
@@ -129,6 +138,20 @@ def sample_views(workspace: Workspace) -> dict[str, str]:
     workspace.catalog.add(net)
     alone = ("start", "brush", "sides", "larger", "passes", "control", "more", "settings", "pick")
     return dict.fromkeys((f"sample-{view}" for view in alone), "/sample")
+
+
+def compare_views(workspace: Workspace) -> dict[str, str]:
+    """A comparison that is drawn and voted on, one that is being drawn, and the form."""
+    done = compared(workspace)
+    voted(workspace, done, "neon signs", 24)
+    live = compared(workspace, "ink at work", ("blueprint", "ink wash"), drawn=0.7)
+    adapter = workspace.catalog.get(Adapter, "neon signs")
+    views = ("grid", "slider", "arena", "add", "large")
+    return {
+        **dict.fromkeys((f"compare-{view}" for view in views), f"/compare?comparison={done.id}"),
+        "compare-live": f"/compare?comparison={live.id}",
+        "compare-form": f"/compare?new=1&adapter={adapter.id}",
+    }
 
 
 def adapter_views(workspace: Workspace) -> dict[str, str]:
@@ -169,7 +192,11 @@ def shoot(browser: Browser, address: str, path: str, chosen: argparse.Namespace,
             for label in CLICKS.get(name, ()):
                 page.get_by_text(label, exact=True).last.click()
                 settle(page)
-            grow(page, wide, high)
+            if name == "compare-large":
+                page.get_by_role("button", name="neon signs · strength 1").first.click()
+                settle(page)
+            else:
+                grow(page, wide, high)
             page.screenshot(path=picture)
             context.close()
             sys.stdout.write(f"{picture.name}\n")

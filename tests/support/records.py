@@ -9,6 +9,7 @@ from registry.records import (
     AdapterUse,
     Base,
     Checkpoint,
+    Comparison,
     Dataset,
     Export,
     Image,
@@ -17,11 +18,12 @@ from registry.records import (
     Run,
     Sample,
     SavedFilter,
+    Vote,
     Watch,
 )  # fmt: skip
 
 KINDS: tuple[type[Any], ...] = (
-    Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Export, SavedFilter, Watch,
+    Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Export, SavedFilter, Watch, Comparison, Vote,
 )  # fmt: skip
 
 
@@ -77,6 +79,10 @@ def add_one(catalog: Catalog, kind: type[Any]) -> Any:
     parent = catalog.add(base(name="parent"))
     if kind is Run:
         return catalog.add(run(parent.id))
+    if kind in {Comparison, Vote}:
+        grid = catalog.add(Comparison(name="one", base_id=parent.id, spec={"axes": []}))
+        vote = Vote(comparison_id=grid.id, axis="steps", left="1", right="2", outcome="tie")
+        return catalog.add(vote) if kind is Vote else grid
     if kind is Sample:
         uses = (AdapterUse(adapter_id="x", weight=0.5, text_weight=None), AdapterUse(adapter_id="w"))
         return catalog.add(Sample(base_id=parent.id, request={"prompt": "p"}, adapters=uses))

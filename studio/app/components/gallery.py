@@ -92,7 +92,7 @@ def gallery(
         on_heart: Called with the id of a card whose heart was clicked; None = hearts only show.
     """
     data: dict[str, Any] = {
-        "cards": [_clean(asdict(card)) for card in cards],
+        "cards": [clean(asdict(card)) for card in cards],
         "opens": opens,
         "least": least,
         "ratio": ratio,
@@ -102,7 +102,7 @@ def gallery(
         "hearts": on_heart is not None,
     }
     happened = _GALLERY(
-        key=key, data=data, on_opened_change=_noop, on_hearted_change=_noop, on_acted_change=_noop
+        key=key, data=data, on_opened_change=noop, on_hearted_change=noop, on_acted_change=noop
     )
     if on_heart is not None and (hearted := happened.get("hearted")):
         on_heart(hearted)
@@ -129,21 +129,22 @@ def answered(key: str) -> None:
 def film(rows: Sequence[tuple[str, Sequence[Frame]]], *, key: str) -> None:
     """Previews over time: (prompt, frames) per row; a click shows a picture at full size."""
     data = [
-        {"prompt": printable(prompt), "cells": [_clean(asdict(frame)) for frame in frames]}
+        {"prompt": printable(prompt), "cells": [clean(asdict(frame)) for frame in frames]}
         for prompt, frames in rows
     ]
     _FILM(key=key, data={"rows": data})
 
 
-def _noop() -> None:
+def noop() -> None:
     """A callback, even an empty one, is what makes the component report an event."""
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
+    """A value for a component, its texts without control characters."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
-        return {name: _clean(item) for name, item in value.items()}
+        return {name: clean(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
+        return [clean(item) for item in value]
     return value

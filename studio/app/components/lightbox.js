@@ -1,5 +1,6 @@
 // A picture at full size over the page. Arrows step, Escape or a click beside it closes.
-function openLightbox(pictures, start) {
+// more.across: pictures in a row, for the arrows up and down; more.actions: buttons, {label, run(index)} each.
+function openLightbox(pictures, start, more = {}) {
   const dialog = document.createElement("dialog");
   Object.assign(dialog.style, {
     border: "0", padding: "0", background: "transparent", maxWidth: "100vw", maxHeight: "100vh", outline: "none",
@@ -40,10 +41,35 @@ function openLightbox(pictures, start) {
     text.textContent = pictures[place].text || "";
   }
   dialog.append(sheet, image, text);
+  if (more.actions?.length) {
+    const bar = document.createElement("div");
+    Object.assign(bar.style, {
+      position: "absolute", left: "0", right: "0", top: "1vh", display: "flex", flexWrap: "wrap", gap: ".5rem",
+      justifyContent: "center", zIndex: "1",
+    });
+    for (const action of more.actions) {
+      const act = document.createElement("button");
+      act.textContent = action.label;
+      Object.assign(act.style, {
+        border: "1px solid rgba(255,255,255,.35)", borderRadius: ".45rem", background: "rgba(30,30,29,.85)",
+        color: "#ececE8", font: "14px/1.2 system-ui, sans-serif", padding: ".5rem .8rem", cursor: "pointer",
+      });
+      act.onclick = (event) => { event.stopPropagation(); dialog.close(); action.run(place); };
+      bar.append(act);
+    }
+    dialog.append(bar);
+    image.style.inset = "9vh 5vw 11vh";
+    image.style.height = "80vh";
+  }
   if (pictures.length > 1) dialog.append(button("Previous picture", "left", -1), button("Next picture", "right", 1));
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") show(place - 1);
     if (event.key === "ArrowRight") show(place + 1);
+    const down = { ArrowUp: -1, ArrowDown: 1 }[event.key] * (more.across || 0);
+    if (down) {
+      event.preventDefault();
+      if (pictures[place + down]) show(place + down);
+    }
   });
   dialog.addEventListener("click", () => dialog.close());
   dialog.addEventListener("close", () => dialog.remove());

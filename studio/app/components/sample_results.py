@@ -21,11 +21,11 @@ LIVE = (JobState.QUEUED, JobState.LEASED)
 def results() -> None:
     """What is being made, then what was made, newest first."""
     catalog = shell.workspace().catalog
-    jobs = catalog.list(Job, kind=JobKind.SAMPLE, state=LIVE, order="created_at")
+    jobs = catalog.list(Job, kind=JobKind.SAMPLE, state=LIVE, background=False, order="created_at")
     if jobs:
         making(tuple(job.id for job in jobs))
     _last_failure()
-    total = catalog.count(Sample)
+    total = catalog.count(Sample, purpose="")  # cells of comparisons are on a page of their own
     if not total:
         if not jobs:
             shell.empty(
@@ -34,7 +34,7 @@ def results() -> None:
         return
     place = shell.place(total, PER_PAGE, "samples-page")
     bases = {base.id: base for base in catalog.list(Base)}
-    samples = catalog.list(Sample, limit=PER_PAGE, offset=(place - 1) * PER_PAGE)
+    samples = catalog.list(Sample, purpose="", limit=PER_PAGE, offset=(place - 1) * PER_PAGE)
     cards = [card for sample in samples for card in sample_cards(sample, bases)]
     if cards:
         st.caption("Click a picture to have all its settings back")
@@ -54,7 +54,7 @@ def results() -> None:
 def making(known: tuple[str, ...]) -> None:
     """Live preview, progress and Stop for each sample in the queue; the page is shown anew when one ends."""
     catalog = shell.workspace().catalog
-    jobs = catalog.list(Job, kind=JobKind.SAMPLE, state=LIVE, order="created_at")
+    jobs = catalog.list(Job, kind=JobKind.SAMPLE, state=LIVE, background=False, order="created_at")
     if {job.id for job in jobs} != set(known):
         st.rerun()
     for job in jobs:
@@ -107,7 +107,7 @@ def _line(job: Job, news: dict[str, Any], count: int, what: str) -> str:
 
 def _last_failure() -> None:
     """The newest sample job, when it failed: say why, once, until another is made."""
-    for job in shell.workspace().catalog.list(Job, kind=JobKind.SAMPLE, limit=1):
+    for job in shell.workspace().catalog.list(Job, kind=JobKind.SAMPLE, background=False, limit=1):
         if job.state is JobState.FAILED and st.session_state.get("seen-failure") != job.id:
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.error(md(job.error or "The pictures could not be made."), icon=":material/error:")

@@ -37,6 +37,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "Job": {"state": JobState.DONE, "result": {"files": 2}},
     "Export": {"report": {"tools": []}},
     "SavedFilter": {"query": {"tag": "x"}},
+    "Comparison": {"name": "other", "spec": {"axes": [["seed", [1]]]}},
+    "Vote": {"outcome": "left"},
     "Watch": {"note": "is not there", "scanned_at": datetime(2026, 1, 2, tzinfo=UTC)},
 }
 
@@ -102,7 +104,7 @@ VALUES[tuple[AdapterUse, ...]] = st.lists(
     ),
     max_size=3,
 ).map(tuple)
-REFERENCES = {"id", "base_id", "run_id", "dataset_id"}
+REFERENCES = {"id", "base_id", "run_id", "dataset_id", "comparison_id"}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -18,10 +18,10 @@ from studio.runs.worker import Worker
 from studio.sampling.client import SamplerClient, SampleResult
 from studio.sampling.defaults import default_size
 from studio.sampling.metadata.reading import read_metadata
+from studio.sampling.prepare import check_adapter
 from studio.sampling.request import AdapterChoice
 from studio.sampling.submit import (
     cancel,
-    check_adapter,
     collect,
     files_of,
     job_of,
