@@ -116,7 +116,8 @@ class Spec(BaseModel):
             AXES[name].change(draft, value)
         values: dict[str, Any] = {**dict(self.base), **draft.fields}
         try:
-            return SampleRequest(**values | {"adapters": self._adapters(draft)})
+            values["adapters"] = self._adapters(draft)
+            return SampleRequest(**values)
         except ValidationError as error:
             raise _complaint(error) from None
 

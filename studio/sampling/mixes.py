@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from registry.errors import BadInput
-from registry.records import Adapter, Base
+from registry.records import Base
 from studio.sampling.again import same_adapter
+from studio.sampling.chosen import chosen_adapter
 from studio.sampling.metadata.said import AdapterMark
 from studio.sampling.request import AdapterChoice
 
@@ -51,7 +52,7 @@ def mix_text(ws: "Workspace", base: Base, choices: Sequence[AdapterChoice]) -> s
     """The document."""
     parts: list[_Part] = []
     for choice in choices:
-        adapter = ws.catalog.get(Adapter, choice.id)
+        adapter = chosen_adapter(ws, choice.id)
         own = {"id": "", "name": adapter.name, "tensor_sha256": adapter.tensor_sha256}
         parts.append(_Part.model_validate(choice.model_dump() | own))
     mix = Mix(family=base.family, base=base.name, base_hash=base.weight_hash, adapters=tuple(parts))

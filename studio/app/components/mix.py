@@ -5,8 +5,10 @@ from typing import Any
 
 import streamlit as st
 
+from registry.errors import StudioError
 from registry.records import Adapter
 from studio.app import shell
+from studio.app.components import notice
 from studio.app.components.cards import adapter_card
 from studio.app.components.gallery import gallery
 from studio.app.words import md
@@ -55,7 +57,7 @@ def mixer(family: str) -> tuple[AdapterChoice, ...]:
     """Sliders for the mix, and the button that adds to it."""
     choices: list[AdapterChoice] = []
     for part in list(mix()):
-        adapter = shell.workspace().catalog.find(Adapter, part.id)
+        adapter = adapter_of(part.id)
         if adapter is None:
             mix().remove(part)
             continue
@@ -69,9 +71,26 @@ def triggers() -> list[str]:
     """Trigger words of the mix."""
     words: dict[str, None] = {}
     for part in mix():
-        adapter = shell.workspace().catalog.find(Adapter, part.id)
+        adapter = adapter_of(part.id)
         words.update(dict.fromkeys(adapter.trigger_words if adapter else ()))
     return list(words)
+
+
+def adapter_of(id: str) -> Adapter | None:
+    """The adapter of a part; None when it is gone. A checkpoint (RUN@STEP) is read once a session."""
+    found = shell.workspace().catalog.find(Adapter, id)
+    if found is not None or "@" not in id:
+        return found
+    from studio.sampling.chosen import find_adapter
+
+    key = f"checkpoint-{id}"
+    if key not in st.session_state:
+        try:
+            st.session_state[key] = find_adapter(shell.workspace(), id)
+        except StudioError as error:
+            st.session_state[key] = None
+            notice.leave(str(error))
+    return st.session_state[key]
 
 
 def _row(part: Part, adapter: Adapter, family: str) -> AdapterChoice:

@@ -13,6 +13,7 @@ from registry.errors import BadInput, NotFound
 from registry.files import file_stem
 from registry.hashing import sha256_file
 from registry.records import Adapter
+from studio.sampling.chosen import find_adapter as find_chosen
 from studio.sampling.prompts import embeddings
 from studio.sampling.prompts.tags import AdapterTag, take_tags
 from studio.sampling.prompts.wildcards import FOLDER, Wildcards, has_choices, resolve
@@ -124,7 +125,7 @@ def find_adapter(ws: "Workspace", name: str, family: str) -> Adapter:
         NotFound: there is none; says which names are near.
         BadInput: there are several.
     """
-    exact = ws.catalog.find(Adapter, name)
+    exact = find_chosen(ws, name)  # also RUN@STEP
     if exact is not None:
         return exact
     words = " ".join(name.replace("-", " ").replace("_", " ").split())

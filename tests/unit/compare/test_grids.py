@@ -248,6 +248,7 @@ def test_a_checkpoint_is_an_adapter(ws: Workspace):
     from studio.sampling.again import same_adapter
     from studio.sampling.chosen import chosen_adapter, find_adapter
     from studio.sampling.metadata.said import AdapterMark
+    from studio.sampling.mixes import mix_text, read_mix
     from tests.support.adapters import make_form, write_run_file
     from tests.support.sampling import MODULES, pocket_shapes
     from trainers.rundir import write_manifest
@@ -281,6 +282,14 @@ def test_a_checkpoint_is_an_adapter(ws: Workspace):
     assert ws.resolve(written.path).is_file()
     mark = AdapterMark("ink@200", tensor_sha256=found.tensor_sha256, id=found.id)
     assert same_adapter(ws, mark, "sd15").id == found.id
+    assert (
+        same_adapter(ws, AdapterMark("ink@200", tensor_sha256=found.tensor_sha256[:12]), "sd15").id
+        == found.id
+    )
+    tagged = submit(ws, request(ws, prompt="a star <lora:ink@200:0.5>"))
+    assert [use.adapter_id for use in tagged.adapters] == [found.id]
+    (part,) = read_mix(ws, mix_text(ws, ws.catalog.get(Base, "pocket"), spec.request((2, 0)).adapters), "mix")
+    assert part.id == found.id
     assert ws.catalog.count(Adapter) == 0
     (ws.resolve(written.path)).write_bytes(b"other")
     with pytest.raises(BadInput, match="changed after it was written"):
