@@ -231,7 +231,7 @@ def _looks_like_path(image: Image) -> bool:
     caption = image.caption.strip()
     if not caption or "\n" in caption:
         return False
-    path = " " not in caption and re.search(r"[/\\]\w", caption) is not None
+    path = " " not in caption and "://" not in caption and re.search(r"[/\\]\w", caption) is not None
     return path or caption == image.name or suffix(caption) in PICTURES
 
 

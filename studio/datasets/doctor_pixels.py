@@ -14,7 +14,8 @@ from studio.datasets.listing import some
 
 SOFT = 2.4  # pixels that an edge is wide where training sees it; a sharp picture has 1 to 2
 ENLARGED = 2.3  # pixels that an edge is wide in the file
-RINGS = 0.016  # overshoot beside the edges that only filters leave
+SLIGHT = 3.4  # pixels up to which an edge was hardly widened by a lens: enlarging begins there, blur above
+RINGS = 0.01  # overshoot beside the edges that only filters leave
 SHARP = 1.35  # pixels that an edge of a sharp picture is wide, for guessing an enlarged one's original
 MANY = 8  # pictures from which one can be unlike the others
 STRETCH = math.log(1.6)  # by which an outlier's shape differs from the usual at least
@@ -155,7 +156,8 @@ def _edge(patient: Patient, image: Image) -> float:
 
 def _enlarged(patient: Patient, image: Image) -> bool:
     ringing = patient.seen.ringing.get(image.pixel_hash, 0.0) if patient.seen else 0.0
-    return _edge(patient, image) >= ENLARGED and ringing >= RINGS
+    edge = _edge(patient, image)
+    return edge >= ENLARGED and (ringing >= RINGS or edge < SLIGHT)
 
 
 def _true_side(patient: Patient, image: Image) -> int:
