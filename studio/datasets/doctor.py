@@ -229,9 +229,9 @@ def _has_trigger(caption: str, trigger: str) -> bool:
 
 def _looks_like_path(image: Image) -> bool:
     caption = image.caption.strip()
-    if not caption or "\n" in caption:
+    if not caption or "\n" in caption or "://" in caption:
         return False
-    path = " " not in caption and "://" not in caption and re.search(r"[/\\]\w", caption) is not None
+    path = " " not in caption and re.search(r"[/\\]\w", caption) is not None
     return path or caption == image.name or suffix(caption) in PICTURES
 
 

@@ -83,6 +83,8 @@ def blurred(patient: Patient) -> Finding | None:
     if not soft:
         return None
     message = f"{_are(soft)} blurred, nothing in them is sharp at {patient.resolution} px: {_names(soft)}."
+    if _most(patient, soft):
+        return Finding("info", "blurred", message, _ids(soft), "Most are: so it may be the style itself.")
     return Finding("warn", "blurred", message, _ids(soft), "Leave them out, unless blur is what you want.")
 
 
@@ -99,6 +101,8 @@ def upscaled(patient: Patient) -> Finding | None:
     fix = "Use the originals; training gives them a bucket of their own size."
     if not small:
         return Finding("info", "upscaled", message, _ids(large), "They are large enough; it does no harm.")
+    if _most(patient, large):
+        return Finding("info", "upscaled", message, _ids(large), "Most look so: it may be the style itself.")
     return Finding("warn", "upscaled", message, _ids(large), fix)
 
 
@@ -148,6 +152,10 @@ def aspect_outliers(patient: Patient) -> Finding | None:
     message = f"{_are(odd)} of quite another shape than the rest: {_names(odd)}."
     fix = "Crop them to the shape of the others, or leave them out."
     return Finding("info", "aspect-outliers", message, _ids(odd), fix)
+
+
+def _most(patient: Patient, images: list[Image]) -> bool:
+    return len(patient.images) >= MANY and 2 * len(images) > len(patient.images)
 
 
 def _edge(patient: Patient, image: Image) -> float:

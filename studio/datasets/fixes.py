@@ -38,6 +38,7 @@ LEAVE_OUT = {
     "borders": "Leave them out",
     "small": "Leave them out",
 }
+HARMLESS = ("small", "aspect-outliers")  # to leave out, though they are no fault
 FIELDS = ("caption", "weight", "repeats", "mask")  # of a picture, that a fix may change
 
 
@@ -63,7 +64,9 @@ class Fixed:
 def repair_of(patient: Patient, finding: Finding) -> str:
     """What a button says that does something about it; "" when nothing safe can be done."""
     if finding.code in LEAVE_OUT:
-        return LEAVE_OUT[finding.code] if 0 < len(finding.images) < len(patient.images) else ""
+        some = 0 < len(finding.images) < len(patient.images)
+        wanted = finding.severity != "info" or finding.code in HARMLESS
+        return LEAVE_OUT[finding.code] if some and wanted else ""
     if finding.code in _CHANGES:
         label, change = _CHANGES[finding.code]
         chosen = set(finding.images)

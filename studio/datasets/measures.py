@@ -23,6 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "MPO")
 THUMB = 48  # pixels a side
 CORNER, CORNER_SHARE = 30, 0.25  # cells a side, share of the shorter side
 TILE, TILES = 128, 10  # pixels a side, how many are looked at
+SMALL = 128  # pixels of the shorter side; below, there is too little for sharpness and marks
 MIN_RISE = 16.0  # grey levels of an edge
 MIN_EDGES = 60  # fewer say nothing
 STEEPEST = 0.1  # share of the edges whose width counts
@@ -84,9 +85,11 @@ def measure(source: Path | bytes) -> Measures:
         rgb = stored.convert("RGB")
     grey = rgb.convert("L")
     values = np.asarray(grey)
-    edge, ringing = sharpness(values)
+    large = min(rgb.size) >= SMALL
+    edge, ringing = sharpness(values) if large else (0.0, 0.0)
+    corners = _corners(grey) if large else np.zeros((4, 2, CORNER, CORNER), np.int8)
     thumb = np.asarray(rgb.resize((THUMB, THUMB), Image.Resampling.BOX))
-    return Measures(rgb.width, rgb.height, edge, ringing, bars(values), thumb, _corners(grey))
+    return Measures(rgb.width, rgb.height, edge, ringing, bars(values), thumb, corners)
 
 
 def sharpness(grey: NDArray[np.uint8]) -> tuple[float, float]:

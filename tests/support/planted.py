@@ -62,6 +62,7 @@ def plant(count: int, seed: int, share: float = 0.06, side: int = 704) -> Plante
     order = rng.sample(range(count), count)
     fault_of = {order[k * each + i]: code for k, code in enumerate(FAULTS) for i in range(each)}
     for number in range(count):
+        rng = random.Random(f"{seed}-{number}")  # each by itself: more pictures change none of them
         size = (round(side * rng.uniform(0.85, 1.25)), round(side * rng.uniform(0.85, 1.25)))
         picture, code = painted(KINDS[number % len(KINDS)], rng, size), fault_of.get(number, "")
         while code == "colour-captions" and not _hues(picture)[1]:
