@@ -17,6 +17,7 @@ Pair = tuple[int, int]
 BLOCK = 1000  # pictures compared at once: (BLOCK, N) floats in memory
 LOW = 8  # frequencies along each side
 LIKE = 0.72  # cosine of the low frequencies from which a pair is looked at
+TINT = 14.0  # grey levels by which the mean colour of a copy may differ in any channel
 NEAREST = 8  # candidates of a picture at most
 MIDDLES = (1.0, 0.9, 0.8)  # shares of the side that a cropped copy may show
 ROUNDS = ((12, 6, 0.6), (24, 4, 0.85), (48, 4, 0.0))  # cells a side, steps of laying over, least agreement
@@ -50,6 +51,7 @@ def candidates(thumbs: NDArray[np.uint8]) -> list[tuple[int, int, bool]]:
     """(i, j, mirrored): j, or its mirror image, may be a copy or a crop of i."""
     whole = _signatures(thumbs, 1.0)
     mirrored = whole * np.tile((-1.0) ** np.arange(LOW), LOW).astype(np.float32)[: LOW * LOW]
+    tints = thumbs.mean((1, 2), dtype=np.float32)  # (N, 3)
     found: dict[tuple[int, int, bool], None] = {}
     for share in MIDDLES:
         middle = whole if share == 1 else _signatures(thumbs, share)
@@ -59,7 +61,10 @@ def candidates(thumbs: NDArray[np.uint8]) -> list[tuple[int, int, bool]]:
                 like[np.arange(len(like)), start + np.arange(len(like))] = -1
                 near = min(NEAREST, like.shape[1] - 1)
                 best = np.argpartition(-like, near - 1, axis=1)[:, :near] if near else np.zeros((0, 0), int)
-                rows, places = np.nonzero(np.take_along_axis(like, best, 1) >= LIKE)
+                near_enough = np.take_along_axis(like, best, 1) >= LIKE
+                part = tints[start : start + BLOCK, None]
+                near_enough &= np.abs(part - tints[best]).max(2) <= TINT
+                rows, places = np.nonzero(near_enough)
                 for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                     i, j = start + row, int(best[row, place])
                     if share == 1 and i > j and not flip:
@@ -176,9 +181,8 @@ def _sampled(pictures: Floats, place: Floats) -> Floats:
     x = np.clip((place[:, 1, None] + place[:, 0, None] * unit) * cells - 0.5, 0, cells - 1.001)
     y = np.clip((place[:, 3, None] + place[:, 2, None] * unit) * cells - 0.5, 0, cells - 1.001)
     rows, columns = _between(y, cells), _between(x, cells)  # (P, n, n) weights
-    return np.stack(
-        [rows @ pictures[..., c] @ columns.transpose(0, 2, 1) for c in range(pictures.shape[3])], 3
-    )
+    seen = [rows @ pictures[..., c] @ columns.transpose(0, 2, 1) for c in range(pictures.shape[3])]
+    return np.stack(seen, 3).astype(np.float32, copy=False)
 
 
 def _between(at: Floats, cells: int) -> Floats:

@@ -204,7 +204,8 @@ _CHANGES: dict[str, tuple[str, Callable[[Patient, Image], Image]]] = {
 
 
 def _image(value: dict[str, Any]) -> Image:
-    return Image(**value | {"tags": tuple(value.get("tags", ()))})
+    fields: dict[str, Any] = {**value, "tags": tuple(value.get("tags", ()))}
+    return Image(**fields)
 
 
 def _write(ws: "Workspace", dataset: Dataset, fixes: Sequence[Fixed]) -> None:

@@ -84,7 +84,8 @@ def _mean(pictures: Sequence[Measures], corner: int, members: NDArray[np.bool_])
     for start, part in enumerate(_blocks(pictures, corner)):
         chosen = part[members[start * BLOCK : start * BLOCK + len(part)]].sum(0)
         total = total + chosen if total.size else chosen
-    return (total / max(1, int(members.sum()))).reshape(2, -1)
+    mean = total / max(1, int(members.sum()))
+    return mean.astype(np.float32, copy=False).reshape(2, -1)
 
 
 def _unit(rows: Floats) -> Floats:
@@ -101,4 +102,5 @@ def _blocks(pictures: Sequence[Measures], corner: int) -> Iterator[Floats]:
 def _slopes(pictures: Sequence[Measures], corner: int) -> Floats:
     """(N, 2 * cells) slopes of one corner, softened: -1 to 1."""
     raw = np.stack([picture.corners[corner] for picture in pictures]).astype(np.float32)
-    return (raw / (SOFT + np.abs(raw))).reshape(len(raw), -1)
+    soft = raw / (SOFT + np.abs(raw))
+    return soft.astype(np.float32, copy=False).reshape(len(raw), -1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 VERSION = 1  # of what is measured; raised, everything is measured anew
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")  # what is stored (picture.KEPT)
 THUMB = 48  # pixels a side
 CORNER, CORNER_SHARE = 30, 0.25  # cells a side, share of the shorter side
 TILE, TILES = 128, 10  # pixels a side, how many are looked at
@@ -159,7 +159,8 @@ def _edges(
     at = np.flatnonzero(size[1:-1] >= MIN_RISE) + 1
     before = np.where(rise[at - 1] * rise[at] < 0, size[at - 1], 0)
     behind = np.where(rise[at + 1] * rise[at] < 0, size[at + 1], 0)
-    return size[at], step[at], np.maximum(before, behind) / size[at]
+    over = (np.maximum(before, behind) / size[at]).astype(np.float32, copy=False)
+    return size[at], step[at], over
 
 
 def _corners(grey: Image.Image) -> NDArray[np.int8]:
