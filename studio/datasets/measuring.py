@@ -1,7 +1,8 @@
 """The children that measure pictures: `python -m studio.datasets.measuring`, a line in, a line out.
 
 Request:  JSON [file, where to keep what it measures] newline.
-Answer:   JSON text newline: what is wrong with the picture, "" for nothing.
+Answer:   JSON text newline: what is wrong with the picture, "" for nothing; or [thing, wrong, do] when the
+          place cannot be written.
 A child that dies of a picture is replaced, and the picture is said to be unreadable.
 """
 
@@ -14,7 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any, cast
 
+from registry.errors import StudioError
 from registry.files import atomic_write
 
 CHILDREN = 4  # at most
@@ -27,6 +30,9 @@ def measure_all(files: Mapping[str, tuple[Path, Path]], count: int = 0) -> Itera
     Args:
         files: What to measure.
         count: How many children; 0 = one for each processor, at most 4.
+
+    Raises:
+        StudioError: the disk is full.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = count or max(1, min(CHILDREN, cores))
@@ -91,7 +97,11 @@ class _Child:
         )
 
     def ask(self, source: Path, target: Path) -> str | None:
-        """What is wrong with a picture; None when the child died of it."""
+        """What is wrong with a picture; None when the child died of it.
+
+        Raises:
+            StudioError: the disk is full.
+        """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -101,7 +111,12 @@ class _Child:
             line = stdout.readline()
         except BrokenPipeError:
             return None
-        return str(json.loads(line)) if line.endswith(b"\n") else None
+        if not line.endswith(b"\n"):
+            return None
+        said = json.loads(line)
+        if isinstance(said, list):
+            raise StudioError(*map(str, cast("list[Any]", said)))
+        return str(said)
 
     def close(self) -> None:
         """End it."""
@@ -125,15 +140,13 @@ def _next(done: "SimpleQueue[tuple[str, str]]", ends: "list[Future[None]]") -> t
 
 def main() -> None:
     """The child: answer until the requests end."""
-    from registry.errors import StudioError
-
     for line in sys.stdin.buffer:
         source, target = map(Path, json.loads(line))
         try:
-            problem = measure_into(source, target)
+            said: Any = measure_into(source, target)
         except StudioError as error:
-            sys.exit(error.exit_code)
-        sys.stdout.write(json.dumps(problem) + "\n")
+            said = [error.thing, error.wrong, error.do]
+        sys.stdout.write(json.dumps(said) + "\n")
         sys.stdout.flush()
 
 
