@@ -40,9 +40,7 @@ def near_duplicates(patient: Patient) -> Finding | None:
     twins: dict[str, str] = {}  # copy -> the one that stays
     by_hash = {image.pixel_hash: image for image in patient.images}
     for group in copy_groups(patient):
-        best = max(
-            group, key=lambda name: (by_hash[name].width * by_hash[name].height, -by_hash[name].position)
-        )
+        best = min(group, key=lambda name: _worse(patient, by_hash[name]))
         twins |= {name: best for name in group if name != best}
     copies = _with(patient, twins)
     if not copies:
@@ -152,6 +150,11 @@ def aspect_outliers(patient: Patient) -> Finding | None:
     message = f"{_are(odd)} of quite another shape than the rest: {_names(odd)}."
     fix = "Crop them to the shape of the others, or leave them out."
     return Finding("info", "aspect-outliers", message, _ids(odd), fix)
+
+
+def _worse(patient: Patient, image: Image) -> tuple[int, float, int]:
+    """Of copies the largest stays, then the sharpest, then the first."""
+    return -image.width * image.height, _edge(patient, image), image.position
 
 
 def _most(patient: Patient, images: list[Image]) -> bool:

@@ -128,7 +128,8 @@ def same_captions(patient: Patient) -> Finding | None:
         if image.caption.strip():
             by_text[" ".join(image.caption.lower().split())].append(image)
     many = {text: images for text, images in by_text.items() if len(images) >= EQUAL}
-    images = [image for image in patient.images if any(image in group for group in many.values())]
+    sharing = {image.id for group in many.values() for image in group}
+    images = [image for image in patient.images if image.id in sharing]
     if not images:
         return None
     most = max(many.values(), key=len)
