@@ -45,6 +45,7 @@ class JobKind(StrEnum):
     SAMPLE = "sample"
     IMPORT = "import"  # take adapter files in, then hash them
     CHECK = "check"  # look after the files of registered adapters
+    EXAMINE = "examine"  # look at the pixels of a data set
 
 
 class FileState(StrEnum):
@@ -324,7 +325,7 @@ class Job:
     created_at: datetime = field(default_factory=now)
     kind: JobKind
     state: JobState = JobState.QUEUED
-    subject_id: str  # run id or sample id
+    subject_id: str  # of the run, sample or data set
     payload: JSON = field(default_factory=dict[str, Any])
     attempts: int = 0
     owner: str = ""

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from registry.errors import BadInput, StudioError
 from registry.hashing import hash_json, sha256_file
 from trainers.cache import MEMORY, Shelf
-from trainers.placing import Point
+from trainers.focus import focus_of, open_mask, unreadable
 from trainers.plan import Geometry, Item
-from trainers.rundir import ManifestItem
+
+__all__ = ["MaskCache", "focus_of", "read_mask"]
 
 BLACK = 0.5 / 255  # a cell below half a grey level is black
 ANOTHER = "paint white what counts, or take the mask away"
@@ -105,7 +106,7 @@ class MaskCache:
             try:
                 self._hashes[path] = sha256_file(self._resolve(path))
             except OSError as error:
-                raise _unreadable(item.label, error) from error
+                raise unreadable(item.label, error) from error
         return self._hashes[path]
 
 
@@ -120,7 +121,7 @@ def read_mask(path: Path, item: Item, factor: int) -> Tensor:
     Raises:
         BadInput: missing, unreadable, or black all over what is shown.
     """
-    grey = _open(path, item.label)
+    grey = open_mask(path, item.label)
     height, width = (side // factor for side in item.geometry.target)
     small = grey.convert("F").resize(
         (width, height), Image.Resampling.BOX, box=_box(item.geometry, grey.width, grey.height)
@@ -132,39 +133,8 @@ def read_mask(path: Path, item: Item, factor: int) -> Tensor:
     return mask.contiguous()
 
 
-def focus_of(source: ManifestItem, resolve: Callable[[str], Path]) -> Point | None:
-    """Center of mass of a picture's mask; None without a mask, or when it is black.
-
-    Raises:
-        BadInput: the mask cannot be read.
-    """
-    if not source.mask:
-        return None
-    weight = np.asarray(_open(resolve(source.mask), source.name or source.image), dtype=np.float64)
-    total = weight.sum()
-    if total == 0:
-        return None
-    rows, columns = (np.arange(length) + 0.5 for length in weight.shape)
-    x = float(weight.sum(0) @ columns / total / weight.shape[1])
-    y = float(weight.sum(1) @ rows / total / weight.shape[0])
-    return x, y
-
-
 def _box(geometry: Geometry, width: int, height: int) -> tuple[float, float, float, float]:
     """The crop in pixels of the mask."""
     left, top, right, bottom = geometry.box
     across, down = width / geometry.original[1], height / geometry.original[0]
     return left * across, top * down, min(right * across, width), min(bottom * down, height)
-
-
-def _open(path: Path, label: str) -> Image.Image:
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            return picture.convert("L")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(label, error) from error
-
-
-def _unreadable(label: str, error: Exception) -> BadInput:
-    wrong = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-    return BadInput(f"mask of {label}", wrong, "restore it, or start a new run without data.masks")

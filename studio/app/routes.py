@@ -15,13 +15,14 @@ from starlette.routing import Route
 
 from registry.errors import StudioError
 from registry.files import inside
-from registry.records import Adapter, Run, Sample
+from registry.records import Adapter, Image, Run, Sample
 from studio.app import state
-from studio.app.thumbs import FORMATS, thumbnail
+from studio.app.thumbs import FORMATS, dimmed, thumbnail
 from studio.sampling.media.kinds import beside_of
 from studio.sampling.task import PREVIEW
 
 HASH = re.compile(r"[0-9a-f]{64}")
+BOX = re.compile(r"(\d{1,4})-(\d{1,4})-(\d{1,4})-(\d{1,4})")
 NAME = re.compile(r"[A-Za-z0-9._-]{1,120}")
 FOREVER = "private, max-age=31536000, immutable"
 ASK_AGAIN = "private, no-cache"
@@ -47,6 +48,13 @@ def picture_url(kind: str, *parts: str | int, version: str = "") -> str:
 def file_url(kind: str, *parts: str | int) -> str:
     """URL of a file that is no picture."""
     return "/files/" + "/".join(str(part) for part in (kind, *parts))
+
+
+def crop_url(image: Image, box: tuple[float, float, float, float]) -> str:
+    """URL of a picture of a data set, dark outside a box that is given in its pixels."""
+    sides = (image.width, image.height, image.width, image.height)
+    shares = (round(1000 * at / side) for at, side in zip(box, sides, strict=True))
+    return picture_url("crop", image.blob, "-".join(map(str, shares)))
 
 
 def blob(request: Request) -> Response:
@@ -136,9 +144,29 @@ def exported(request: Request) -> Response:
     return FileResponse(path, filename=name, media_type="application/octet-stream")
 
 
+def crop(request: Request) -> Response:
+    """A blob, small, and dark where a crop leaves something out; the box is in thousandths of the sides."""
+    key, sides = request.path_params["hash"], BOX.fullmatch(request.path_params["box"])
+    blobs = state.current().blobs
+    if not HASH.fullmatch(key) or sides is None or not blobs.has(key):
+        return MISSING
+    tag = f'"{key}-{sides[0]}"'
+    headers = {"Cache-Control": FOREVER, "ETag": tag}
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=headers)
+    try:
+        small = thumbnail(blobs.path(key), state.current().home / "cache" / "thumbs", key=key)
+        left, top, right, bottom = (min(1000, int(side)) for side in sides.groups())
+        data = dimmed(small, (left / 1000, top / 1000, right / 1000, bottom / 1000))
+    except (OSError, StudioError, Pillow.DecompressionBombError):
+        return MISSING
+    return Response(data, media_type="image/webp", headers=headers)
+
+
 ROUTES = [
     Route("/pictures/blob/{hash}", blob),
     Route("/pictures/thumb/{hash}", blob_small),
+    Route("/pictures/crop/{hash}/{box}", crop),
     Route("/pictures/adapter/{id}", adapter),
     Route("/pictures/sample/{id}/live", sample_live),
     Route("/pictures/sample/{id}/{index:int}", sample),

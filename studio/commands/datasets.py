@@ -16,7 +16,10 @@ from studio.commands.shared import (
 )
 
 if TYPE_CHECKING:
+    from registry.records import Dataset
     from studio.datasets.captioners.table import CaptionOptions
+    from studio.workspace import Workspace
+    from trainers.recipe import Recipe
 
 app = typer.Typer(name="datasets", help="Data sets: add, list, show, check, remove.", no_args_is_help=True)
 
@@ -139,27 +142,88 @@ def check(
     name: str,
     base: Annotated[str, typer.Option(help="Base model it is for; default: the only one, if so.")] = "",
     goal: Annotated[str, typer.Option(help="style, character or concept.")] = "style",
+    crops: Annotated[bool, typer.Option("--crops", help="Show bucket and crop of each picture.")] = False,
+    fix: Annotated[str, typer.Option(help="Code of a finding: do something about it.")] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="Take the last fix back.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Look at no pixels that are not known yet.")] = False,
 ) -> None:
-    """Say what training would trip over.
+    """Say what training would trip over; look at every new picture once for it.
 
-    Example: studio datasets check cat
+    Example: studio datasets check cat --base sdxl
+    Example: studio datasets check cat --fix near-duplicates
     """
     from registry.records import Dataset
-    from studio.datasets.doctor import check_dataset, usual_recipe
+    from studio.datasets import doctor
 
     workspace = open_workspace()
     dataset = workspace.catalog.get(Dataset, name)
-    findings = check_dataset(workspace, dataset, usual_recipe(workspace, base, goal))
+    recipe, chosen = doctor.usual_recipe(workspace, base, goal), doctor.usual_base(workspace, base)
+    if undo:
+        from studio.datasets import fixes
+
+        back = fixes.undo(workspace, dataset)
+        show_done(f"Taken back: {back.text}", plain(back))
+        return
+    if crops:
+        _show_crops(workspace, dataset, recipe)
+        return
+    if not quick:
+        _examine(workspace, dataset)
+    if fix:
+        done = doctor.fix_finding(workspace, dataset, fix, recipe, chosen)
+        show_done(f"{done.text} Take it back with `studio datasets check {name} --undo`.", plain(done))
+        return
     show_rows(
-        [plain(finding) for finding in findings],
+        [plain(finding) for finding in doctor.check_dataset(workspace, dataset, recipe, chosen)],
         [
             ("severity", lambda r: r["severity"]),
             ("finding", lambda r: r["message"]),
             ("pictures", lambda r: len(r["images"])),
-            ("what to do", lambda r: r["fix"]),
+            ("what to do", lambda r: r["fix"] + (f" Or: --fix {r['code']}" if r["repair"] else "")),
         ],
         empty="Nothing to complain about.",
     )
+
+
+def _examine(workspace: "Workspace", dataset: "Dataset") -> None:
+    """Look at the pictures that are not known yet; a line for every tenth of many."""
+    from studio.datasets.examine import examine
+    from studio.datasets.ingest import images_of
+
+    def say(done: int, total: int) -> None:
+        if total >= 100 and done * 10 // total != (done - 1) * 10 // total:
+            note(f"looked at {done} of {total} pictures")
+
+    examine(workspace, images_of(workspace, dataset), say)
+
+
+def _show_crops(workspace: "Workspace", dataset: "Dataset", recipe: "Recipe | None") -> None:
+    from registry.errors import BadInput
+    from studio.datasets.crops import crops_of
+    from studio.datasets.ingest import images_of
+
+    if recipe is None:
+        raise BadInput("--base", "is missing, and crops depend on it", "name one of `studio bases list`")
+    images = images_of(workspace, dataset)
+    found = crops_of(workspace, images, recipe)
+    rows = [
+        {"id": image.id, "name": image.name, "width": image.width, "height": image.height} | plain(crop)
+        for image in images
+        for crop in found.shown[image.id]
+    ]
+    show_rows(
+        rows,
+        [
+            ("picture", lambda r: r["name"]),
+            ("size", lambda r: f"{r['width']}x{r['height']}"),
+            ("bucket", lambda r: f"{r['bucket'][0]}x{r['bucket'][1]}"),
+            ("crop (left, top, right, bottom)", lambda r: ", ".join(f"{side:g}" for side in r["box"])),
+            ("kept", lambda r: f"{r['kept']:.0%}"),
+        ],
+        empty="No pictures.",
+    )
+    for line in found.notes:
+        note(f"{line}.")
 
 
 @app.command()

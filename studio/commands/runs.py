@@ -39,6 +39,9 @@ def train(
     ] = "",
     wait: Wait = False,
     forecast: Annotated[bool, typer.Option("--forecast", help="Only say what it would cost.")] = False,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="With --forecast: train a few steps to measure it.")
+    ] = False,
 ) -> None:
     """Train an adapter.
 
@@ -64,6 +67,13 @@ def train(
     chosen = with_trigger(apply_sets(chosen, sets or []), dataset_record)
     kept = workspace.catalog.get(Dataset, regularisation) if regularisation else None
     remarks = check_run(workspace, chosen, base_record, dataset_record, kept)
+    if probe:
+        from studio.runs.probe import probe as measure
+
+        if not forecast:
+            raise BadInput("--probe", "measures what a forecast says", "write --forecast --probe")
+        note("training a few steps to measure them; nothing of it is kept but the figures")
+        measure(workspace, chosen, base_record, dataset_record, kept)
     if forecast:
         _show_forecast(make_forecast(workspace, chosen, base_record, dataset_record, kept), remarks)
         return
@@ -208,17 +218,20 @@ def _dataset(workspace: "Workspace", named: str, recipe: Path | None) -> "Datase
 def _show_forecast(cost: "Forecast", remarks: list[str]) -> None:
     """Figures in the units people use, then what is worth knowing, a sentence a line."""
     from studio.app.words import duration, size
+    from studio.runs.forecast import figure_words
 
     if invocation.json:
         show_record(plain(cost) | {"warnings": remarks})
         return
-    unknown = "not known yet"
     show_record(
         {
             "steps": f"{cost.steps:,}",
-            "time": unknown if cost.minutes is None else duration(cost.minutes * 60),
-            "memory": unknown if cost.memory_bytes is None else size(cost.memory_bytes),
+            "time": figure_words(cost.time, lambda minutes: duration(minutes * 60)),
+            "start and end": figure_words(cost.start, lambda minutes: duration(minutes * 60)),
+            "memory": figure_words(cost.peak, size),
+            "RAM": figure_words(cost.ram, size),
             "disk, at most": size(cost.disk_bytes),
+            "fit": cost.fit,
         },
         title="Forecast",
     )

@@ -1,35 +1,62 @@
 """The data set doctor: what training would trip over, each finding with its pictures and what to do.
 
-A check is a function `(Patient) -> Finding | None` and a row in CHECKS. Those here read the catalog and the
-sizes of files at most, so that the page can run them at every change.
+A check is a function `(Patient) -> Finding | None` and a row in CHECKS. They read the catalog, the sizes of
+files and what an examination of the pixels left (`examine`), so that pages can run them at every change.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from registry.errors import several
+from registry.errors import NotFound, several
 from registry.records import Base, Dataset, Image
-from studio.datasets import doctor_masks
+from studio.datasets import doctor_masks, doctor_pixels, doctor_words
+from studio.datasets.examine import known
 from studio.datasets.findings import Finding, Patient, Severity
+from studio.datasets.fixes import Fixed, repair, repair_of
 from studio.datasets.ingest import images_of
 from studio.datasets.listing import PICTURES, some, suffix
-from studio.datasets.seen import seen_captions
 from studio.workspace import POCKET, Workspace
 from trainers.recipe import Recipe, preset
 
 FEW = 5  # pictures; fewer are learned by heart
-MAX_ASPECT = 2.0  # longer side / shorter side of the narrowest bucket, when no recipe says otherwise
-CROPPED = 1.5  # beyond that times the narrowest bucket, a third of the picture is lost
-LONG = 75  # words; CLIP reads 75 tokens, and a word has at least one
 
 
-def check_dataset(ws: Workspace, dataset: Dataset, recipe: Recipe | None = None) -> list[Finding]:
-    """Run all checks; the worst first."""
-    patient = Patient(ws, dataset, images_of(ws, dataset), recipe)
+def check_dataset(
+    ws: Workspace, dataset: Dataset, recipe: Recipe | None = None, base: Base | None = None
+) -> list[Finding]:
+    """Run all checks; the worst first.
+
+    Args:
+        ws: The workspace.
+        dataset: The data set.
+        recipe: It is judged by; None = not chosen yet.
+        base: Whose tokenizer counts; None = not chosen yet.
+    """
+    images = images_of(ws, dataset)
+    patient = Patient(ws, dataset, images, recipe, base, known(ws, images))
     found = [finding for check in CHECKS if (finding := check(patient)) is not None]
     order = ("bad", "warn", "info")
-    return sorted(found, key=lambda finding: order.index(finding.severity))
+    found.sort(key=lambda finding: order.index(finding.severity))
+    return [replace(finding, repair=repair_of(patient, finding)) for finding in found]
+
+
+def fix_finding(
+    ws: Workspace, dataset: Dataset, code: str, recipe: Recipe | None = None, base: Base | None = None
+) -> Fixed:
+    """Do what can be done with one click about the finding `code`; `fixes.undo` takes it back.
+
+    Raises:
+        NotFound: there is no such finding now.
+        BadInput: nothing can be done about it with one click.
+    """
+    found = {finding.code: finding for finding in check_dataset(ws, dataset, recipe, base)}
+    if code not in found:
+        there = ", ".join(key for key, finding in found.items() if finding.repair) or "none"
+        raise NotFound(f"finding {code!r}", "is not there", f"findings with a fix: {there}")
+    images = images_of(ws, dataset)
+    return repair(Patient(ws, dataset, images, recipe, base, known(ws, images)), found[code])
 
 
 def usual_recipe(ws: Workspace, base: str = "", goal: str = "style") -> Recipe | None:
@@ -44,10 +71,19 @@ def usual_recipe(ws: Workspace, base: str = "", goal: str = "style") -> Recipe |
         NotFound: no such base.
         BadInput: no such goal.
     """
+    chosen = usual_base(ws, base)
+    return preset(chosen.family, goal, chosen.name) if chosen is not None else None
+
+
+def usual_base(ws: Workspace, base: str = "") -> Base | None:
+    """The base that a data set is judged by; see `usual_recipe`.
+
+    Raises:
+        NotFound: no such base.
+    """
     if not base and not all(one.builtin for one in ws.catalog.list(Base, part="")):
         return None
-    chosen = ws.catalog.get(Base, base or POCKET)
-    return preset(chosen.family, goal, chosen.name)
+    return ws.catalog.get(Base, base or POCKET)
 
 
 def empty(patient: Patient) -> Finding | None:
@@ -128,7 +164,7 @@ def small(patient: Patient) -> Finding | None:
 
 def extreme_aspect(patient: Patient) -> Finding | None:
     """So wide or tall that much is cropped away."""
-    limit = CROPPED * (patient.recipe.data.max_aspect if patient.recipe is not None else MAX_ASPECT)
+    limit = patient.longest_aspect
     long = [i for i in patient.images if max(i.width, i.height) > limit * min(i.width, i.height)]
     if not long:
         return None
@@ -158,22 +194,6 @@ def path_captions(patient: Patient) -> Finding | None:
     return Finding("warn", "path-captions", message, _ids(odd), "Write what is in each picture.")
 
 
-def long_captions(patient: Patient) -> Finding | None:
-    """Captions whose end the text encoder does not see."""
-    recipe = patient.recipe
-    data, seed = (recipe.data, recipe.train.seed) if recipe is not None else (None, 0)
-    long = [
-        image
-        for image in patient.images
-        if max(len(text.split()) for text in seen_captions(patient.dataset, image, data, seed)) > LONG
-    ]
-    if not long:
-        return None
-    count = several(len(long), "caption has", "captions have")
-    message = f"{count} over {LONG} words, whose end is not seen: {_names(long)}."
-    return Finding("warn", "long-captions", message, _ids(long), "Shorten them, the important words first.")
-
-
 CHECKS: tuple[Callable[[Patient], Finding | None], ...] = (
     empty,
     lost,
@@ -185,11 +205,12 @@ CHECKS: tuple[Callable[[Patient], Finding | None], ...] = (
     extreme_aspect,
     duplicates,
     path_captions,
-    long_captions,
     doctor_masks.masks_unusable,
     doctor_masks.masks_partly,
     doctor_masks.weightless,
     doctor_masks.versions,
+    *doctor_pixels.CHECKS,
+    *doctor_words.CHECKS,
 )
 
 
@@ -208,7 +229,7 @@ def _has_trigger(caption: str, trigger: str) -> bool:
 
 def _looks_like_path(image: Image) -> bool:
     caption = image.caption.strip()
-    if not caption or "\n" in caption:
+    if not caption or "\n" in caption or "://" in caption:
         return False
     path = " " not in caption and re.search(r"[/\\]\w", caption) is not None
     return path or caption == image.name or suffix(caption) in PICTURES

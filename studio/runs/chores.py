@@ -1,7 +1,7 @@
-"""Imports and checks of adapter files: jobs that a light child process does, one at a time.
+"""Imports, checks of adapter files, looks at data sets: jobs that a light child does, one at a time.
 
-The child (`studio.imports.task`) may be killed at any moment and goes on where it was, so there is nothing to
-adopt after a crash: the next worker starts another one.
+The child (see TASKS) may be killed at any moment and goes on where it was, so there is nothing to adopt after
+a crash: the next worker starts another one.
 """
 
 import subprocess
@@ -19,13 +19,18 @@ from studio.runs.outcome import tail
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
-KINDS = (JobKind.IMPORT, JobKind.CHECK)
+TASKS = {
+    JobKind.IMPORT: "studio.imports.task",
+    JobKind.CHECK: "studio.imports.task",
+    JobKind.EXAMINE: "studio.datasets.examining",
+}  # module of the child
+KINDS = tuple(TASKS)
 LOG = "imports.log"  # in cache/
 TRIES = 3  # of a child that dies without having got any further
 
 
 class Chores:
-    """The worker's side of imports and checks.
+    """The worker's side of them.
 
     Args:
         ws: The workspace.
@@ -73,7 +78,7 @@ class Chores:
         try:
             with log.open("wb") as stream:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "studio.imports.task", str(self._ws.home), job.id],
+                    [sys.executable, "-m", TASKS[job.kind], str(self._ws.home), job.id],
                     stdin=subprocess.PIPE,  # closes with us: the child ends then
                     stdout=stream,
                     stderr=stream,
@@ -135,4 +140,4 @@ class Chores:
 
     def _last_line(self) -> str:
         lines = tail(self._ws.home / "cache" / LOG, 4096).strip().splitlines()
-        return lines[-1] if lines else "the import said nothing."
+        return lines[-1] if lines else "the process said nothing."

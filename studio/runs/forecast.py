@@ -1,17 +1,20 @@
 """What a run will cost, said before it starts: from file headers and from what this machine has shown.
 
-Nothing is loaded and nothing is made up: what is not known is None, and `notes` say where figures come from.
+Nothing is loaded. A figure is measured (an equal run or probe was here), scaled (from one of another size) or
+estimated (from shapes, `estimate`); each says which, and why.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from registry.errors import several
 from registry.records import Base, Dataset
-from studio.runs import speed
+from studio.runs import estimate, speed
+from studio.runs.device import has_gpu
+from studio.runs.estimate import Kind
 from studio.runs.layers import Weight, rank_of, t5_parts, weights_of
 from trainers.families import FAMILIES, FamilyInfo
 from trainers.recipe import AdapterSection, Recipe
@@ -33,9 +36,9 @@ class Forecast:
 
     Args:
         steps: Optimizer steps.
-        minutes: Training time on this machine; None when nothing like it has run here.
+        minutes: Training time as measured on this machine; None when nothing equal has run here, see `time`.
         disk_bytes: What it will write, at most.
-        memory_bytes: Peak memory of the last such run here; None when there was none.
+        memory_bytes: Peak memory of the last such run here; None when there was none, see `peak`.
         notes: How the figures came about, and what else is worth knowing; one sentence each.
     """
 
@@ -44,6 +47,34 @@ class Forecast:
     disk_bytes: int
     memory_bytes: int | None
     notes: tuple[str, ...] = ()
+    time: "Figure | None" = None  # minutes of training
+    start: "Figure | None" = None  # minutes before the first step and after the last
+    peak: "Figure | None" = None  # bytes on the GPU, or of the process where there is none
+    ram: "Figure | None" = None  # bytes of the machine's own memory
+    fit: str = ""  # which savings of memory the run will need here, and why
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a forecast.
+
+    Args:
+        value: In the unit of its field.
+        kind: "measured", "scaled" or "estimated".
+        reason: Where it comes from, one sentence.
+    """
+
+    value: float
+    kind: Kind
+    reason: str
+
+
+def figure_words(figure: Figure | None, words: "Callable[[Any], str]") -> str:
+    """ "about 12 min (scaled)"; "not known yet" for None."""
+    if figure is None:
+        return "not known yet"
+    about = "" if figure.kind == "measured" else "about "
+    return f"{about}{words(figure.value)} ({figure.kind})"
 
 
 def forecast(
@@ -62,9 +93,11 @@ def forecast(
     amount = f"{parameters / 1e6:.2f} million" if parameters >= 10_000 else f"{parameters:,}"
     notes = [f"{'What learns' if full else 'The adapter'} has {amount} parameters ({source})."]
     if seen:
-        notes.append(f"Time and memory are those of run {seen['run']} on this machine.")
+        which = "a probe" if seen["run"] == speed.PROBE else f"run {seen['run']}"
+        notes.append(f"Time and memory are those of {which} on this machine.")
     else:
         notes.append("Time and memory are not known: nothing like it has run on this machine yet.")
+    figures = figures_of(ws, recipe, base, parameters)
     notes += _showings(dataset.image_count, shown, others)
     return Forecast(
         steps=train.max_steps,
@@ -73,7 +106,93 @@ def forecast(
         + (_frozen(ws, base, parameters) if full else 0),
         memory_bytes=int(seen["memory"]) if seen and seen["memory"] else None,
         notes=tuple(notes),
+        **figures,
     )
+
+
+def figures_of(ws: "Workspace", recipe: Recipe, base: Base, learning: int) -> dict[str, Any]:
+    """The fields of `Forecast` that say where they come from: time, start, peak, ram, fit."""
+    near = speed.near(ws, base.weight_hash, recipe)
+    pixels, piece = speed.pixels_of(recipe)
+    size, steps, where = estimate.size_of(ws, base), recipe.train.max_steps, f"{base.family} on this machine"
+    fit, why = estimate.fits(recipe, base.family, size, learning, piece)
+    taken = fit or estimate.Fit()
+    guess = estimate.memory(recipe, base.family, size, learning, piece, taken)
+    if not near:
+        minutes = estimate.seconds(recipe, base.family, size, pixels) * steps / 60
+        reason = f"From the size of {where}; a probe of a few steps measures it."
+        peak = Figure(guess, "estimated", "From the shapes in the base's files and a table of factors.")
+        time, start = Figure(minutes, "estimated", reason), None
+    else:
+        time, peak = (
+            _scaled_time(near, pixels, steps),
+            _scaled_memory(near[0], recipe, base, size, pixels, piece),
+        )
+        known = [one.start for one in near if one.start]
+        start = (
+            Figure(known[0] / 60, time.kind, "As long as last time; more when pictures are new.")
+            if known
+            else None
+        )
+    ram = Figure(
+        estimate.LIBRARIES + 4 * size.denoiser, "estimated", "Libraries, and the base as it is loaded."
+    )
+    return {
+        "time": time,
+        "start": start,
+        "peak": peak,
+        "ram": ram if has_gpu() else peak,
+        "fit": _fit(fit, why, recipe),
+    }
+
+
+def _scaled_time(near: "Sequence[speed.Seen]", pixels: int, steps: int) -> Figure:
+    """Minutes from the nearest figures: a line through two sizes, or one size and a part that stays."""
+    first = near[0]
+    other = next((one for one in near[1:] if one.pixels != first.pixels), None)
+    name = "a probe" if first.run == speed.PROBE else f"run {first.run}"
+    if first.pixels == pixels:
+        return Figure(first.seconds * steps / 60, "measured", f"The speed of {name} here.")
+    if other is not None:
+        slope = max(0.0, (other.seconds - first.seconds) / (other.pixels - first.pixels))
+        each = max(0.2 * first.seconds, first.seconds + slope * (pixels - first.pixels))
+        return Figure(each * steps / 60, "scaled", f"From {name} and another of other sizes here.")
+    fixed = estimate.FIXED_GPU if has_gpu() else estimate.FIXED_CPU
+    stays = min(fixed, 0.8 * first.seconds)
+    each = stays + (first.seconds - stays) * pixels / first.pixels
+    return Figure(each * steps / 60, "scaled", f"From {name} here, by pixels a step; a probe measures it.")
+
+
+def _scaled_memory(
+    first: "speed.Seen", recipe: Recipe, base: Base, size: "estimate.Size", pixels: int, piece: int
+) -> Figure:
+    """The nearest figure, with the activations of this size in place of those of that."""
+    name = "a probe" if first.run == speed.PROBE else f"run {first.run}"
+    if (first.piece, first.pixels) == (piece, pixels) and first.memory:
+        return Figure(first.memory, "measured", f"The peak of {name} here.")
+    plain = estimate.Fit()
+    more = estimate.activations_of(recipe, base.family, size, piece, plain)
+    less = estimate.activations_of(recipe, base.family, size, first.piece, plain)
+    value = max(0.5 * first.memory, first.memory + more - less)
+    return Figure(value, "scaled", f"The peak of {name} here, with the activations of this size.")
+
+
+def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe) -> str:
+    """Which savings the run will need, in words."""
+    if fit is None:
+        return (
+            f"It will not fit: {why}. Lower train.resolution or train.batch_size, or choose a smaller base."
+        )
+    savings: list[str] = []
+    if fit.checkpointing and not recipe.train.gradient_checkpointing:
+        savings.append("gradient checkpointing (steps take longer)")
+    if fit.small_state:
+        savings.append("an 8-bit optimizer")
+    if fit.pieces > 1:
+        savings.append(f"batches in {fit.pieces} pieces")
+    if not savings:
+        return f"It fits as it is: {why}."
+    return f"It fits with {' and '.join(savings)}: {why}. The trainer sees to it."
 
 
 def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int, str]:

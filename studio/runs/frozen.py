@@ -67,7 +67,7 @@ def enter(
         if checkpoint:
             # Its own copy: the parent may prune the checkpoint, or be removed, before the branch starts.
             shutil.copytree(checkpoint, temporary / inside, copy_function=_link_or_copy)
-        _write_files(ws, RunDir(temporary), run, recipe, base, items, parent=inside)
+        write_files(ws, RunDir(temporary), run, recipe, base, items, place=folder, parent=inside)
     try:
         return ws.catalog.add_run(run, run_images(run.id, items))
     except StudioError:
@@ -110,7 +110,7 @@ def fill_run_images(ws: "Workspace") -> int:
     return filled
 
 
-def _write_files(
+def write_files(
     ws: "Workspace",
     rundir: RunDir,
     run: Run,
@@ -118,10 +118,10 @@ def _write_files(
     base: Base,
     items: Sequence[ManifestItem],
     *,
+    place: Path,
     parent: str = "",
 ) -> None:
-    """recipe.json, manifest.jsonl and env.json; paths are relative to the folder's final place."""
-    final = ws.run_dir(run.id).path
+    """Write recipe.json, manifest.jsonl and env.json; paths in them are relative to `place`."""
     write_json(rundir.file(RECIPE), recipe.model_dump(mode="json"))
     atomic_write(rundir.file(MANIFEST), "".join(canonical_json(asdict(item)) + "\n" for item in items))
     rundir.write_env(
@@ -129,12 +129,12 @@ def _write_files(
             run_id=run.id,
             name=run.name,
             family=run.family,
-            base_location=base.location if base.kind == "hub" else _place(ws, base.location, final),
+            base_location=base.location if base.kind == "hub" else _place(ws, base.location, place),
             base_kind=base.kind,
             base_hash=base.weight_hash,
-            base_config=_place(ws, base.config, final) if base.config else "",
+            base_config=_place(ws, base.config, place) if base.config else "",
             base_revision=base.revision,
-            cache=os.path.relpath(ws.home / "cache", final),
+            cache=os.path.relpath(ws.home / "cache", place),
             parent=parent,
             versions={key: str(value) for key, value in run.versions.items()},
         )

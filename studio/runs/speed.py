@@ -1,14 +1,19 @@
 """What this machine has shown: seconds per step and peak memory, per base, resolution and batch.
 
-Kept in cache/speed.json: measured here, so a forecast can be honest about where its figure comes from.
+Kept in cache/speed.json: measured here, by runs and by probes, so a forecast can be honest about where its
+figures come from. Where nothing equal has run, something near it is scaled.
 """
 
+import time
 from contextlib import suppress
+from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import Damaged, StudioError
 from registry.files import read_json, write_json
 from registry.records import JSON, Run
+from trainers.recipe import Recipe
 from trainers.rundir import Status
 
 if TYPE_CHECKING:
@@ -16,6 +21,28 @@ if TYPE_CHECKING:
 
 FILE = "speed.json"
 MIN_STEPS = 5  # the first steps are slower than the rest
+PROBE = "probe"  # in place of a run's id
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one run or probe showed.
+
+    Args:
+        seconds: A step.
+        memory: Peak in bytes: of the GPU when there is one, else of the process; 0 = not known.
+        pixels: Of all pictures that go through the network in one step.
+        piece: Of those that go through it at once.
+        run: Id of the run, or "probe".
+        start: Seconds before the first step and after the last; 0 = not known.
+    """
+
+    seconds: float
+    memory: int
+    pixels: int
+    piece: int
+    run: str
+    start: float = 0.0
 
 
 def key(base_hash: str, recipe: JSON) -> str:
@@ -23,33 +50,84 @@ def key(base_hash: str, recipe: JSON) -> str:
     train: dict[str, Any] = recipe.get("train", {})
     shape = [train.get(k) for k in ("resolution", "batch_size", "accumulate", "gradient_checkpointing")]
     shape += train.get("resolutions") or []
+    return "-".join(str(part) for part in (base_hash[:16], *shape, *_way(recipe)))
+
+
+def alike(base_hash: str, recipe: JSON) -> str:
+    """What two runs share of which one's figures can be scaled to the other's."""
+    checkpointing = recipe.get("train", {}).get("gradient_checkpointing")
+    return "-".join(str(part) for part in (base_hash[:16], checkpointing, *_way(recipe)))
+
+
+def _way(recipe: JSON) -> list[str]:
+    """What learns, and how."""
     adapter, kept = recipe.get("adapter", {}), recipe.get("preservation", {})
     wanted = {"text": adapter.get("train_text_encoder"), "t5": adapter.get("train_t5")}
-    shape += [name for name, trained in wanted.items() if trained] or ["unet"]
+    way = [name for name, trained in wanted.items() if trained] or ["unet"]
     if adapter.get("method", "lora") != "lora":
-        shape.append(adapter["method"])
+        way.append(adapter["method"])
     if kept.get("mode") == "base_prediction":
-        shape.append(f"base{kept.get('rows')}")
-    return "-".join(str(part) for part in (base_hash[:16], *shape))
+        way.append(f"base{kept.get('rows')}")
+    return way
+
+
+def pixels_of(recipe: Recipe) -> tuple[int, int]:
+    """Pixels through the network in one step, and at once."""
+    train = recipe.train
+    piece = round(train.batch_size * fmean(size * size for size in train.sizes))
+    return piece * train.accumulate, train.batch_size * train.sizes[-1] ** 2
 
 
 def remember(ws: "Workspace", run: Run, status: Status) -> None:
     """Keep the figures of a run that has trained a few steps."""
     if not status.seconds_per_step or status.step < MIN_STEPS:
         return
-    known = _read(ws)
-    known[key(run.base_hash, run.recipe)] = {
-        "seconds_per_step": status.seconds_per_step,
-        "memory": status.peak_memory,
-        "run": run.id,
-    }
-    with suppress(StudioError):  # a memory aid: a full disk is complained of elsewhere
-        write_json(ws.home / "cache" / FILE, known, durable=False)
+    begun = run.started_at.timestamp() if run.started_at is not None else 0.0
+    trained = status.step * status.seconds_per_step
+    start = (time.time() - begun - trained) if begun and run.step == status.step else 0.0
+    _keep(ws, run.base_hash, Recipe.model_validate(run.recipe), status, run.id, max(0.0, start))
+
+
+def remember_probe(ws: "Workspace", base_hash: str, recipe: Recipe, status: Status, took: float) -> Seen:
+    """Keep the figures of a few steps that took `took` seconds from start to end."""
+    start = max(0.0, took - status.step * (status.seconds_per_step or 0.0))
+    _keep(ws, base_hash, recipe, status, PROBE, start)
+    return near(ws, base_hash, recipe)[0]
 
 
 def recall(ws: "Workspace", base_hash: str, recipe: JSON) -> JSON | None:
-    """{"seconds_per_step", "memory", "run"} of the last such run here; None = never seen."""
+    """{"seconds_per_step", "memory", "run", ...} of the last such run here; None = never seen."""
     return _read(ws).get(key(base_hash, recipe))
+
+
+def near(ws: "Workspace", base_hash: str, recipe: Recipe) -> list[Seen]:
+    """What was seen of runs that differ in resolution and batch alone, the nearest first."""
+    wanted, pixels = alike(base_hash, recipe.model_dump(mode="json")), pixels_of(recipe)[0]
+    found = [
+        Seen(
+            float(one["seconds_per_step"]), int(one["memory"] or 0), int(one["pixels"]), int(one["piece"]),
+            str(one["run"]), float(one.get("start", 0.0)),
+        )
+        for one in _read(ws).values()
+        if one.get("alike") == wanted and one.get("pixels")
+    ]  # fmt: skip
+    return sorted(found, key=lambda one: max(one.pixels, pixels) / min(one.pixels, pixels))
+
+
+def _keep(ws: "Workspace", base_hash: str, recipe: Recipe, status: Status, run: str, start: float) -> None:
+    known, frozen = _read(ws), recipe.model_dump(mode="json")
+    pixels, piece = pixels_of(recipe)
+    known[key(base_hash, frozen)] = {
+        "seconds_per_step": status.seconds_per_step,
+        "memory": status.peak_memory,
+        "run": run,
+        "alike": alike(base_hash, frozen),
+        "pixels": pixels,
+        "piece": piece,
+        "start": round(start, 2),
+    }
+    with suppress(StudioError):  # a memory aid: a full disk is complained of elsewhere
+        write_json(ws.home / "cache" / FILE, known, durable=False)
 
 
 def _read(ws: "Workspace") -> dict[str, JSON]:

@@ -33,6 +33,7 @@ CLICKS = {  # what is clicked, one after the other, before the picture is taken
     "bases-add": ("Add a base", "More"),
     "dataset-captions": ("Write captions",),
     "dataset-mask": ("Mask",),
+    "dataset-crops": ("What the model will see",),
     "dataset-rights": ("Trained on it: 1 adapter", "Licence and consent"),
     "run-settings": ("Settings of this run", "Log"),
     "adapters-filter": ("Filter",),
@@ -106,7 +107,7 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
     picture = catalog.list(Image, dataset_id=neon.id, order="position")[0]
     return found | {
         **dict.fromkeys(
-            ("dataset-detail", "dataset-captions", "dataset-mask", "dataset-rights"),
+            ("dataset-detail", "dataset-captions", "dataset-mask", "dataset-rights", "dataset-crops"),
             f"/datasets?dataset={neon.id}",
         ),
         "run-live": f"/runs?run={running.id}",

@@ -23,9 +23,9 @@ ALLOWED = {
     },
     "studio": {
         "studio", "registry", "trainers.captions", "trainers.families", "trainers.fitting",
-        "trainers.placing", "trainers.plan", "trainers.priors", "trainers.recipe", "trainers.recipe_adapter",
-        "trainers.recipe_docs", "trainers.recipe_fields", "trainers.recipe_section", "trainers.recipe_text",
-        "trainers.rundir",
+        "trainers.focus", "trainers.placing", "trainers.plan", "trainers.priors", "trainers.recipe",
+        "trainers.recipe_adapter", "trainers.recipe_docs", "trainers.recipe_fields",
+        "trainers.recipe_section", "trainers.recipe_text", "trainers.rundir",
     },
 }  # fmt: skip
 # Rooms of studio that may load what trains: inside functions, or in modules that only a child imports.

@@ -5,23 +5,19 @@ from typing import Any
 import streamlit as st
 
 from registry.errors import StudioError
-from registry.records import Base, Dataset, Image, Run
+from registry.records import Dataset, Image, Run
 from studio.app import shell
 from studio.app.components import upload
 from studio.app.components.captioner import caption_dialog
 from studio.app.components.cards import adapter_card
 from studio.app.components.chain import notes
+from studio.app.components.doctor_panel import crop_preview, doctor_panel
 from studio.app.components.gallery import Card, gallery
 from studio.app.components.mask_dialog import mask_dialog
 from studio.app.routes import picture_url
 from studio.app.words import ago, md, plural
 
 PER_PAGE = 24
-MARKS = {
-    "bad": ":red[:material/error:]",
-    "warn": ":orange[:material/warning:]",
-    "info": ":gray[:material/info:]",
-}
 
 
 def show(dataset: Dataset) -> None:
@@ -44,7 +40,8 @@ def show(dataset: Dataset) -> None:
             remove_dialog(dataset)
     undo(dataset)
     ingest_report(dataset)
-    findings(dataset)
+    doctor_panel(dataset)
+    crop_preview(dataset)
     trained(dataset)
     notes(dataset)
     pictures(dataset)
@@ -76,29 +73,6 @@ def ingest_report(dataset: Dataset) -> None:
         if st.button("Understood", key="report-seen"):
             st.session_state.pop(f"report-{dataset.id}")
             st.rerun()
-
-
-def findings(dataset: Dataset) -> None:
-    """What training would trip over."""
-    from studio.datasets.doctor import check_dataset, usual_recipe
-
-    ws = shell.workspace()
-    base = ws.catalog.find(Base, st.session_state.get("train-base", ""))  # as last chosen for training
-    goal = st.session_state.get("train-goal") or "style"
-    found = check_dataset(ws, dataset, usual_recipe(ws, base.id if base else "", goal))
-    if not found:
-        st.markdown(":green[:material/check_circle:] Nothing to complain about: ready to train.")
-        return
-    with st.expander(
-        f"Before you train: {plural(len(found), 'remark')}", expanded=True, icon=":material/stethoscope:"
-    ):
-        for finding in found:
-            words, button = st.columns([5, 1], vertical_alignment="center")
-            fix = f"  \n:gray[{md(finding.fix)}]" if finding.fix else ""
-            words.markdown(f"{MARKS[finding.severity]} {md(finding.message)}{fix}")
-            some = 0 < len(finding.images) < dataset.image_count
-            if some and button.button("Show", key=f"show-{finding.code}", width="stretch"):
-                st.session_state[f"only-{dataset.id}"] = finding.images
 
 
 def pictures(dataset: Dataset) -> None:

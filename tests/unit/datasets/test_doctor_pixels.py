@@ -1,0 +1,147 @@
+"""Planted faults are found, and nothing else; looks are kept; fixes can be taken back."""
+
+from pathlib import Path
+
+import pytest
+
+from registry.errors import BadInput, NotFound
+from registry.records import Base, Dataset, Image
+from studio.datasets import examine as examining
+from studio.datasets.crops import crops_of
+from studio.datasets.doctor import check_dataset, fix_finding
+from studio.datasets.examine import examine, known
+from studio.datasets.findings import Finding
+from studio.datasets.fixes import made_fixes, undo
+from studio.datasets.ingest import images_of, set_captions
+from studio.workspace import Workspace
+from tests.support.planted import FAULTS, Planted, enter, plant
+from trainers.recipe import Recipe, apply_sets, preset
+
+COUNT = 44  # pictures: enough for each fault twice, few enough for a second test
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, Dataset, Planted]:
+    ws = Workspace.open(tmp_path_factory.mktemp("planted") / "home")
+    made = plant(COUNT, seed=5, share=0.045, side=448)
+    made.faults.pop("watermark")  # two pictures are not many
+    dataset = enter(ws, made)
+    examine(ws, images_of(ws, dataset))
+    return ws, dataset, made
+
+
+def recipe(*sets: str) -> Recipe:
+    return apply_sets(preset("sd15", "style", "pocket"), ["train.resolution=384", *sets])
+
+
+def findings(ws: Workspace, dataset: Dataset) -> dict[str, Finding]:
+    found = check_dataset(ws, dataset, recipe(), ws.catalog.get(Base, "pocket"))
+    return {finding.code: finding for finding in found}
+
+
+def names(ws: Workspace, dataset: Dataset, finding: Finding | None) -> set[str]:
+    named = {image.id: image.name for image in images_of(ws, dataset)}
+    return {named[key] for key in finding.images} if finding else set()
+
+
+def test_planted_faults_are_found_and_nothing_else(planted: tuple[Workspace, Dataset, Planted]):
+    ws, dataset, made = planted
+    found = findings(ws, dataset)
+    right = wrong = missed = 0
+    for code in FAULTS:
+        if code not in made.faults:
+            continue
+        seen = names(ws, dataset, found.get(code))
+        seen = {name if name in made.faults[code] else f"copy-{name}" for name in seen}
+        right += len(seen & made.faults[code])
+        wrong += len(seen - made.faults[code])
+        missed += len(made.faults[code] - seen)
+    assert right / (right + wrong) >= 0.95
+    assert right / (right + missed) >= 0.9  # 18 in all: one may hide
+
+
+def test_a_second_look_measures_nothing_and_a_new_picture_only_itself(
+    planted: tuple[Workspace, Dataset, Planted], monkeypatch: pytest.MonkeyPatch
+):
+    ws, dataset, _ = planted
+    images = images_of(ws, dataset)
+    looked: list[str] = []
+    plain = examining._measured
+
+    def measured(ws: Workspace, new: dict[str, Path]):
+        looked.extend(new)
+        return plain(ws, new)
+
+    monkeypatch.setattr(examining, "_measured", measured)
+    assert examine(ws, images) is known(ws, images)
+    assert known(ws, images[1:]) is None
+    assert looked == []
+    gone = images[0].pixel_hash
+    examining._place(ws, gone).unlink()
+    some = [images[0], *(image for image in images[2:] if image.pixel_hash != gone)]
+    assert gone in examine(ws, some).edges
+    assert looked == [gone]
+
+
+def test_a_fix_is_taken_back_and_keeps_what_was_done_since(planted: tuple[Workspace, Dataset, Planted]):
+    ws, dataset, _ = planted
+    base, chosen, before = ws.catalog.get(Base, "pocket"), recipe(), images_of(ws, dataset)
+    copies = names(ws, dataset, findings(ws, dataset)["near-duplicates"])
+    done = fix_finding(ws, dataset, "near-duplicates", chosen, base)
+    assert {image.name for image in done.before} == copies
+    assert not copies & {image.name for image in images_of(ws, dataset)}
+    other = images_of(ws, dataset)[3]
+    set_captions(ws, dataset, {other.id: "written since"})
+    undo(ws, dataset)
+    after = images_of(ws, dataset)
+    assert [image.id for image in after] == [image.id for image in before]
+    assert next(image for image in after if image.id == other.id).caption == "written since"
+    ws.catalog.replace_images(dataset.id, before)
+    assert made_fixes(ws, dataset) == []
+    with pytest.raises(NotFound, match="no fix to take back"):
+        undo(ws, dataset)
+    with pytest.raises(NotFound, match="is not there"):
+        fix_finding(ws, dataset, "nothing", chosen, base)
+    with pytest.raises(BadInput, match="cannot be fixed with one click"):
+        fix_finding(ws, dataset, "path-captions", chosen, base)
+
+
+def test_captions_are_mended_and_put_back(planted: tuple[Workspace, Dataset, Planted]):
+    ws, dataset, _ = planted
+    base, chosen, before = ws.catalog.get(Base, "pocket"), recipe(), images_of(ws, dataset)
+    for code in ("trigger-misspelt", "long-captions"):
+        assert code in findings(ws, dataset)
+        fix_finding(ws, dataset, code, chosen, base)
+        assert code not in findings(ws, dataset)
+    undo(ws, dataset)
+    undo(ws, dataset)
+    assert [image.caption for image in images_of(ws, dataset)] == [image.caption for image in before]
+
+
+def test_crops_are_those_of_the_trainer(planted: tuple[Workspace, Dataset, Planted]):
+    from studio.runs.frozen import manifest_item
+    from trainers.placing import place_items, views
+
+    ws, dataset, _ = planted
+    images, chosen = images_of(ws, dataset)[:6], recipe("data.crop=random", "train.resolutions=[192]")
+    found = crops_of(ws, images, chosen)
+    sources = [manifest_item(ws, ws.home, image) for image in images]
+    items, notes = place_items(
+        sources, sizes=chosen.train.sizes, step=16, data=chosen.data, seed=chosen.train.seed
+    )
+    wanted: dict[str, list[tuple[float, ...]]] = {image.id: [] for image in images}
+    for item in items:
+        wanted[images[item.index % 6].id] += [view.geometry.box for view in views(item)]
+    assert {key: [crop.box for crop in crops] for key, crops in found.shown.items()} == {
+        key: [pytest.approx(box, abs=0.01) for box in boxes] for key, boxes in wanted.items()
+    }
+    assert sum(found.buckets.values()) == len(items)
+    assert found.notes == tuple(notes)
+
+
+def test_a_picture_that_cannot_be_read_is_said_to_be_so(ws: Workspace):
+    blob = ws.blobs.put(b"\xff\xd8\xff no picture")
+    images = [Image(blob=blob, pixel_hash="p", name="a.jpg", width=512, height=512, caption="zibbo")]
+    dataset = ws.catalog.add_dataset(Dataset(name="d", trigger="zibbo"), images)
+    assert examine(ws, images_of(ws, dataset)).unreadable == ["p"]
+    assert findings(ws, dataset)["unreadable"].severity == "bad"

@@ -1,0 +1,109 @@
+"""Figures of a forecast: estimated from shapes, measured by a probe, scaled; each says which it is."""
+
+from pathlib import Path
+
+import pytest
+
+from registry.errors import StudioError
+from registry.records import Base, Dataset, RunState
+from studio.runs import estimate, speed
+from studio.runs.forecast import Forecast, figure_words, forecast
+from studio.runs.probe import probe
+from studio.workspace import Workspace
+from tests.support.supervision import fake_executor, make_dataset, make_run
+from trainers.recipe import Recipe, apply_sets, preset
+from trainers.rundir import Status
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    return Workspace.open(tmp_path / "home")
+
+
+def recipe(*sets: str) -> Recipe:
+    return apply_sets(preset("sd15", "style", "pocket"), ["train.max_steps=120", *sets])
+
+
+def cost(ws: Workspace, *sets: str) -> Forecast:
+    dataset = ws.catalog.find(Dataset, "shapes") or make_dataset(ws)
+    return forecast(ws, recipe(*sets), ws.catalog.get(Base, "pocket"), dataset)
+
+
+def kinds(found: Forecast) -> tuple[str, str]:
+    assert found.time is not None
+    assert found.peak is not None
+    return found.time.kind, found.peak.kind
+
+
+def seen(ws: Workspace, seconds: float, memory: int, *sets: str) -> None:
+    """A run of these settings was here."""
+    status = Status(state="finished", step=9, seconds_per_step=seconds, peak_memory=memory)
+    base = ws.catalog.get(Base, "pocket")
+    speed.remember_probe(ws, base.weight_hash, recipe(*sets), status, took=20.0 + 9 * seconds)
+
+
+def test_a_figure_says_how_it_is_known(ws: Workspace):
+    assert kinds(cost(ws)) == ("estimated", "estimated")
+    assert cost(ws).start is None
+    seen(ws, 0.5, 600 << 20)
+    here = cost(ws)
+    assert kinds(here) == ("measured", "measured")
+    assert (here.time and here.time.value, here.peak and here.peak.value) == (1.0, 600 << 20)
+    assert here.start is not None
+    assert here.start.value == pytest.approx(20 / 60)
+    assert figure_words(here.time, lambda minutes: f"{minutes:.0f} min") == "1 min (measured)"
+    larger = cost(ws, "train.batch_size=8")
+    assert kinds(larger) == ("scaled", "scaled")
+    assert larger.time is not None
+    assert 1.0 < larger.time.value < 2.0  # a part of a step costs the same
+    assert larger.minutes is None  # was not measured
+    assert kinds(cost(ws, "train.gradient_checkpointing=true")) == ("estimated", "estimated")
+
+
+def test_two_sizes_give_a_line(ws: Workspace):
+    seen(ws, 0.4, 600 << 20, "train.batch_size=2")
+    seen(ws, 0.6, 640 << 20, "train.batch_size=4")
+    found = cost(ws, "train.batch_size=8")
+    assert found.time is not None
+    assert found.time.value == pytest.approx(120 * 1.0 / 60)
+    assert "another of other sizes" in found.time.reason
+
+
+def test_memory_grows_with_pictures_and_shrinks_with_savings(ws: Workspace):
+    base, chosen = ws.catalog.get(Base, "pocket"), recipe()
+    size = estimate.size_of(ws, base)
+    assert size.cell == 4  # its autoencoder halves twice
+
+    def need(piece: int, fit: estimate.Fit) -> int:
+        return estimate.memory(chosen, "sd15", size, 10**6, piece, fit)
+
+    plain = need(64**2, estimate.Fit())
+    assert need(16 * 64**2, estimate.Fit()) > plain > need(64**2, estimate.Fit(checkpointing=True))
+    assert need(64**2, estimate.Fit(pieces=2)) < plain
+
+
+def test_the_fit_is_said_with_its_reason(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
+    assert cost(ws).fit.startswith("It fits as it is: 0.5 GiB of")
+    monkeypatch.setattr(estimate, "room_here", lambda: (int(0.60 * 2**30), "of memory"))
+    assert "gradient checkpointing" in cost(ws, "train.batch_size=32").fit
+    monkeypatch.setattr(estimate, "room_here", lambda: (100 << 20, "of memory"))
+    assert cost(ws).fit.startswith("It will not fit: it needs 0.5 GiB at least")
+
+
+def test_a_probe_measures_and_leaves_nothing_else(ws: Workspace):
+    dataset, base = make_dataset(ws), ws.catalog.get(Base, "pocket")
+    found = probe(ws, recipe(), base, dataset, executor=fake_executor(ws))
+    assert found.run == speed.PROBE
+    assert kinds(cost(ws))[0] == "measured"
+    assert list((ws.home / "cache" / "probes").iterdir()) == []
+    run = make_run(ws)
+    ws.catalog.move_run(run.id, RunState.STARTING, expect={RunState.QUEUED})
+    with pytest.raises(StudioError, match="while run ink trains"):
+        probe(ws, recipe(), base, dataset, executor=fake_executor(ws))
+
+
+def test_a_probe_that_fails_says_why(ws: Workspace):
+    dataset, base = make_dataset(ws), ws.catalog.get(Base, "pocket")
+    with pytest.raises(StudioError, match="was not measured: it was stopped"):
+        probe(ws, recipe(), base, dataset, executor=fake_executor(ws), stop=lambda: True)
+    assert list((ws.home / "cache" / "probes").iterdir()) == []
