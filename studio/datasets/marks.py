@@ -14,12 +14,12 @@ from studio.datasets.measures import Measures
 
 CORNER_NAMES = ("top left", "top right", "bottom left", "bottom right")
 SAMPLE = 200  # pictures that all are compared with
-LEAST, SHARE = 6, 0.05  # pictures that have a mark, and their share of the set
+LEAST, SHARE = 6, 0.03  # pictures that have a mark, and their share of the set
 SOFT = 6.0  # grey levels of slope that count half
 PAIR, WHOLE = 0.25, 0.5  # cosine with another picture, and with the mark where it is
 STEADY, MARK_CELLS = 0.3, 40  # mean softened slope of a mark's cells, and how many it has
 FAINT = 1.5  # length of the slopes below which there is nothing
-TRIES = 6  # pictures of the sample that are taken for one with a mark
+TRIES = 40  # pictures of the sample that are taken for one with a mark
 BLOCK = 2000  # pictures at a time: 15 MB of slopes
 
 Floats = NDArray[np.float32]
@@ -42,7 +42,7 @@ def repeated_marks(pictures: Sequence[Measures]) -> dict[str, list[int]]:
         for part in _blocks(pictures, corner):
             count += (_unit(part) @ _unit(sample).T > PAIR).sum(0)
         for seed in np.argsort(-count)[:TRIES]:
-            members = _members(pictures, corner, sample[seed], needed) if count[seed] >= LEAST else None
+            members = _members(pictures, corner, sample[seed], needed) if count[seed] >= 3 else None
             if members is not None:
                 found[name] = np.flatnonzero(members).tolist()
                 break
@@ -67,9 +67,9 @@ def _members(
             for part in _blocks(pictures, corner)
         ]
         members = np.concatenate(seen)
-        if members.sum() < needed:
+        if members.sum() < 3:
             return None
-    return members
+    return members if members.sum() >= needed else None
 
 
 def _many_ways(slopes: Floats) -> bool:

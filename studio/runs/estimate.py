@@ -32,6 +32,7 @@ KEPT_CPU = 3.3  # by how much activations on a CPU, fp32 and not freed at once, 
 CELL = 8  # pixels a side of a latent cell of the published bases
 FIXED_CPU, FIXED_GPU = 0.10, 0.06  # seconds of a step that do not depend on its size
 SMALL_STEP = 8 * 128**2  # pixels of a step below which the trainer takes one thread (trainers.setup)
+SLOWEST, FASTEST = 10e9, 150e9  # operations a second of one core that are believed
 EFFICIENCY = 0.25  # share of the speed of a large product that a whole step reaches
 GPU_FLOPS = 60e12  # a second that a step reaches on a card we know nothing of
 STATE = {
@@ -176,10 +177,10 @@ def core_speed() -> float:
     matrix = np.ones((384, 384), np.float32)
     best = math.inf
     for _ in range(6):
-        started = time.perf_counter()
+        started = time.thread_time()  # of this thread alone: other work takes turns with it
         np.matmul(matrix, matrix)
-        best = min(best, time.perf_counter() - started)
-    return 2 * 384**3 / best
+        best = min(best, time.thread_time() - started)
+    return min(max(2 * 384**3 / max(best, 1e-9), SLOWEST), FASTEST)
 
 
 def _gpu_memory() -> int:
