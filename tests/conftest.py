@@ -30,6 +30,7 @@ def pytest_collection(session: pytest.Session) -> None:
         import trainers.families.base  # noqa: F401
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Whole walks first: at the end one of them would keep one process busy and leave the others idle.
 

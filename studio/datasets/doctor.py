@@ -7,7 +7,6 @@ files and what an examination of the pixels left (`examine`), so that pages can 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from registry.errors import NotFound, several
 from registry.records import Base, Dataset, Image
@@ -95,7 +94,7 @@ def empty(patient: Patient) -> Finding | None:
 
 def lost(patient: Patient) -> Finding | None:
     """Pictures whose file in the workspace is gone or empty; training could not read them."""
-    gone = [image for image in patient.images if not _stored(patient.ws.blobs.path(image.blob))]
+    gone = [image for image in patient.images if not patient.has_file(image)]
     if not gone:
         return None
     count = several(len(gone), "picture has", "pictures have")
@@ -212,13 +211,6 @@ CHECKS: tuple[Callable[[Patient], Finding | None], ...] = (
     *doctor_pixels.CHECKS,
     *doctor_words.CHECKS,
 )
-
-
-def _stored(blob: Path) -> bool:
-    try:
-        return blob.stat().st_size > 0
-    except OSError:
-        return False
 
 
 def _has_trigger(caption: str, trigger: str) -> bool:

@@ -26,7 +26,7 @@ def unreadable(patient: Patient) -> Finding | None:
     """Pictures that are stored and cannot be decoded any more."""
     if patient.seen is None:
         return None
-    bad = _with(patient, patient.seen.unreadable)
+    bad = [image for image in _with(patient, patient.seen.unreadable) if patient.has_file(image)]
     if not bad:
         return None
     message = f"{_are(bad)} damaged and cannot be read: {_names(bad)}."

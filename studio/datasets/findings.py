@@ -72,6 +72,13 @@ class Patient:
             return self.recipe.train.resolution
         return min(info.resolution for info in FAMILIES.values())
 
+    def has_file(self, image: Image) -> bool:
+        """Whether the workspace has its file, and not an empty one."""
+        try:
+            return self.ws.blobs.path(image.blob).stat().st_size > 0
+        except OSError:
+            return False
+
     @property
     def trigger(self) -> str:
         """The word that training uses."""

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image as Pixels
 from streamlit.testing.v1 import AppTest
 
-from registry.records import Comparison, Job, JobState, Sample, Vote
+from registry.records import Adapter, Checkpoint, Comparison, Job, JobState, Sample, Vote
 from studio.app.components import compare_parts
+from studio.app.components.compare_builder import ADAPTERS
 from studio.compare.grids import cells_of, progress, spec_of
 from studio.workspace import Workspace
 from tests.app.compared import compared
@@ -162,3 +163,16 @@ def test_names_are_hidden_until_the_vote(
     assert "Who is ahead" in said(at)
     press(at, "c-undo")
     assert empty.catalog.count(Vote) == 0
+
+
+def test_an_adapter_and_the_checkpoints_of_a_run_lead_here(filled: Workspace, open_page: Open):
+    ink = filled.catalog.get(Adapter, "ink wash")
+    at = open_page(filled, "adapters", adapter=ink.id)
+    next(button for button in at.button if button.label == "Compare").click().run()
+    assert at.title[0].value == "Compare"
+    assert at.session_state[ADAPTERS] == [ink.id]
+    saved = filled.catalog.list(Checkpoint, limit=1)[0]
+    at = open_page(filled, "runs", run=saved.run_id)
+    next(button for button in at.button if button.label == "Compare them").click().run()
+    assert not at.exception
+    assert at.title[0].value == "Compare"

@@ -138,6 +138,8 @@ def outcome(run: Run) -> None:
                 for c in checkpoints
             ]
             st.table(rows, border="horizontal", hide_index=True)
+            if st.button("Compare them", icon=":material/compare:"):
+                shell.go("compare", new="1", run=run.id)
             branch_form(run, [c.step for c in checkpoints])
 
 

@@ -84,6 +84,8 @@ def actions(adapter: Adapter) -> None:
     with st.container(horizontal=True):
         if st.button("Make pictures", type="primary", icon=":material/brush:", disabled=gone):
             shell.go("sample", adapter=adapter.id)
+        if st.button("Compare", icon=":material/compare:", disabled=gone):
+            shell.go("compare", new="1", adapter=adapter.id)
         if st.button("Export", icon=":material/ios_share:", disabled=gone):
             export_dialog(adapter)
         change = st.menu_button(

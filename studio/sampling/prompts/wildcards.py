@@ -218,8 +218,8 @@ class _Text:
     def _choose(self, group: _Group, depth: int) -> str:
         self._chooser.count(depth)
         (start, end), *others = group.options
-        only = "".join(self._tokens[start:end]).strip() if not others else ""
-        if name := _WILD.fullmatch(only):
+        words = [token for token in self._tokens[start:end] if token.strip()]
+        if not others and len(words) == 1 and (name := _WILD.fullmatch(words[0])):
             return self._chooser.lines(name[1], group.low, group.high, group.joint, depth + 1)
         taken = self._chooser.several(group.weights, group.low, group.high)
         return group.joint.join(self.read(*group.options[index], depth).strip() for index in taken)

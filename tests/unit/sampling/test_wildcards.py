@@ -7,7 +7,7 @@ from pathlib import Path
 from time import process_time
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from registry.errors import BadInput
@@ -118,6 +118,7 @@ def test_without_files_says_where_to_put_them(tmp_path: Path):
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=st.lists(st.sampled_from([*"{}|$_:2()[]\\ab ", "$$", "::", "__colour__"]), max_size=50))
+@example(parts=["{", "__colour__", "__colour__", "}"])
 def test_any_text_resolves(files: Wildcards, parts: list[str]):
     text = "".join(parts)
     assume(not re.search(r"__(?!colour__)[2ab]", text))  # names of files that are not there
