@@ -62,8 +62,8 @@ types: dev  ## pyright
 
 unit: dev browser postgres programs
 	# Two workers on two cores: a second thread in each only waits for the other's.
-	# Files are dealt out in the groups and the order of tests/conftest.py, the longest first.
-	OMP_NUM_THREADS=1 $(PYTEST) tests --numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder --durations 30
+	# Files are dealt out in the order of tests/conftest.py, the longest first.
+	OMP_NUM_THREADS=1 $(PYTEST) tests --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations 30
 
 fmt: dev  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

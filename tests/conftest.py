@@ -15,6 +15,8 @@ from trainers.garbage import RARELY
 if TYPE_CHECKING:
     from trainers.rundir import ManifestItem
 
+ONE_APP = "tests/e2e/one_app/"
+
 
 def pytest_addoption(parser):
     parser.addoption("--record-golden", action="store_true", help="record the golden losses anew")
@@ -30,16 +32,21 @@ def pytest_collection(session: pytest.Session) -> None:
         import trainers.families.base  # noqa: F401
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Whole walks first: at the end one of them would keep one process busy and leave the others idle.
-
-    A file is dealt out as a whole, for its fixtures; those of a group (`xdist_group`) go together.
-    """
+    """Whole walks first: at the end one of them would keep one process busy and leave the others idle."""
     items.sort(key=lambda item: not {"e2e", "faults"} & set(item.path.parts))
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """A file goes to one process, for its fixtures, and so do the files that share an app."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return ONE_APP if nodeid.startswith(ONE_APP) else super()._split_scope(nodeid)
+
+    return Together(config, log)
 
 
 def pytest_collection_finish():

@@ -13,7 +13,7 @@ from studio.workspace import Workspace
 from tests.support.browser import page_at
 from tests.support.sampling import add_adapter
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("app")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SIDE = 64  # pixels of the pocket base's pictures
 SECONDS = 1000  # milliseconds

@@ -16,7 +16,7 @@ from studio.workspace import Workspace
 from tests.support.browser import page_at
 from trainers.recipe import preset_by_name
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("app")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 PICTURES = 12
 STEPS = 12

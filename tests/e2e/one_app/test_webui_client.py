@@ -12,10 +12,10 @@ from PIL import ImageDraw
 
 from registry.records import Sample
 from studio.workspace import Workspace
-from tests.e2e.conftest import TOKEN
+from tests.e2e.one_app.conftest import TOKEN
 from tests.support.sampling import add_adapter
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("app")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 SMALL = {"width": 64, "height": 64, "steps": 4, "cfg_scale": 3.0}
 
