@@ -15,6 +15,7 @@ from studio.compare.arena import Ranking
 from studio.compare.axes import AXES
 from studio.compare.layout import Table
 from studio.compare.spec import Place, Spec
+from studio.html_page import html_page
 
 HERE = Path(__file__).parent
 _SIDES = ((100, 512), (500, 320), (10**9, 200))  # up to so many cells: longest side of a picture, pixels
@@ -42,18 +43,7 @@ def page_html(
     side = next(side for most, side in _SIDES if spec.size <= most)
     grid = "".join(_table(spec, table, picture, side) for table in tables)
     ranks = "".join(_ranking(name, found) for name, found in rankings.items())
-    script = _read("slider.js") + _read("page.js")
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{escape(title)}</title>
-<style>
-{_read("page.css")}{_read("slider.css")}</style>
-<main>
+    body = f"""<main>
 <h1>{escape(title)}</h1>
 <p class="quiet">{escape(_facts(base_name, spec))}</p>
 {grid}<h2>Two pictures over each other</h2>
@@ -63,10 +53,9 @@ def page_html(
 <button type="button" data-side="left">Left of the slider</button>
 <button type="button" data-side="right">Right of the slider</button>
 <button type="button">Close</button></div></dialog>
-<script>
-{script}</script>
-</html>
 """
+    style = _read("page.css") + _read("slider.css")
+    return html_page(title, style, body, _read("slider.js") + _read("page.js"))
 
 
 def _facts(base_name: str, spec: Spec) -> str:

@@ -8,12 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from studio.compare.layout import Table
 from studio.compare.spec import Place
-from studio.demo.sheet import ACCENT, INK, PAPER, QUIET, enlarge
+from studio.sheets import ACCENT, INK, PAPER, QUIET, Font, broken, cut, enlarge
 
 CELL, LEAST = 256, 48  # pixels of a cell: as large as possible, and no smaller
 MOST_PIXELS = 48_000_000  # of the whole sheet
 GAP, MARGIN, SIDE = 8, 36, 190
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -51,18 +50,18 @@ def contact_sheet(
     sheet = Image.new("RGB", (max(width, 420), height), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(sizes.text)
     large = ImageFont.load_default(round(sizes.text * 1.5))
-    draw.text((MARGIN, MARGIN), _cut(title, large, sheet.width - 2 * MARGIN), INK, large)
+    draw.text((MARGIN, MARGIN), cut(title, large, sheet.width - 2 * MARGIN), INK, large)
     y = MARGIN + 2 * sizes.head
     for table in tables:
         if len(tables) > 1:
-            draw.text((MARGIN, y), _cut(table.title, font, sheet.width - 2 * MARGIN), ACCENT, font)
+            draw.text((MARGIN, y), cut(table.title, font, sheet.width - 2 * MARGIN), ACCENT, font)
             y += sizes.head
         for column, label in enumerate(table.columns):
             x = MARGIN + sizes.side + column * (sizes.cell + GAP)
-            draw.text((x, y), _lines(label, font, sizes.cell, 2), INK, font, spacing=2)
+            draw.text((x, y), broken(label, font, sizes.cell, 2), INK, font, spacing=2)
         y += sizes.head
         for label, places in table.rows:
-            draw.text((MARGIN, y), _lines(label, font, sizes.side - GAP, 6), INK, font, spacing=2)
+            draw.text((MARGIN, y), broken(label, font, sizes.side - GAP, 6), INK, font, spacing=2)
             for column, place in enumerate(places):
                 x = MARGIN + sizes.side + column * (sizes.cell + GAP)
                 _put(sheet, draw, (x, y), picture(place), sizes, font)
@@ -91,23 +90,3 @@ def _fitting(tables: Sequence[Table]) -> _Sizes:
     cells = sum(len(table.rows) for table in tables) * max(len(table.columns) for table in tables)
     cell = max(LEAST, min(CELL, int(sqrt(MOST_PIXELS / max(1, cells))) - GAP))
     return _Sizes(cell, max(11, round(cell / 13)))
-
-
-def _lines(text: str, font: Font, width: int, most: int) -> str:
-    """`text` broken between words into at most `most` lines; the rest is cut."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    shown = lines[:most]
-    shown[-1] += "…" if len(lines) > most else ""
-    return "\n".join(_cut(line, font, width) for line in shown)
-
-
-def _cut(line: str, font: Font, width: int) -> str:
-    while font.getlength(line) > width and len(line) > 1:
-        line = line[:-2] + "…"
-    return line

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from registry.errors import several
-from studio.demo.sheet import enlarge
+from studio.html_page import html_page
+from studio.sheets import enlarge
 
 if TYPE_CHECKING:
     from registry.formats.export import ExportReport
@@ -70,20 +71,8 @@ def report_html(facts: DemoFacts) -> str:
         _files(facts),
         _recipe(facts),
     )
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(facts.adapter.name)}: what the adapter does</title>
-<style>
-{STYLE.read_text(encoding="utf-8")}</style>
-<main>
-{"".join(sections)}</main>
-</html>
-"""
+    title = f"{facts.adapter.name}: what the adapter does"
+    return html_page(title, STYLE.read_text(encoding="utf-8"), f"<main>\n{''.join(sections)}</main>\n")
 
 
 def _rows(style: "StyleFigures") -> tuple[tuple[str, "StyleDistance"], ...]:

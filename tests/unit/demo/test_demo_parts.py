@@ -15,8 +15,9 @@ from studio.compare.style import StyleDistance, StyleFigures
 from studio.demo.prompts import COUNT, PROMPTS, held_out_prompts
 from studio.demo.report import DemoFacts, report_html, result_table
 from studio.demo.run import OWN_PICTURES, OWN_SEED
-from studio.demo.sheet import CELL, Panel, contact_sheet, enlarge
+from studio.demo.sheet import CELL, Panel, contact_sheet
 from studio.pocket.pictures import TRIGGERS, demo_set
+from studio.sheets import enlarge
 from trainers.recipe import preset_by_name
 
 FIGURES = StyleFigures(*(StyleDistance(d, d, d, d) for d in (1.0, 0.4, 0.2)), closed=0.75)
@@ -39,12 +40,12 @@ def test_a_folder_captioned_with_our_prompts_is_refused():
 def test_small_pictures_are_enlarged_by_whole_pixels():
     picture = Image.new("RGB", (64, 64), "white")
     picture.putpixel((10, 20), (255, 0, 0))
-    large = enlarge(picture)
+    large = enlarge(picture, CELL)
     assert large.size == (CELL, CELL)
     factor = CELL // 64
     red = [(x, y) for x in range(CELL) for y in range(CELL) if large.getpixel((x, y)) == (255, 0, 0)]
     assert red == [(x, y) for x in range(10 * factor, 11 * factor) for y in range(20 * factor, 21 * factor)]
-    assert enlarge(Image.new("RGBA", (900, 300))).size == (CELL, CELL)
+    assert enlarge(Image.new("RGBA", (900, 300)), CELL).size == (CELL, CELL)
 
 
 def test_the_sheet_shows_every_panel_and_no_word_outside_its_cell():
