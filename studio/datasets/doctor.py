@@ -5,17 +5,17 @@ files and what an examination of the pixels left (`examine`), so that pages can 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from registry.errors import NotFound, several
 from registry.records import Base, Dataset, Image
 from studio.datasets import doctor_masks, doctor_pixels, doctor_words
 from studio.datasets.examine import known
-from studio.datasets.findings import Finding, Patient, Severity
+from studio.datasets.findings import Finding, Patient, Severity, are, ids, names
 from studio.datasets.fixes import Fixed, repair, repair_of
 from studio.datasets.ingest import images_of
-from studio.datasets.listing import PICTURES, some, suffix
+from studio.datasets.listing import PICTURES, suffix
 from studio.workspace import POCKET, Workspace
 from trainers.recipe import Recipe, preset
 
@@ -33,8 +33,15 @@ def check_dataset(
         recipe: It is judged by; None = not chosen yet.
         base: Whose tokenizer counts; None = not chosen yet.
     """
+    return _findings(_patient(ws, dataset, recipe, base))
+
+
+def _patient(ws: Workspace, dataset: Dataset, recipe: Recipe | None, base: Base | None) -> Patient:
     images = images_of(ws, dataset)
-    patient = Patient(ws, dataset, images, recipe, base, known(ws, images))
+    return Patient(ws, dataset, images, recipe, base, known(ws, images))
+
+
+def _findings(patient: Patient) -> list[Finding]:
     found = [finding for check in CHECKS if (finding := check(patient)) is not None]
     order = ("bad", "warn", "info")
     found.sort(key=lambda finding: order.index(finding.severity))
@@ -50,12 +57,12 @@ def fix_finding(
         NotFound: there is no such finding now.
         BadInput: nothing can be done about it with one click.
     """
-    found = {finding.code: finding for finding in check_dataset(ws, dataset, recipe, base)}
+    patient = _patient(ws, dataset, recipe, base)
+    found = {finding.code: finding for finding in _findings(patient)}
     if code not in found:
         there = ", ".join(key for key, finding in found.items() if finding.repair) or "none"
         raise NotFound(f"finding {code!r}", "is not there", f"findings with a fix: {there}")
-    images = images_of(ws, dataset)
-    return repair(Patient(ws, dataset, images, recipe, base, known(ws, images)), found[code])
+    return repair(patient, found[code])
 
 
 def usual_recipe(ws: Workspace, base: str = "", goal: str = "style") -> Recipe | None:
@@ -99,7 +106,7 @@ def lost(patient: Patient) -> Finding | None:
         return None
     count = several(len(gone), "picture has", "pictures have")
     fix = "Make the data set again from the originals, or bring the workspace's folder blobs/ back."
-    return Finding("bad", "lost", f"{count} lost their file: {_names(gone)}.", _ids(gone), fix)
+    return Finding("bad", "lost", f"{count} lost their file: {names(gone)}.", ids(gone), fix)
 
 
 def too_few(patient: Patient) -> Finding | None:
@@ -118,11 +125,11 @@ def uncaptioned(patient: Patient) -> Finding | None:
         return None
     alone = f"the trigger word {patient.trigger!r} alone" if patient.trigger else "no words at all"
     count = f"{len(bare)} of {several(len(patient.images), 'picture')}"
-    message = f"{count} without a caption: what they show is learned with {alone} ({_names(bare)})."
+    message = f"{count} without a caption: what they show is learned with {alone} ({names(bare)})."
     severity: Severity = "warn"
     if patient.recipe is not None and patient.recipe.data.require_captions:
         severity = "bad"
-    return Finding(severity, "uncaptioned", message, _ids(bare), "Write what is in each picture.")
+    return Finding(severity, "uncaptioned", message, ids(bare), "Write what is in each picture.")
 
 
 def no_trigger(patient: Patient) -> Finding | None:
@@ -141,9 +148,9 @@ def trigger_missing(patient: Patient) -> Finding | None:
     if not without:
         return None
     count = several(len(without), "caption lacks", "captions lack")
-    message = f"{count} the trigger word {patient.trigger!r}: {_names(without)}."
+    message = f"{count} the trigger word {patient.trigger!r}: {names(without)}."
     fix = "Training puts it in front of them; write it where it reads better, if you like."
-    return Finding("info", "trigger-missing", message, _ids(without), fix)
+    return Finding("info", "trigger-missing", message, ids(without), fix)
 
 
 def small(patient: Patient) -> Finding | None:
@@ -156,9 +163,9 @@ def small(patient: Patient) -> Finding | None:
     enlarged = recipe is not None and recipe.data.upscale
     fate = "and enlarged, which looks soft" if enlarged else "and kept at that size"
     whose = "" if recipe is not None else f", for a {side} px base"
-    message = f"{_are(tiny)} smaller than {side} x {side} pixels{whose} {fate}: {_names(tiny)}."
+    message = f"{are(tiny)} smaller than {side} x {side} pixels{whose} {fate}: {names(tiny)}."
     severity: Severity = "warn" if enlarged else "info"
-    return Finding(severity, "small", message, _ids(tiny), "Use larger originals or a lower resolution.")
+    return Finding(severity, "small", message, ids(tiny), "Use larger originals or a lower resolution.")
 
 
 def extreme_aspect(patient: Patient) -> Finding | None:
@@ -167,8 +174,8 @@ def extreme_aspect(patient: Patient) -> Finding | None:
     long = [i for i in patient.images if max(i.width, i.height) > limit * min(i.width, i.height)]
     if not long:
         return None
-    message = f"{_are(long)} so long that a third or more is cropped away: {_names(long)}."
-    return Finding("warn", "extreme-aspect", message, _ids(long), "Crop them to what matters.")
+    message = f"{are(long)} so long that a third or more is cropped away: {names(long)}."
+    return Finding("warn", "extreme-aspect", message, ids(long), "Crop them to what matters.")
 
 
 def duplicates(patient: Patient) -> Finding | None:
@@ -179,8 +186,8 @@ def duplicates(patient: Patient) -> Finding | None:
     double = [image for twins in by_pixels.values() for image in twins[1:]]
     if not double:
         return None
-    message = f"{_are(double)} there twice: {_names(double)}."
-    return Finding("warn", "duplicates", message, _ids(double), "Remove the second of each.")
+    message = f"{are(double)} there twice: {names(double)}."
+    return Finding("warn", "duplicates", message, ids(double), "Remove the second of each.")
 
 
 def path_captions(patient: Patient) -> Finding | None:
@@ -189,8 +196,8 @@ def path_captions(patient: Patient) -> Finding | None:
     if not odd:
         return None
     count = several(len(odd), "caption looks", "captions look")
-    message = f"{count} like a file name, such as {odd[0].caption[:60]!r}: {_names(odd)}."
-    return Finding("warn", "path-captions", message, _ids(odd), "Write what is in each picture.")
+    message = f"{count} like a file name, such as {odd[0].caption[:60]!r}: {names(odd)}."
+    return Finding("warn", "path-captions", message, ids(odd), "Write what is in each picture.")
 
 
 CHECKS: tuple[Callable[[Patient], Finding | None], ...] = (
@@ -225,15 +232,3 @@ def _looks_like_path(image: Image) -> bool:
         return False
     path = " " not in caption and re.search(r"[/\\]\w", caption) is not None
     return path or caption == image.name or suffix(caption) in PICTURES
-
-
-def _are(images: Sequence[Image]) -> str:
-    return several(len(images), "picture is", "pictures are")
-
-
-def _ids(images: Sequence[Image]) -> tuple[str, ...]:
-    return tuple(image.id for image in images)
-
-
-def _names(images: Sequence[Image]) -> str:
-    return some([image.name for image in images])

@@ -8,8 +8,7 @@ from PIL import Image as Pixels
 from registry.errors import several
 from registry.records import Image
 from studio.datasets.decode import MASK_RATIO
-from studio.datasets.findings import Finding, Patient
-from studio.datasets.listing import some
+from studio.datasets.findings import Finding, Patient, ids, names
 from studio.datasets.seen import seen_captions
 
 
@@ -23,9 +22,9 @@ def masks_unusable(patient: Patient) -> Finding | None:
             why[wrong] = None
     if not bad:
         return None
-    message = f"{several(len(bad), 'mask')} cannot be used ({'; '.join(why)}): {_names(bad)}."
+    message = f"{several(len(bad), 'mask')} cannot be used ({'; '.join(why)}): {names(bad)}."
     fix = "Paint white what counts and add the pictures again, or set data.masks to off."
-    return Finding("bad", "masks-unusable", message, _ids(bad), fix)
+    return Finding("bad", "masks-unusable", message, ids(bad), fix)
 
 
 def masks_partly(patient: Patient) -> Finding | None:
@@ -37,13 +36,13 @@ def masks_partly(patient: Patient) -> Finding | None:
         message = (
             f"{several(len(masked), 'picture has a mask', 'pictures have masks')} that will not be used."
         )
-        return Finding("info", "masks-unused", message, _ids(masked), "Set data.masks to use them.")
+        return Finding("info", "masks-unused", message, ids(masked), "Set data.masks to use them.")
     bare = [image for image in patient.images if not image.mask]
     if not bare:
         return None
     count = f"{len(bare)} of {several(len(patient.images), 'picture')}"
-    message = f"{count} without a mask, though others have one; they count whole: {_names(bare)}."
-    return Finding("info", "masks-partly", message, _ids(bare), "Give them a mask, or leave it so.")
+    message = f"{count} without a mask, though others have one; they count whole: {names(bare)}."
+    return Finding("info", "masks-partly", message, ids(bare), "Give them a mask, or leave it so.")
 
 
 def weightless(patient: Patient) -> Finding | None:
@@ -52,8 +51,8 @@ def weightless(patient: Patient) -> Finding | None:
     if not none:
         return None
     count = several(len(none), "picture has", "pictures have")
-    message = f"{count} a weight of 0 and teach nothing: {_names(none)}."
-    return Finding("warn", "weightless", message, _ids(none), "Remove them, or give them a weight.")
+    message = f"{count} a weight of 0 and teach nothing: {names(none)}."
+    return Finding("warn", "weightless", message, ids(none), "Remove them, or give them a weight.")
 
 
 def versions(patient: Patient) -> Finding | None:
@@ -70,9 +69,9 @@ def versions(patient: Patient) -> Finding | None:
         return None
     most = max(counts.values())
     count = several(len(many), "caption comes", "captions come")
-    message = f"{count} in up to {most} versions, one at each showing: {_names(many)}."
+    message = f"{count} in up to {most} versions, one at each showing: {names(many)}."
     fix = "Lines and {this|that} are alternatives; data.variations=false shows them as they are."
-    return Finding("info", "versions", message, _ids(many), fix)
+    return Finding("info", "versions", message, ids(many), fix)
 
 
 def _mask_fault(patient: Patient, image: Image) -> str:
@@ -94,11 +93,3 @@ def _mask_facts(path: Path) -> tuple[int, int, int]:
     with Pixels.open(path, formats=("PNG",)) as mask:
         brightest = mask.convert("L").getextrema()[1]
         return mask.width, mask.height, int(brightest)  # pyright: ignore[reportArgumentType]
-
-
-def _ids(images: list[Image]) -> tuple[str, ...]:
-    return tuple(image.id for image in images)
-
-
-def _names(images: list[Image]) -> str:
-    return some([image.name for image in images])

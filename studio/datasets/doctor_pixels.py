@@ -9,7 +9,7 @@ from statistics import median
 
 from registry.errors import several
 from registry.records import Image
-from studio.datasets.findings import Finding, Patient
+from studio.datasets.findings import Finding, Patient, are, ids, names
 from studio.datasets.listing import some
 
 SOFT = 2.4  # pixels that an edge is wide where training sees it; a sharp picture has 1 to 2
@@ -29,8 +29,8 @@ def unreadable(patient: Patient) -> Finding | None:
     bad = [image for image in _with(patient, patient.seen.unreadable) if patient.has_file(image)]
     if not bad:
         return None
-    message = f"{_are(bad)} damaged and cannot be read: {_names(bad)}."
-    return Finding("bad", "unreadable", message, _ids(bad), "Leave them out, or add the originals again.")
+    message = f"{are(bad)} damaged and cannot be read: {names(bad)}."
+    return Finding("bad", "unreadable", message, ids(bad), "Leave them out, or add the originals again.")
 
 
 def near_duplicates(patient: Patient) -> Finding | None:
@@ -49,7 +49,7 @@ def near_duplicates(patient: Patient) -> Finding | None:
     message = (
         f"{several(len(copies), 'picture is a copy', 'pictures are copies')}, hardly changed: {some(pairs)}."
     )
-    return Finding("warn", "near-duplicates", message, _ids(copies), "Leave the smaller one of each out.")
+    return Finding("warn", "near-duplicates", message, ids(copies), "Leave the smaller one of each out.")
 
 
 def copy_groups(patient: Patient) -> list[list[str]]:
@@ -80,10 +80,10 @@ def blurred(patient: Patient) -> Finding | None:
     ]
     if not soft:
         return None
-    message = f"{_are(soft)} blurred, nothing in them is sharp at {patient.resolution} px: {_names(soft)}."
+    message = f"{are(soft)} blurred, nothing in them is sharp at {patient.resolution} px: {names(soft)}."
     if _most(patient, soft):
-        return Finding("info", "blurred", message, _ids(soft), "Most are: so it may be the style itself.")
-    return Finding("warn", "blurred", message, _ids(soft), "Leave them out, unless blur is what you want.")
+        return Finding("info", "blurred", message, ids(soft), "Most are: so it may be the style itself.")
+    return Finding("warn", "blurred", message, ids(soft), "Leave them out, unless blur is what you want.")
 
 
 def upscaled(patient: Patient) -> Finding | None:
@@ -98,10 +98,10 @@ def upscaled(patient: Patient) -> Finding | None:
     )
     fix = "Use the originals; training gives them a bucket of their own size."
     if not small:
-        return Finding("info", "upscaled", message, _ids(large), "They are large enough; it does no harm.")
+        return Finding("info", "upscaled", message, ids(large), "They are large enough; it does no harm.")
     if _most(patient, large):
-        return Finding("info", "upscaled", message, _ids(large), "Most look so: it may be the style itself.")
-    return Finding("warn", "upscaled", message, _ids(large), fix)
+        return Finding("info", "upscaled", message, ids(large), "Most look so: it may be the style itself.")
+    return Finding("warn", "upscaled", message, ids(large), fix)
 
 
 def repeated_corners(patient: Patient) -> Finding | None:
@@ -115,7 +115,7 @@ def repeated_corners(patient: Patient) -> Finding | None:
         return None
     message = f"{several(len(marked), 'picture has', 'pictures have')} the same mark in a corner, {where}: "
     fix = "Crop it away or paint it over; a mask that is black there keeps it from counting."
-    return Finding("warn", "watermark", f"{message}{_names(marked)}.", _ids(marked), fix)
+    return Finding("warn", "watermark", f"{message}{names(marked)}.", ids(marked), fix)
 
 
 def borders(patient: Patient) -> Finding | None:
@@ -126,9 +126,9 @@ def borders(patient: Patient) -> Finding | None:
     if not barred:
         return None
     message = (
-        f"{several(len(barred), 'picture has bars', 'pictures have bars')} of one colour: {_names(barred)}."
+        f"{several(len(barred), 'picture has bars', 'pictures have bars')} of one colour: {names(barred)}."
     )
-    return Finding("warn", "borders", message, _ids(barred), "Crop the bars off; they are learned as well.")
+    return Finding("warn", "borders", message, ids(barred), "Crop the bars off; they are learned as well.")
 
 
 def aspect_outliers(patient: Patient) -> Finding | None:
@@ -147,9 +147,9 @@ def aspect_outliers(patient: Patient) -> Finding | None:
     ]
     if not odd or len(odd) > OUTLIERS * len(patient.images):
         return None
-    message = f"{_are(odd)} of quite another shape than the rest: {_names(odd)}."
+    message = f"{are(odd)} of quite another shape than the rest: {names(odd)}."
     fix = "Crop them to the shape of the others, or leave them out."
-    return Finding("info", "aspect-outliers", message, _ids(odd), fix)
+    return Finding("info", "aspect-outliers", message, ids(odd), fix)
 
 
 def _worse(patient: Patient, image: Image) -> tuple[int, float, int]:
@@ -184,18 +184,6 @@ def _shrunk(patient: Patient, image: Image) -> float:
 def _with(patient: Patient, hashes: Iterable[str]) -> list[Image]:
     wanted = set(hashes)
     return [image for image in patient.images if image.pixel_hash in wanted]
-
-
-def _are(images: list[Image]) -> str:
-    return several(len(images), "picture is", "pictures are")
-
-
-def _ids(images: list[Image]) -> tuple[str, ...]:
-    return tuple(image.id for image in images)
-
-
-def _names(images: list[Image]) -> str:
-    return some([image.name for image in images])
 
 
 CHECKS = (

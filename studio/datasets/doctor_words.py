@@ -9,7 +9,7 @@ from registry.errors import several
 from registry.records import Image
 from studio.datasets.colours import said_but_absent
 from studio.datasets.doctor_pixels import copy_groups
-from studio.datasets.findings import Finding, Patient, Severity
+from studio.datasets.findings import Finding, Patient, Severity, ids, names
 from studio.datasets.listing import some
 from studio.datasets.seen import seen_captions
 from studio.datasets.tokens import USUAL
@@ -62,13 +62,13 @@ def overflow(patient: Patient) -> Finding | None:
     images = [image for image in patient.images if image.id in long]
     count = several(len(long), "caption has", "captions have")
     if reader is None:
-        message = f"{count} over {LONG} words, whose end is not seen: {_names(images)}."
+        message = f"{count} over {LONG} words, whose end is not seen: {names(images)}."
     else:
-        names = some([f"{image.name} ({long[image.id]})" for image in images])
+        shown = some([f"{image.name} ({long[image.id]})" for image in images])
         message = (
-            f"{count} more than the {reader.limit} tokens that the base reads; the end is not seen: {names}."
+            f"{count} more than the {reader.limit} tokens that the base reads; the end is not seen: {shown}."
         )
-    return Finding("warn", "long-captions", message, _ids(images), "Shorten them, the important words first.")
+    return Finding("warn", "long-captions", message, ids(images), "Shorten them, the important words first.")
 
 
 def trigger_known(patient: Patient) -> Finding | None:
@@ -106,9 +106,9 @@ def trigger_misspelt(patient: Patient) -> Finding | None:
         return None
     images = [image for image in patient.images if image.id in odd]
     count = several(len(odd), "caption writes", "captions write")
-    names = some([f"{image.name} ({odd[image.id]!r})" for image in images])
-    message = f"{count} the trigger word {patient.trigger!r} another way: {names}."
-    return Finding("warn", "trigger-misspelt", message, _ids(images), "Write it alike everywhere.")
+    shown = some([f"{image.name} ({odd[image.id]!r})" for image in images])
+    message = f"{count} the trigger word {patient.trigger!r} another way: {shown}."
+    return Finding("warn", "trigger-misspelt", message, ids(images), "Write it alike everywhere.")
 
 
 def left_over(patient: Patient) -> Finding | None:
@@ -117,8 +117,8 @@ def left_over(patient: Patient) -> Finding | None:
     if not odd:
         return None
     count = several(len(odd), "caption is", "captions are")
-    message = f"{count} no description, such as {odd[0].caption.strip()[:60]!r}: {_names(odd)}."
-    return Finding("warn", "left-over-captions", message, _ids(odd), "Write what is in each picture.")
+    message = f"{count} no description, such as {odd[0].caption.strip()[:60]!r}: {names(odd)}."
+    return Finding("warn", "left-over-captions", message, ids(odd), "Write what is in each picture.")
 
 
 def same_captions(patient: Patient) -> Finding | None:
@@ -135,10 +135,10 @@ def same_captions(patient: Patient) -> Finding | None:
     most = max(many.values(), key=len)
     count = several(len(images), "picture shares its caption", "pictures share their caption")
     message = (
-        f"{count} with others; {len(most)} are all called {most[0].caption.strip()[:60]!r}: {_names(images)}."
+        f"{count} with others; {len(most)} are all called {most[0].caption.strip()[:60]!r}: {names(images)}."
     )
     severity: Severity = "warn" if 2 * len(images) > len(patient.images) else "info"
-    return Finding(severity, "same-captions", message, _ids(images), "Say what is different in each.")
+    return Finding(severity, "same-captions", message, ids(images), "Say what is different in each.")
 
 
 def always_there(patient: Patient) -> Finding | None:
@@ -174,9 +174,9 @@ def wrong_colours(patient: Patient) -> Finding | None:
         return None
     images = [image for image in patient.images if image.id in wrong]
     count = several(len(images), "caption names", "captions name")
-    names = some([f"{image.name} ({wrong[image.id]})" for image in images])
-    message = f"{count} a colour that hardly any of the picture has: {names}."
-    return Finding("info", "colour-captions", message, _ids(images), "Look whether the caption is another's.")
+    shown = some([f"{image.name} ({wrong[image.id]})" for image in images])
+    message = f"{count} a colour that hardly any of the picture has: {shown}."
+    return Finding("info", "colour-captions", message, ids(images), "Look whether the caption is another's.")
 
 
 def told_apart(patient: Patient) -> Finding | None:
@@ -192,8 +192,8 @@ def told_apart(patient: Patient) -> Finding | None:
     if not odd:
         return None
     images = [image for image in patient.images if image.id in odd]
-    message = f"Copies of one picture are told in quite different words: {_names(images)}."
-    return Finding("info", "told-apart", message, _ids(images), "Look which of the captions is right.")
+    message = f"Copies of one picture are told in quite different words: {names(images)}."
+    return Finding("info", "told-apart", message, ids(images), "Look which of the captions is right.")
 
 
 def misspelt(caption: str, trigger: str) -> str:
@@ -217,14 +217,6 @@ def _seen(patient: Patient, image: Image) -> tuple[str, ...]:
     recipe = patient.recipe
     data, seed = (recipe.data, recipe.train.seed) if recipe is not None else (None, 0)
     return seen_captions(patient.dataset, image, data, seed)
-
-
-def _ids(images: list[Image]) -> tuple[str, ...]:
-    return tuple(image.id for image in images)
-
-
-def _names(images: list[Image]) -> str:
-    return some([image.name for image in images])
 
 
 CHECKS = (

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from registry.errors import several
 from registry.records import Base, Dataset, Image
+from studio.datasets.listing import some
 from trainers.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -88,3 +90,18 @@ class Patient:
     def longest_aspect(self) -> float:
         """Longer side / shorter side from which a third of a picture or more is cropped away."""
         return CROPPED * (self.recipe.data.max_aspect if self.recipe is not None else MAX_ASPECT)
+
+
+def are(images: Sequence[Image]) -> str:
+    """How a sentence about them begins: "3 pictures are"."""
+    return several(len(images), "picture is", "pictures are")
+
+
+def ids(images: Sequence[Image]) -> tuple[str, ...]:
+    """For `Finding.images`."""
+    return tuple(image.id for image in images)
+
+
+def names(images: Sequence[Image]) -> str:
+    """The first few names."""
+    return some([image.name for image in images])

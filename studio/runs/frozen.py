@@ -14,14 +14,33 @@ from typing import TYPE_CHECKING
 from registry.errors import StudioError
 from registry.files import atomic_folder, atomic_write, write_json
 from registry.hashing import canonical_json
-from registry.records import Base, Image, Run, RunImage
-from trainers.recipe import Recipe
+from registry.ids import new_id
+from registry.records import Base, Dataset, Image, Run, RunImage
+from trainers.recipe import Recipe, recipe_hash
 from trainers.rundir import CHECKPOINTS, MANIFEST, RECIPE, ManifestItem, RunDir, RunEnv
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 _BLOB = re.compile(r"[0-9a-f]{64}")
+
+
+def new_run(name: str, recipe: Recipe, base: Base, dataset: Dataset) -> Run:
+    """A run that has not begun and has no row yet."""
+    return Run(
+        id=new_id(),
+        name=name,
+        family=recipe.family,
+        goal=recipe.goal,
+        base_id=base.id,
+        dataset_id=dataset.id,
+        recipe=recipe.model_dump(mode="json"),
+        recipe_hash=recipe_hash(recipe),
+        dataset_hash=dataset.content_hash,
+        base_hash=base.weight_hash,
+        seed=recipe.train.seed,
+        steps=recipe.train.max_steps,
+    )
 
 
 def manifest_item(ws: "Workspace", folder: Path, image: Image) -> ManifestItem:

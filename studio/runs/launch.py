@@ -16,7 +16,7 @@ from registry.records import Base, Dataset, Image, Job, JobKind, JobState, Run, 
 from studio.runs.checkpoints import verified_checkpoints
 from studio.runs.checks import check_base, check_fit, check_run, with_trigger
 from studio.runs.forecast import forecast
-from studio.runs.frozen import enter, manifest_item
+from studio.runs.frozen import enter, manifest_item, new_run
 from trainers.priors import REGULARISATION
 from trainers.recipe import Recipe, apply_sets, recipe_hash
 from trainers.rundir import ManifestItem
@@ -57,21 +57,7 @@ def launch(
     priors = ws.catalog.list(Image, dataset_id=regularisation.id) if regularisation else []
     name = check_name(name or recipe.name or f"{dataset.name}-{recipe.goal}", "run name")
     require_space(ws.home, forecast(ws, recipe, base, dataset, regularisation).disk_bytes, "this run")
-    run = Run(
-        id=new_id(),
-        name=name,
-        family=recipe.family,
-        goal=recipe.goal,
-        base_id=base.id,
-        dataset_id=dataset.id,
-        recipe=recipe.model_dump(mode="json"),
-        recipe_hash=recipe_hash(recipe),
-        dataset_hash=dataset.content_hash,
-        base_hash=base.weight_hash,
-        seed=recipe.train.seed,
-        steps=recipe.train.max_steps,
-        versions=versions(),
-    )
+    run = replace(new_run(name, recipe, base, dataset), versions=versions())
     folder = ws.run_dir(run.id).path
     items = [manifest_item(ws, folder, image) for image in images]
     items += [_regularisation_item(ws, folder, image, recipe) for image in priors]

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from registry.errors import StudioError
-from registry.ids import new_id
 from registry.records import Base, Dataset, Image, Run, RunState
 from studio.runs import speed
 from studio.runs.checks import check_run, with_trigger
 from studio.runs.executors import Executor, LocalExecutor
-from studio.runs.frozen import manifest_item, write_files
+from studio.runs.frozen import manifest_item, new_run, write_files
 from studio.runs.outcome import log_tail
 from studio.runs.process import ProcessIdentity
-from trainers.recipe import Recipe, recipe_hash
+from trainers.recipe import Recipe
 from trainers.rundir import RunDir, Status
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def probe(
     if going:
         wrong = f"cannot be measured while run {going[0].name} trains: both would be slower"
         raise StudioError("the forecast", wrong, "wait for its end, or do without")
-    run = _run(recipe, base, dataset)
+    run = new_run("probe", _short(recipe), base, dataset)
     folder = ws.home / "cache" / FOLDER / run.id
     folder.mkdir(parents=True)
     try:
@@ -77,28 +76,14 @@ def probe(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(recipe: Recipe, base: Base, dataset: Dataset) -> Run:
-    """The few steps as a run without a row: no previews, no checkpoint before the last step."""
-    short = recipe.model_copy(
+def _short(recipe: Recipe) -> Recipe:
+    """The few steps: no previews, no checkpoint before the last one."""
+    return recipe.model_copy(
         update={
             "train": recipe.train.model_copy(update={"max_steps": STEPS}),
             "preview": recipe.preview.model_copy(update={"every": 0}),
             "checkpoints": recipe.checkpoints.model_copy(update={"every": 1_000_000}),
         }
-    )
-    return Run(
-        id=new_id(),
-        name="probe",
-        family=recipe.family,
-        goal=recipe.goal,
-        base_id=base.id,
-        dataset_id=dataset.id,
-        recipe=short.model_dump(mode="json"),
-        recipe_hash=recipe_hash(short),
-        dataset_hash=dataset.content_hash,
-        base_hash=base.weight_hash,
-        seed=recipe.train.seed,
-        steps=STEPS,
     )
 
 

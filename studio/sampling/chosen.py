@@ -3,6 +3,7 @@
 A checkpoint is handed out as an `Adapter` that has no row: it is there as long as the run keeps it.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from registry.hashing import hash_adapter
 from registry.records import Adapter, Run
 from studio.adapter_files import require_file, settled
 from studio.runs.checkpoints import verified_checkpoints
-from trainers.rundir import ADAPTER, CHECKPOINTS, checkpoint_name, verify_checkpoint
+from trainers.rundir import ADAPTER, CHECKPOINTS, checkpoint_name, checkpoint_step, verify_checkpoint
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -77,9 +78,8 @@ def steps_listed(ws: "Workspace", run: Run) -> list[int]:
     """Steps of the checkpoints of a run that seem to be there, rising; reads no file."""
     steps: list[int] = []
     for folder in ws.run_dir(run.id).checkpoints():
-        text = folder.name.removeprefix("step-")
-        if text.isdecimal():
-            steps.append(int(text))
+        with suppress(ValueError):  # a folder of somebody else's
+            steps.append(checkpoint_step(folder))
     return sorted(steps)
 
 
