@@ -43,6 +43,7 @@ from registry.records import (
     Checkpoint,
     Comparison,
     Dataset,
+    Evaluation,
     Export,
     Image,
     Job,
@@ -61,7 +62,7 @@ from registry.tables import ROWS, JobRow, RunRow
 
 R = TypeVar(
     "R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Export, SavedFilter, Watch, Comparison,
-    Vote,
+    Vote, Evaluation,
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 

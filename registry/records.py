@@ -46,6 +46,7 @@ class JobKind(StrEnum):
     IMPORT = "import"  # take adapter files in, then hash them
     CHECK = "check"  # look after the files of registered adapters
     EXAMINE = "examine"  # look at the pixels of a data set
+    EVALUATE = "evaluate"  # measure the pictures of an evidence sheet
 
 
 class FileState(StrEnum):
@@ -315,6 +316,21 @@ class Vote:
     outcome: str  # "left" | "right" | "tie"
     prompt: str = ""  # of both pictures: the group
     context: str = ""  # all other values of both, canonical JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """An evidence sheet: what was drawn to judge a run or an adapter, and what was found."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    run_id: str = ""  # whose checkpoints are judged; "" = a single adapter is
+    adapter_id: str = ""
+    comparison_id: str  # the grid that is measured
+    plan: JSON  # `studio.evidence.plan.Plan`
+    plan_hash: str
+    result: JSON = field(default_factory=dict[str, Any])  # `studio.evidence.result.Evidence`; {} = not yet
+    measured_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Mapped, Mapper, mapped_column, relationship
 
 from registry import records
 from registry.columns import Reference, Row, Schema
-from registry.grid_tables import ComparisonRow, VoteRow
+from registry.grid_tables import ComparisonRow, EvaluationRow, VoteRow
 
 
 class BaseRow(Row):
@@ -336,7 +336,7 @@ ROWS: dict[type[Any], type[Row]] = {
     row.record: row
     for row in (
         BaseRow, DatasetRow, ImageRow, RunRow, CheckpointRow, AdapterRow, SampleRow, JobRow, ExportRow,
-        SavedFilterRow, WatchRow, ComparisonRow, VoteRow,
+        SavedFilterRow, WatchRow, ComparisonRow, VoteRow, EvaluationRow,
     )
 }  # fmt: skip
 

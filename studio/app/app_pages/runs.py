@@ -6,6 +6,7 @@ from registry.records import Adapter, Base, Checkpoint, Dataset, Run, RunState
 from studio.app import shell, state
 from studio.app.components import live, run_compare
 from studio.app.components.cards import adapter_card, run_card
+from studio.app.components.evidence import evidence_of_run
 from studio.app.components.gallery import gallery
 from studio.app.components.run_actions import actions
 from studio.app.words import ago, duration, md, plural, tail, value_text
@@ -126,6 +127,7 @@ def outcome(run: Run) -> None:
             shell.go("adapters", adapter=opened)
     checkpoints = catalog.list(Checkpoint, run_id=run.id, order="-step")
     if checkpoints:
+        evidence_of_run(run)
         with st.expander(
             f"Saved on the way: {plural(len(checkpoints), 'checkpoint')}", icon=":material/save:"
         ):

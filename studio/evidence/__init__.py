@@ -1,0 +1,1 @@
+"""Evidence sheets: which checkpoint and strength is best, why, how sure that is, and whether it copies."""
