@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from pydantic import BaseModel, ConfigDict
+
 from registry.errors import BadInput
 from registry.hashing import hash_json
 from registry.records import Adapter, Base, Dataset, Run
 from studio.compare.axes import NONE
 from studio.compare.build import base_request
 from studio.compare.spec import Spec, make_spec
-from studio.evidence.figures import Fixed, Prompt
+from studio.evidence.figures import Prompt
 from studio.runs.frozen import manifest_of
 from studio.sampling.chosen import ready_adapter, steps_of
 from trainers.captions import wording
@@ -31,6 +33,7 @@ WEIGHTS = (0.5, 0.75, 1.0, 1.25)  # beside 0, the base alone
 PROMPTS, PRIORS, SEEDS = 4, 2, 4
 MOST_CHECKPOINTS = 12  # of a run, evenly over its steps
 MOST_TRAINING = 256  # pictures that likeness is told from, evenly over the data set
+PLACES = ("in the snow", "on a table")  # beside a caption that is the only one
 FIRST_SEED = 4001  # away from the seeds of previews
 NEUTRAL = (
     "a photograph of a city street",
@@ -38,16 +41,20 @@ NEUTRAL = (
 )  # of an adapter without trigger word
 
 
-class Subject(Fixed):
+class Subject(BaseModel):
     """An adapter or checkpoint that is judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str  # of an adapter, or RUN@STEP
     name: str
     step: int = 0
 
 
-class Plan(Fixed):
+class Plan(BaseModel):
     """All that decides the result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
     subjects: tuple[Subject, ...]
@@ -255,7 +262,9 @@ def _prompts(known: _Known, wishes: Wishes) -> tuple[Prompt, ...]:
     """What asks for the thing, then prior prompts."""
     about = wishes.prompts or _about(known)
     if not about:
-        raise BadInput("prompts", "there is no caption to take one from", "give one: --prompt")
+        raise BadInput("prompts", "there is no caption to take one from", "give two: --prompt")
+    if len(set(about)) < 2:
+        raise BadInput("prompts", "one alone asks for it", "give two: what differs between them is measured")
     prior = wishes.priors or _priors(known, about)
     both = dict.fromkeys(
         [*((text, True) for text in about), *((text, False) for text in prior if text not in about)]
@@ -270,7 +279,10 @@ def _about(known: _Known) -> tuple[str, ...]:
         own = [replace_trigger(text, data.trigger, data.class_word) for text in known.recipe.preview.prompts]
     captions = [text for text in dict.fromkeys(known.captions) if text and text not in own]
     own = list(dict.fromkeys(own))
-    return tuple([*own, *spread(captions, max(0, PROMPTS - len(own)))][: max(PROMPTS, len(own))])
+    found = [*own, *spread(captions, max(0, PROMPTS - len(own)))]
+    if len(found) == 1:  # every picture has the same caption, as for DreamBooth
+        found += [f"{found[0]}, {place}" for place in PLACES]
+    return tuple(found)
 
 
 def _priors(known: _Known, about: Sequence[str]) -> tuple[str, ...]:

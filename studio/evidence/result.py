@@ -1,10 +1,14 @@
 """What an evidence sheet found, as the catalog keeps it."""
 
-from studio.evidence.figures import Figures, Fixed, Judgement, Point
+from pydantic import BaseModel, ConfigDict
+
+from studio.evidence.figures import Figures, Judgement, Point
 
 
-class Evidence(Fixed):
+class Evidence(BaseModel):
     """The result of an evaluation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     points: tuple[Point, ...]
     """Each subject at each strength, and the base alone."""

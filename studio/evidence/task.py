@@ -14,7 +14,7 @@ from registry.records import Base, Comparison, Evaluation, Job
 from studio.compare import grids
 from studio.compare.spec import Spec
 from studio.evidence.evaluations import plan_of, settle
-from studio.evidence.figures import Shot
+from studio.evidence.figures import Judgement, Shot
 from studio.evidence.judge import judge
 from studio.evidence.measure import measure
 from studio.evidence.pictures import Pictures
@@ -53,7 +53,7 @@ def perform(ws: "Workspace", evaluation: Evaluation, say: Say | None = None) -> 
         encoder=encoder,
         say=say,
     )
-    judgement = judge(measured, plan.order, probes_of(ws, evaluation))
+    judgement = named(judge(measured, plan.order, probes_of(ws, evaluation)), plan)
     evidence = Evidence(
         points=measured.points,
         judgement=judgement,
@@ -62,6 +62,20 @@ def perform(ws: "Workspace", evaluation: Evaluation, say: Say | None = None) -> 
     )
     settle(ws, evaluation, evidence)
     return evidence
+
+
+def named(judgement: Judgement, plan: Plan) -> Judgement:
+    """A judgement whose sentences name adapters instead of their ids; checkpoints are steps there."""
+
+    def said(text: str) -> str:
+        for subject in plan.subjects:
+            text = text.replace(subject.id, subject.name)
+        return text
+
+    sentences = ("reason", "weight_reason", "memorised_reason", "sure")
+    ranks = tuple(rank.model_copy(update={"reason": said(rank.reason)}) for rank in judgement.ranks)
+    changes = {name: said(getattr(judgement, name)) for name in sentences}
+    return judgement.model_copy(update=changes | {"ranks": ranks})
 
 
 def measured_size(spec: Spec) -> tuple[int, int]:

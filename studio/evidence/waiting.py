@@ -43,6 +43,9 @@ def wait(ws: "Workspace", evaluation: Evaluation, say: Callable[[str], None] | N
     done = ws.catalog.get(Evaluation, evaluation.id)
     stage = stage_of(ws, done)
     if stage.name != "measured":
-        wrong = stage.error.rstrip(".") or f"{stage.total - stage.drawn} of its pictures were not drawn"
-        raise StudioError("the evidence sheet", wrong, "mend it, then ask for it again: what is drawn stays")
+        what = "were not drawn" if stage.name == "incomplete" else "could not be measured"
+        why = f"; the first says: {stage.error.rstrip('.')}" if stage.error else ""
+        raise StudioError(
+            "evidence", f"its pictures {what}{why}", "mend it, then ask again: what is drawn stays"
+        )
     return done

@@ -62,6 +62,7 @@ def test_a_word_goes_with_its_comma():
         (Wishes(seeds=1), "seeds: 1 is not from 2 to 64"),
         (Wishes(weights=(0.0,)), "weights: there is none but 0"),
         (Wishes(dataset="herons"), "data set: is known"),
+        (Wishes(prompts=("a boat",)), "prompts: one alone asks for it"),
     ],
 )
 def test_what_cannot_be_judged_is_said_in_one_line(chained: Workspace, run: Run, wishes: Wishes, said: str):
@@ -133,13 +134,8 @@ def test_the_report_needs_no_network_and_tells_of_the_run_before(chained: Worksp
     page = page_of(chained, made)
     assert "default-src 'none'" in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
-    for text in (
-        "Use ink again@10",
-        "9 of 16 pictures copy",
-        "Against the run before",
-        "ink@10 at 0.75",
-        "<svg",
-    ):
+    told = ("Use ink again@10", "9 of 16 pictures copy", "Against the run before", "ink@10 at 0.75", "<svg")
+    for text in told:
         assert text in page
     assert facts(chained, made)["predecessor"]["about"] == "ink"
 
@@ -152,18 +148,8 @@ def test_the_command_draws_measures_and_writes(
     make_adapter(chained, run, seed=3)
     studio = Studio(chained.home)
     out = tmp_path / "ink.html"
-    words = [
-        "evaluate",
-        "ink",
-        "--seeds",
-        "2",
-        "--weights",
-        "0.5,1",
-        "--prompt",
-        "a heron, inkstyle",
-        "--prior",
-        "a heron",
-    ]
+    words = ["evaluate", "ink", "--seeds", "2", "--weights", "0.5,1", "--prompt", "a heron, inkstyle"]
+    words += ["--prompt", "a boat, inkstyle", "--prior", "a heron"]
     made = studio(*words, "--out", out)
     assert made["state"] == "measured"
     assert made["report"] == str(out)
