@@ -29,7 +29,8 @@ def run(empty: Workspace) -> Run:
 def said(at: AppTest) -> str:
     kinds = ("title", "subheader", "markdown", "caption", "error", "warning")
     parts = [str(element.value) for kind in kinds for element in getattr(at, kind)]
-    return "\n".join([*parts, *(button.label for button in at.button)]).replace("\\", "").replace("\u2060", "")
+    text = "\n".join([*parts, *(button.label for button in at.button)])
+    return text.replace("\\", "").replace("\u2060", "")  # marks that keep names from being Markdown
 
 
 def test_evidence_is_asked_for_on_the_page_of_a_run(empty: Workspace, run: Run, open_page: Open):
