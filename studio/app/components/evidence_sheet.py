@@ -58,9 +58,8 @@ def _actions(evaluation: Evaluation, name: str, *, measured: bool) -> None:
             shell.link("runs", "The run", icon=":material/arrow_back:", run=evaluation.run_id)
         elif workspace.catalog.find(Adapter, evaluation.adapter_id or "-") is not None:
             shell.link("adapters", "The adapter", icon=":material/arrow_back:", adapter=evaluation.adapter_id)
-        shell.link(
-            "compare", "All of its pictures", icon=":material/grid_view:", comparison=evaluation.comparison_id
-        )
+        if st.button("All of its pictures", icon=":material/grid_view:", type="tertiary", key="sheet-all"):
+            shell.stay(comparison=evaluation.comparison_id)
         if measured:
             st.download_button(
                 "Save the report", lambda: page_of(workspace, evaluation), f"evidence-{evaluation.id}.html",
