@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 JSON = dict[str, Any]
+PICKERS = ("probe", "evidence", "you")  # who may pick a checkpoint; the later count for more
 
 
 class RunState(StrEnum):
@@ -154,6 +155,9 @@ class Run:
     process: JSON | None = None  # pid, start time, boot id of the trainer
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    pick_step: int = 0  # of the checkpoint to use; 0 = none was picked
+    pick_reason: str = ""  # one sentence
+    pick_by: str = ""  # one of PICKERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +170,7 @@ class Checkpoint:
     step: int
     path: str
     loss: float | None = None
-    metrics: JSON = field(default_factory=dict[str, Any])
+    metrics: JSON = field(default_factory=dict[str, Any])  # `loss` and the figures of trainers.rundir.PROBES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,9 @@ class RunRow(Row):
     process: Mapped[dict[str, Any] | None]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    pick_step: Mapped[int] = mapped_column(BigInteger)
+    pick_reason: Mapped[str]
+    pick_by: Mapped[str]
 
 
 class CheckpointRow(Row):

@@ -167,8 +167,12 @@ def settle(ws: "Workspace", evaluation: Evaluation, evidence: Evidence) -> Evalu
     done = ws.catalog.update(
         Evaluation, evaluation.id, result=evidence.model_dump(mode="json"), measured_at=now()
     )
+    judgement = evidence.judgement
     for adapter in adapters_of_pick(ws, done, evidence):
-        ws.catalog.update(Adapter, adapter.id, recommended_weight=evidence.judgement.weight)
+        ws.catalog.update(Adapter, adapter.id, recommended_weight=judgement.weight)
+    steps = {subject.id: subject.step for subject in plan_of(done).subjects}
+    if done.run_id and steps.get(judgement.pick):
+        ws.catalog.pick(done.run_id, steps[judgement.pick], judgement.reason, "evidence")
     return done
 
 
@@ -178,6 +182,32 @@ def adapters_of_pick(ws: "Workspace", evaluation: Evaluation, evidence: Evidence
     if mark and run == evaluation.run_id and step.isdecimal():
         return ws.catalog.list(Adapter, run_id=run, step=int(step))
     return ws.catalog.list(Adapter, id=evidence.judgement.pick)
+
+
+def scores(ws: "Workspace", run: Run) -> dict[int, tuple[float, str, str]]:
+    """Step -> score, stage and reason of a run's checkpoints, from its newest measured sheet."""
+    plan, evidence = _measured(ws, run)
+    if plan is None or evidence is None:
+        return {}
+    steps = {subject.id: subject.step for subject in plan.subjects}
+    return {steps[rank.subject]: (rank.score, rank.stage, rank.reason) for rank in evidence.judgement.ranks}
+
+
+def recommended(ws: "Workspace", run: Run, step: int) -> float | None:
+    """The strength for a checkpoint, if the newest measured sheet of its run picked it."""
+    plan, evidence = _measured(ws, run)
+    if plan is None or evidence is None:
+        return None
+    picked = [subject.step for subject in plan.subjects if subject.id == evidence.judgement.pick]
+    return evidence.judgement.weight if picked == [step] else None
+
+
+def _measured(ws: "Workspace", run: Run) -> tuple[Plan | None, Evidence | None]:
+    """Plan and result of the newest measured sheet of a run."""
+    for evaluation in ws.catalog.list(Evaluation, run_id=run.id):
+        if (evidence := evidence_of(evaluation)) is not None:
+            return plan_of(evaluation), evidence
+    return None, None
 
 
 def predecessor(ws: "Workspace", evaluation: Evaluation) -> Evaluation | None:

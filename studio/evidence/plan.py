@@ -22,7 +22,7 @@ from studio.runs.frozen import manifest_of
 from studio.sampling.chosen import ready_adapter, steps_of
 from trainers.captions import wording
 from trainers.plan import final_caption, replace_trigger, word_pattern
-from trainers.recipe import Recipe
+from trainers.recipe import Recipe, thaw
 from trainers.rundir import ManifestItem
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def _subjects(ws: "Workspace", run: Run, wanted: Sequence[int]) -> tuple[Subject
 def _of_run(ws: "Workspace", run: Run, wishes: Wishes) -> _Known:
     if wishes.dataset:
         raise BadInput("data set", "is known: it is that of the run", "leave --dataset out")
-    recipe = Recipe.model_validate(run.recipe, strict=False)
+    recipe = thaw(run.recipe)
     items = [item for item in manifest_of(ws, run) or [] if not item.role]
     taught = {item.pixel_hash for item in items}
     images = ws.catalog.lineage.run_images(run.id)

@@ -5,12 +5,13 @@ It may be killed at any moment and is started anew: what it found is written in 
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageOps
 
 from registry.errors import BadInput
-from registry.records import Base, Comparison, Evaluation, Job
+from registry.records import Base, Comparison, Evaluation, Job, Run
 from studio.compare import grids
 from studio.compare.spec import Spec
 from studio.evidence.evaluations import plan_of, settle
@@ -21,6 +22,7 @@ from studio.evidence.pictures import Pictures
 from studio.evidence.plan import Plan
 from studio.evidence.result import Evidence
 from studio.runs.chore_child import Say, run_child, teller
+from studio.runs.ranking import ranking_of
 from studio.sampling.request import SIDE
 
 if TYPE_CHECKING:
@@ -126,13 +128,11 @@ def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
-def probes_of(ws: "Workspace", evaluation: Evaluation) -> dict[str, dict[str, float]]:
+def probes_of(ws: "Workspace", evaluation: Evaluation) -> dict[str, Mapping[str, float]]:
     """Probe losses of a run's checkpoints, by subject, as far as they are known."""
-    from studio.runs.ranking import probes
-
-    if not evaluation.run_id:
-        return {}
-    return {f"{evaluation.run_id}@{step}": found for step, found in probes(ws, evaluation.run_id).items()}
+    run = ws.catalog.find(Run, evaluation.run_id) if evaluation.run_id else None
+    rows = ranking_of(ws, run).rows if run else ()
+    return {f"{evaluation.run_id}@{row.step}": row.figures for row in rows}
 
 
 def do(ws: "Workspace", job: Job) -> None:
