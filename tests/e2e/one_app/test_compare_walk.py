@@ -51,10 +51,12 @@ def a_grid_of_nine(workspace: Workspace, page: Page) -> Comparison:
     """None and two adapters, three seeds."""
     for name in NAMES:
         choose(page, "Add an adapter", name)
+        expect(page.get_by_role("button", name=name, exact=True)).to_be_visible()  # then the list is another
     prompts = page.get_by_role("textbox", name="What to draw: a prompt in each line")
     prompts.fill("a red circle")
     prompts.blur()
     choose(page, "Seeds", "3")
+    page.keyboard.press("Escape")  # the list stays open for more
     expect(page.get_by_text("9 cells")).to_be_visible()
     page.get_by_role("button", name="Draw the grid").click()
     expect(page.get_by_role("button", name=re.compile("seed 3"))).to_have_count(3, timeout=2 * MINUTES)
@@ -86,6 +88,7 @@ def ten_votes(workspace: Workspace, page: Page, comparison: Comparison) -> None:
     page.get_by_role("radio", name="Blind vote").click()
     arena = page.locator("#arena")
     for count in range(1, VOTES + 1):
+        expect(arena).to_have_count(1)  # the last pair is gone
         expect(arena.locator("img").first).to_be_visible()
         seen = arena.inner_html()
         assert not any(name in seen for name in NAMES)
@@ -110,15 +113,19 @@ def keep_this_one(workspace: Workspace, address: str, page: Page, run: Run) -> N
     expect(page.get_by_text("Finished").first).to_be_visible(timeout=3 * MINUTES)
     assert workspace.catalog.get(Run, run.id).state is RunState.FINISHED
     assert [one.step for one in workspace.catalog.list(Adapter, run_id=run.id)] == [8]
-    page.get_by_role("button", name="Keep this one").first.click()
-    expect(page.get_by_text("Kept").first).to_be_visible()
+    row = page.locator(f".st-key-panel-checkpoint-{run.id}-4")
+    row.get_by_role("button", name="Keep this one").click()
+    expect(row.get_by_text("your pick")).to_be_visible()
+    expect(row.get_by_text("In the library")).to_be_visible()
     assert {one.step for one in workspace.catalog.list(Adapter, run_id=run.id)} == {4, 8}
 
 
 def the_evidence(workspace: Workspace, address: str, page: Page, run: Run) -> None:
     """Asked for with few pictures, looked at on the page of the run, then as a whole."""
     made = evaluations.begin(
-        workspace, run, Wishes(seeds=2, weights=(1.0,), prompts=("a red circle, neonsign",))
+        workspace,
+        run,
+        Wishes(seeds=2, weights=(1.0,), prompts=("a red circle, neonsign", "a blue star, neonsign")),
     )
     page.reload()
     expect(page.get_by_role("button", name="See the evidence")).to_be_visible(timeout=3 * MINUTES)
