@@ -1,1 +1,1 @@
-"""Evidence sheets: which checkpoint and strength is best, why, how sure that is, and whether it copies."""
+"""The evidence sheet: which checkpoint at which strength, why, how sure, and does it copy its pictures."""

@@ -18,8 +18,8 @@ from studio.workspace import Workspace
 from tests.app.compared import compared, voted
 from tests.app.filled import fill
 from tests.support.browser import browser
-from tests.support.evidence import add_checkpoints, judged_run
 from tests.support.serving import pages_alone
+from tests.support.sheets import add_checkpoints, judged_run
 
 WIDTHS = {"wide": (1280, 900), "narrow": (390, 844)}
 THEMES = ("light", "dark")

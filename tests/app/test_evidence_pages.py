@@ -12,8 +12,8 @@ from studio.evidence.plan import Wishes
 from studio.workspace import Workspace
 from tests.app.conftest import Open
 from tests.app.forms import open_form
-from tests.support.evidence import add_checkpoints, evidence, judged_run, note_checkpoints
 from tests.support.provenance import make_adapter, make_dataset, make_run
+from tests.support.sheets import add_checkpoints, evidence, judged_run, note_checkpoints
 
 STEPS = (5, 10)
 

@@ -1,98 +1,69 @@
-"""Runs with checkpoints, and evidence sheets of them, without training or drawing."""
+"""Pictures of three toy subjects, made of the grammar's scenes: a style too faint, learnt, by heart."""
 
 import random
 from collections.abc import Sequence
+from functools import cache
 
-from PIL import ImageFilter
+from PIL import Image
 
-from registry.records import Checkpoint, Comparison, Evaluation, Run
-from studio.compare.grids import cells_of, spec_of
-from studio.evidence.evaluations import begin, plan_of, settle
-from studio.evidence.figures import Figures, Judgement, Near, Point, Rank
-from studio.evidence.plan import Wishes
-from studio.evidence.result import Evidence
-from studio.pocket.pictures import demo_set
-from studio.workspace import Workspace
-from tests.app.compared import draw
-from tests.support.adapters import make_form, write_run_file
-from tests.support.sampling import MODULES, pocket_shapes
-from trainers.rundir import checkpoint_name, write_manifest
+from studio.evidence.figures import Prompt, Shot
+from studio.pocket.grammar import Scene, caption
+from studio.pocket.pictures import demo_set, neon
+from studio.pocket.render import render
 
-GOALS = {"undertrained": "concept", "good": "style", "overtrained": "character"}
-
-
-def add_checkpoints(ws: Workspace, run: Run, steps: Sequence[int]) -> None:
-    """Checkpoints that verify, with random adapters."""
-    for step in steps:
-        folder = ws.run_dir(run.id).path / "checkpoints" / checkpoint_name(step)
-        folder.mkdir(parents=True)
-        write_run_file(make_form(pocket_shapes(ws, MODULES), seed=step), folder / "adapter.safetensors")
-        write_manifest(folder, step, ws.key)
-
-
-def evidence(order: Sequence[str], weights: Sequence[float], *, memorised: bool = False) -> Evidence:
-    """Made-up figures: the middle subject is the best, at 0.75."""
-    middle = len(order) // 2
-    points = [_point("", 0.0, 0.0, copies=0.0)]
-    ranks: list[Rank] = []
-    for place, subject in enumerate(order):
-        training = (place + 1) / len(order)
-        points += [_point(subject, w, min(1.0, training * w * 1.4), copies=0.8 * memorised) for w in weights]
-        stage = "good" if place == middle else "undertrained" if place < middle else "overtrained"
-        reason = f"It closes {10 * place + 50} % of the way to the training pictures."
-        ranks.append(Rank(subject=subject, score=0.9 - 0.2 * abs(place - middle), stage=stage, reason=reason))
-    why = "9 of 16 pictures copy 3 training pictures." if memorised else ""
-    judgement = Judgement(
-        ranks=tuple(sorted(ranks, key=lambda rank: -rank.score)), pick=order[middle],
-        reason="It is nearest to the training pictures and still follows prompts.",
-        weight=0.75, low=0.5, high=1.0, weight_reason="Above it, other prompts change as well.",
-        memorised=memorised, memorised_reason=why,
-        sure="First in 94 % of resamples.",
-    )  # fmt: skip
-    return Evidence(points=tuple(points), judgement=judgement, seconds=2.5)
+SIZE = (64, 64)
+SEEDS = (5, 9)
+STRENGTHS = (0.5, 1.0)
+FAINT, GOOD, BY_HEART = "run@40", "run@400", "run@4000"
+ORDER = (FAINT, GOOD, BY_HEART)
+ABOUT = (
+    Scene("heart", "red", "white", 1, "large"),
+    Scene("circle", "blue", "yellow", 2),
+    Scene("star", "yellow", "blue", 1, "", "at the top"),
+    Scene("square", "green", "pink", 1, "small"),
+)
+PRIOR = (Scene("ring", "purple", "gray"), Scene("cross", "orange", "green", 3))
+PROMPTS = tuple(
+    [Prompt(text=f"{caption(scene)}, neonsign", about=True) for scene in ABOUT]
+    + [Prompt(text=caption(scene), about=False) for scene in PRIOR]
+)
 
 
-def judged_run(ws: Workspace, run: Run, *, memorised: bool = False, measured: bool = True) -> Evaluation:
-    """An evidence sheet of a run whose pictures are the demo's own."""
-    evaluation = begin(ws, run, Wishes(seeds=2, weights=(0.5, 0.75, 1.0)))
-    comparison = ws.catalog.get(Comparison, evaluation.comparison_id)
-    spec, done = spec_of(comparison), set[str]()
-    for place, cell in cells_of(ws, comparison).items():
-        if cell.sample_id in done:
-            continue
-        done.add(cell.sample_id)
-        number = random.Random(cell.sample_id).randrange(8)
-        goal = list(GOALS.values())[place[0] % 3]
-        weight = float(spec.values_at(place)["weight"])
-        draw(
-            ws,
-            cell.sample_id,
-            demo_set(goal, number + 1, 3)[number][0].filter(ImageFilter.GaussianBlur(1.4 - weight)),
-        )
-    plan = plan_of(evaluation)
-    return (
-        settle(ws, evaluation, evidence(plan.order, plan.weights, memorised=memorised))
-        if measured
-        else evaluation
-    )
+@cache
+def training(count: int = 10) -> list[Image.Image]:
+    """Neon signs."""
+    return [picture for picture, _ in demo_set("style", count, 1)]
 
 
-def note_checkpoints(ws: Workspace, run: Run, steps: Sequence[int]) -> None:
-    """As the worker enters them."""
-    for step in steps:
-        path = f"runs/{run.id}/checkpoints/{checkpoint_name(step)}"
-        ws.catalog.add(Checkpoint(run_id=run.id, step=step, path=path, loss=0.1))
+@cache
+def _plain(place: int, seed: int) -> Image.Image:
+    return render((*ABOUT, *PRIOR)[place], random.Random(f"{place}-{seed}"))
 
 
-def _point(subject: str, weight: float, likeness: float, *, copies: float) -> Point:
-    figures = Figures(
-        likeness=likeness, adherence=1 - 0.3 * likeness, diversity=1 - 0.4 * likeness, drift=0.2 * weight,
-        copying=copies,
-    )  # fmt: skip
-    near = (
-        Near(prompt=0, seed=4001, training=0, similarity=0.7),
-        Near(prompt=1, seed=4002, training=1, similarity=0.6),
-    )
-    return Point(
-        subject=subject, weight=weight, figures=figures, pictures=12, nearest=near if subject else ()
-    )
+@cache
+def _styled(place: int, seed: int) -> Image.Image:
+    return neon((*ABOUT, *PRIOR)[place], random.Random(f"{place}-{seed}"))
+
+
+def shots(subjects: Sequence[str] = ORDER, strengths: Sequence[float] = STRENGTHS) -> list[Shot]:
+    """The base's pictures and those of the subjects."""
+    cells = [("", 0.0), *((subject, weight) for subject in subjects for weight in strengths)]
+    return [
+        Shot(subject, weight, place, seed, picture(subject, weight, place, seed))
+        for subject, weight in cells
+        for place in range(len(PROMPTS))
+        for seed in SEEDS
+    ]
+
+
+def picture(subject: str, weight: float, place: int, seed: int) -> Image.Image:
+    """What a subject draws."""
+    plain, about = _plain(place, seed), place < len(ABOUT)
+    if subject == FAINT and about:
+        return Image.blend(plain, _styled(place, seed), 0.25 * weight)
+    if subject == GOOD and about:
+        return Image.blend(plain, _styled(place, seed), min(weight, 1))
+    if subject == BY_HEART:
+        known = training()[(place + seed) % 3] if about else _styled(place, seed)
+        return Image.blend(plain, known, min(weight, 1))
+    return plain

@@ -249,7 +249,7 @@ def test_a_checkpoint_is_an_adapter(ws: Workspace):
     from studio.sampling.chosen import chosen_adapter, find_adapter
     from studio.sampling.metadata.said import AdapterMark
     from studio.sampling.mixes import mix_text, read_mix
-    from tests.support.evidence import add_checkpoints
+    from tests.support.sheets import add_checkpoints
 
     run = make_run(ws, name="ink")
     add_checkpoints(ws, run, (100, 200))

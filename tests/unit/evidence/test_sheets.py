@@ -16,10 +16,10 @@ from studio.evidence.words import strength_line
 from studio.runs import worker
 from studio.workspace import Workspace
 from tests.support.cli import Studio
-from tests.support.evidence import add_checkpoints, judged_run
 from tests.support.painter import Painter
 from tests.support.provenance import make_adapter, make_dataset, make_run
 from tests.support.sampling import add_adapter
+from tests.support.sheets import add_checkpoints, judged_run
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_what_is_found_goes_to_the_adapter_and_warns(chained: Workspace, run: Ru
     assert facts(chained, made)["adapters"] == []  # the pick is a checkpoint
     assert chained.catalog.get(Adapter, adapter.id).recommended_weight == 1.0
     own = evaluations.begin(chained, adapter, Wishes(seeds=2))
-    from tests.support.evidence import evidence
+    from tests.support.sheets import evidence
 
     evaluations.settle(chained, own, evidence([adapter.id], (0.75, 1.0), memorised=True))
     assert chained.catalog.get(Adapter, adapter.id).recommended_weight == 0.75
