@@ -5,7 +5,7 @@ worker sees to that (`queue_due`), so neither a page nor a terminal has to stay 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadInput
 from registry.records import Adapter, Comparison, Evaluation, Job, JobKind, JobState, Run, now
@@ -228,7 +228,7 @@ def _plan(ws: "Workspace", about: Run | Adapter, wishes: Wishes) -> Plan:
     return plan_of_run(ws, about, wishes) if isinstance(about, Run) else plan_of_adapter(ws, about, wishes)
 
 
-def _owner(about: Run | Adapter) -> dict[str, str]:
+def _owner(about: Run | Adapter) -> dict[str, Any]:
     return {"run_id": about.id} if isinstance(about, Run) else {"adapter_id": about.id}
 
 
@@ -251,8 +251,8 @@ def about_of(ws: "Workspace", key: str) -> Run | Adapter:
         BadInput: there is none, or two that have nothing to do with each other are called so.
     """
     run, adapter = ws.catalog.find(Run, key), ws.catalog.find(Adapter, key)
-    apart = run is not None and adapter is not None and adapter.run_id != run.id
-    if apart and key not in (run.id, adapter.id):
+    if run is None:
+        return adapter if adapter is not None else ws.catalog.get(Run, key)
+    if adapter is not None and adapter.run_id != run.id and key not in (run.id, adapter.id):
         raise BadInput(f"{key!r}", "is both a run and an adapter", f"write the id: {run.id} or {adapter.id}")
-    found = run or adapter
-    return found if found is not None else ws.catalog.get(Run, key)
+    return run

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 def about_name(ws: "Workspace", evaluation: Evaluation) -> str:
     """Name of the run or adapter that a sheet is about."""
-    kind, id = (Run, evaluation.run_id) if evaluation.run_id else (Adapter, evaluation.adapter_id)
-    found = ws.catalog.find(kind, id)
-    return found.name if found else id
+    if evaluation.run_id:
+        run = ws.catalog.find(Run, evaluation.run_id)
+        return run.name if run else evaluation.run_id
+    adapter = ws.catalog.find(Adapter, evaluation.adapter_id)
+    return adapter.name if adapter else evaluation.adapter_id
 
 
 def facts(ws: "Workspace", evaluation: Evaluation) -> dict[str, Any]:

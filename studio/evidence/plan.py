@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from registry.errors import BadInput
 from registry.hashing import hash_json
 from registry.records import Adapter, Base, Dataset, Run
-from studio.compare.axes import NONE
+from studio.compare.axes import NONE, Value
 from studio.compare.build import base_request
 from studio.compare.spec import Spec, make_spec
 from studio.evidence.figures import Prompt
@@ -137,16 +137,17 @@ def spec_of_plan(ws: "Workspace", plan: Plan) -> Spec:
         BadInput: a value is out of range, or there are too many cells.
     """
     base = base_request(ws, plan.base)
-    axes = {
+    texts = [prompt.text for prompt in plan.prompts]
+    axes: dict[str, Sequence[Value]] = {
         "checkpoint": (NONE, *plan.order),
         "weight": plan.weights,
-        "prompt": [prompt.text for prompt in plan.prompts],
+        "prompt": texts,
         "seed": plan.seeds,
     }
-    labels = {
+    labels: dict[str, Sequence[str]] = {
         "checkpoint": (NONE, *(subject.name for subject in plan.subjects)),
         "weight": [f"{weight:g}" for weight in plan.weights],
-        "prompt": axes["prompt"],
+        "prompt": texts,
         "seed": [str(seed) for seed in plan.seeds],
     }
     return make_spec(base, axes, labels)
