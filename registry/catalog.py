@@ -38,11 +38,13 @@ from registry.queries import (
 )  # fmt: skip
 from registry.records import (
     JSON,
+    PICKERS,
     Adapter,
     Base,
     Checkpoint,
     Comparison,
     Dataset,
+    Evaluation,
     Export,
     Image,
     Job,
@@ -61,7 +63,7 @@ from registry.tables import ROWS, JobRow, RunRow
 
 R = TypeVar(
     "R", Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Export, SavedFilter, Watch, Comparison,
-    Vote,
+    Vote, Evaluation,
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 
@@ -264,6 +266,18 @@ class Catalog(AdapterCatalog, Arrivals):
             return as_stored(session, row)
 
         return self._insert(move)
+
+    def pick(self, id: str, step: int, reason: str, by: str) -> Run:
+        """Mark a checkpoint of a run as the one to use; a pick that counts for more stays, see `PICKERS`.
+
+        Raises:
+            NotFound: there is no run with this id.
+        """
+        with self._write() as session:
+            row = self._row(session, Run, id)
+            if PICKERS.index(by) >= PICKERS.index(row.pick_by or by):
+                row.assign({"pick_step": step, "pick_reason": reason, "pick_by": by})
+            return as_stored(session, row)
 
     def enqueue(self, job: Job) -> Job:
         """Put a job into the queue."""

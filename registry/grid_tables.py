@@ -1,4 +1,7 @@
-"""The catalog's tables of comparisons: grids, their cells, votes. `registry.tables` has the others."""
+"""The catalog's tables of comparisons: grids, their cells, votes, and what was measured of them.
+
+`registry.tables` has the others.
+"""
 
 from datetime import datetime
 from typing import Any
@@ -7,7 +10,7 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
 from registry import records
-from registry.columns import Row, Schema
+from registry.columns import Reference, Row, Schema
 
 
 class ComparisonRow(Row):
@@ -49,3 +52,23 @@ class VoteRow(Row):
     outcome: Mapped[str]
     prompt: Mapped[str]
     context: Mapped[str]
+
+
+class EvaluationRow(Row):
+    """An evidence sheet; goes with its comparison, and with the run or adapter that it is about."""
+
+    __tablename__ = "evaluations"
+    record = records.Evaluation
+
+    created_at: Mapped[datetime]
+    run_id: Mapped[str] = mapped_column(
+        Reference, ForeignKey("runs.id", ondelete="CASCADE"), nullable=True, index=True
+    )
+    adapter_id: Mapped[str] = mapped_column(
+        Reference, ForeignKey("adapters.id", ondelete="CASCADE"), nullable=True, index=True
+    )
+    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id", ondelete="CASCADE"), index=True)
+    plan: Mapped[dict[str, Any]]
+    plan_hash: Mapped[str] = mapped_column(index=True)
+    result: Mapped[dict[str, Any]]
+    measured_at: Mapped[datetime | None]

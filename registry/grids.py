@@ -140,6 +140,15 @@ class Grids:
 
         return self._insert(call_off)
 
+    def undrawn(self, comparison_id: str) -> int:
+        """How many cells of a comparison have no picture."""
+        mine = ComparisonCellRow.comparison_id == comparison_id
+        query = select(func.count()).select_from(ComparisonCellRow).where(mine)
+        joined = query.outerjoin(SampleRow, SampleRow.id == ComparisonCellRow.sample_id)
+        bare = joined.where((SampleRow.id.is_(None)) | (cast(SampleRow.files, Text) == "[]"))
+        with self._read() as session:
+            return session.scalar(bare) or 0
+
     def counts(self) -> dict[str, tuple[int, int]]:
         """Comparison id -> (cells, drawn ones)."""
         mine = ComparisonCellRow.comparison_id

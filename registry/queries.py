@@ -18,6 +18,7 @@ from registry.records import (
     Checkpoint,
     Comparison,
     Dataset,
+    Evaluation,
     Export,
     Image,
     Job,
@@ -43,6 +44,7 @@ NAMES: dict[type[Any], str] = {
     Watch: "watched folder",
     Comparison: "comparison",
     Vote: "vote",
+    Evaluation: "evidence",
 }
 _SHORTEST_PREFIX = 4
 _USERS: dict[type[Any], tuple[tuple[str, InstrumentedAttribute[str]], ...]] = {

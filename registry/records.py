@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 JSON = dict[str, Any]
+PICKERS = ("probe", "evidence", "you")  # who may pick a checkpoint; the later count for more
 
 
 class RunState(StrEnum):
@@ -46,6 +47,7 @@ class JobKind(StrEnum):
     IMPORT = "import"  # take adapter files in, then hash them
     CHECK = "check"  # look after the files of registered adapters
     EXAMINE = "examine"  # look at the pixels of a data set
+    EVALUATE = "evaluate"  # measure the pictures of an evidence sheet
 
 
 class FileState(StrEnum):
@@ -153,6 +155,9 @@ class Run:
     process: JSON | None = None  # pid, start time, boot id of the trainer
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    pick_step: int = 0  # of the checkpoint to use; 0 = none was picked
+    pick_reason: str = ""  # one sentence
+    pick_by: str = ""  # one of PICKERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +170,7 @@ class Checkpoint:
     step: int
     path: str
     loss: float | None = None
-    metrics: JSON = field(default_factory=dict[str, Any])
+    metrics: JSON = field(default_factory=dict[str, Any])  # `loss` and the figures of trainers.rundir.PROBES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +320,21 @@ class Vote:
     outcome: str  # "left" | "right" | "tie"
     prompt: str = ""  # of both pictures: the group
     context: str = ""  # all other values of both, canonical JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """An evidence sheet: what was drawn to judge a run or an adapter, and what was found."""
+
+    id: str = ""
+    created_at: datetime = field(default_factory=now)
+    run_id: str = ""  # whose checkpoints are judged; "" = a single adapter is
+    adapter_id: str = ""
+    comparison_id: str  # the grid that is measured
+    plan: JSON  # `studio.evidence.plan.Plan`
+    plan_hash: str
+    result: JSON = field(default_factory=dict[str, Any])  # `studio.evidence.result.Evidence`; {} = not yet
+    measured_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Mapped, Mapper, mapped_column, relationship
 
 from registry import records
 from registry.columns import Reference, Row, Schema
-from registry.grid_tables import ComparisonRow, VoteRow
+from registry.grid_tables import ComparisonRow, EvaluationRow, VoteRow
 
 
 class BaseRow(Row):
@@ -112,6 +112,9 @@ class RunRow(Row):
     process: Mapped[dict[str, Any] | None]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    pick_step: Mapped[int] = mapped_column(BigInteger)
+    pick_reason: Mapped[str]
+    pick_by: Mapped[str]
 
 
 class CheckpointRow(Row):
@@ -336,7 +339,7 @@ ROWS: dict[type[Any], type[Row]] = {
     row.record: row
     for row in (
         BaseRow, DatasetRow, ImageRow, RunRow, CheckpointRow, AdapterRow, SampleRow, JobRow, ExportRow,
-        SavedFilterRow, WatchRow, ComparisonRow, VoteRow,
+        SavedFilterRow, WatchRow, ComparisonRow, VoteRow, EvaluationRow,
     )
 }  # fmt: skip
 

@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 
-def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Adapter:
+def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int, name: str = "") -> Adapter:
     """Take the adapter that `run` wrote at `step` into the catalog; doing it again gives the same record.
 
     Args:
         ws, run: The workspace; the run that made it.
         file: Its adapter file; copied to `adapters/<id>.safetensors`.
         step: Training step it is from.
+        name: Its name, with a number when that is taken; default: the run's.
 
     Raises:
         BadInput: the file is unsound, or holds a value that is not finite (nothing is registered then).
@@ -58,7 +59,7 @@ def register_run_adapter(ws: "Workspace", run: Run, file: Path, step: int) -> Ad
     licence, consent = inherited([dataset] if dataset else [])
     record = Adapter(
         id=id,
-        name=_free_name(ws, run.name),
+        name=_free_name(ws, name or run.name),
         tensor_sha256=hashes.tensor_sha256,
         file_sha256=hashes.sha256,
         path=ws.relative(path),

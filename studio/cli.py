@@ -12,7 +12,18 @@ from typer.main import get_command
 
 from registry.errors import StudioError
 from studio import __version__
-from studio.commands import adapters, bases, compare, datasets, jobs, operations, provenance, recipes, runs
+from studio.commands import (
+    adapters,
+    bases,
+    compare,
+    datasets,
+    evidence,
+    jobs,
+    operations,
+    provenance,
+    recipes,
+    runs,
+)
 from studio.commands.shared import clean, invocation
 
 app = typer.Typer(
@@ -27,7 +38,7 @@ for group in (bases, datasets, recipes, runs, adapters, compare):
     app.add_typer(group.app)
 for command in operations.COMMANDS:
     adapters.app.command()(command)
-for command in (*jobs.COMMANDS, runs.train, compare.compare):
+for command in (*jobs.COMMANDS, runs.train, compare.compare, evidence.evaluate):
     app.command()(command)
 for owner, name, command in provenance.COMMANDS:
     owner.command(name)(command)

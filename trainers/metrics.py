@@ -89,6 +89,12 @@ class Reporter:
         """Which checkpoint is the best so far."""
         self._change(best_step=step)
 
+    def held_out(self, names: list[str]) -> None:
+        """Pictures that the run does not train on."""
+        if names:
+            log.info("held out, to judge checkpoints by: %s", ", ".join(names))
+        self._change(held_out=names)
+
     def warn(self, message: str) -> None:
         """Something a person should know; once each, in the log and in the status."""
         if self.writes and message not in self.status.warnings:

@@ -1,18 +1,15 @@
-"""What happens between steps: checkpoints, previews, the probe loss, the check for a dead adapter."""
+"""What happens between steps: checkpoints, previews, the probe, the check for a dead adapter."""
 
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from trainers.checkpoints import Learning, Store
-from trainers.data import Batch
 from trainers.guards import DEAD_AFTER, NotFinite
 from trainers.metrics import Reporter
 from trainers.preview import Previewer
+from trainers.probe import Probe
 from trainers.readback import ReadBack
 from trainers.recipe import Recipe
 
@@ -31,7 +28,7 @@ class Milestones:
         readback: Figures still on their way.
         reporter: Takes the news.
         previewer: None = no previews, or not the first process.
-        probe: Loss at fixed pictures, noise and timesteps; None = not the first process.
+        probe: What checkpoints are ranked by; None = not the first process.
         numbers: More for state.json.
         metadata: Of the adapter file at a step.
         writes: Whether this is the first process.
@@ -47,7 +44,7 @@ class Milestones:
         reporter: Reporter,
         *,
         previewer: Previewer | None,
-        probe: "Probe | None",
+        probe: Probe | None,
         numbers: Callable[[], dict[str, Any]],
         metadata: Callable[[int], dict[str, str]],
         writes: bool,
@@ -57,7 +54,7 @@ class Milestones:
         self.readback, self.reporter = readback, reporter
         self.previewer, self.probe, self.numbers, self.metadata = previewer, probe, numbers, metadata
         self.writes, self.publish = writes, publish
-        self.best: tuple[int, float] | None = None  # step and probe loss
+        self.best: tuple[int, float] | None = None  # step and `probe.Figures.judged`
         self.step = 0
         self.saved: int | None = None  # step of the newest checkpoint
         self._dead_check = math.ceil(DEAD_AFTER * recipe.train.max_steps)
@@ -107,17 +104,18 @@ class Milestones:
         if not all(p.detach().isfinite().all() for p in self.learning.parameters):
             self.readback.drain()  # names the batch when the loss says it too
             raise NotFinite("adapter", self.step, [])
-        probe_loss = self.probe() if self.probe and self.recipe.checkpoints.keep_best else None
-        self.readback.drain({"probe_loss": probe_loss} if probe_loss is not None else None)
+        figures = self.probe() if self.probe and self.recipe.checkpoints.keep_best else None
+        named = figures.named() if figures else {}
+        self.readback.drain(named)
         self.saved = self.step
         if not self.writes:
             return
         self.reporter.phase("saving")
-        if probe_loss is not None and (self.best is None or probe_loss < self.best[1]):
-            self.best = (self.step, probe_loss)
+        if figures and (self.best is None or figures.judged < self.best[1]):
+            self.best = (self.step, figures.judged)
         best = self.best[0] if self.best else None
-        numbers = {"loss": self.reporter.loss, "probe_loss": probe_loss, "best": self.best, **self.numbers()}
-        self.store.save(self.step, self.learning, numbers, self.metadata(self.step), best)
+        numbers = {"loss": self.reporter.loss, "probe_loss": None, **named, "best": self.best}
+        self.store.save(self.step, self.learning, numbers | self.numbers(), self.metadata(self.step), best)
         self.reporter.best(best)
 
     def _preview(self) -> bool:
@@ -125,31 +123,3 @@ class Milestones:
             return False
         self.previewer.draw(self.step)
         return True
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A loss that differs between checkpoints only by their weights: fixed pictures, noise and timesteps.
-
-    Single-step losses vary tenfold with the drawn timestep; this one can rank checkpoints.
-
-    Args:
-        learning: Its running mean is what is judged.
-        batch: On the device.
-        loss: Batch -> scalar; the same for the same weights.
-    """
-
-    learning: Learning
-    batch: Batch
-    loss: Callable[[Batch], torch.Tensor]
-
-    def __call__(self) -> float:
-        """The loss now. Waits for the device."""
-        with torch.no_grad(), self.learning.ema.applied(), self.learning.trainables.evaluating():
-            return float(self.loss(self.batch))
-
-    def has_effect(self) -> bool:
-        """Whether it makes any difference that the adapter is there."""
-        with self.learning.trainables.disabled():
-            without = self()
-        return self() != without

@@ -106,7 +106,7 @@ class ReadBack:
         self.reporter.step(line)
         if warning := self._slow.see(figures.seconds):
             self.reporter.warn(warning)
-        if figures.step % TRACK_EVERY == 0 or figures.step == 1:
+        if figures.step % TRACK_EVERY == 0 or figures.step == 1 or extra:
             self.track(line)
 
 

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -49,7 +49,8 @@ __all__ = [
     "ObjectiveSection", "OptimizerSection", "PreservationSection", "PreviewSection", "Recipe",
     "ScheduleSection", "TokensSection", "TrainSection",
     "apply_sets", "differences", "find_faults", "load_frozen", "load_recipe", "preset", "preset_by_name",
-    "preset_name", "preset_names", "preset_text", "reasons", "recipe_fields", "recipe_hash", "to_toml",
+    "preset_name", "preset_names", "preset_text", "reasons", "recipe_fields", "recipe_hash", "thaw",
+    "to_toml",
 ]  # fmt: skip
 
 PRESETS = Path(__file__).parent / "recipes"
@@ -126,7 +127,22 @@ def load_frozen(path: Path) -> Recipe:
     """
     if not path.exists():
         raise BadInput(str(path), "is missing", "start a new run")
-    return _validate(read_json(path), path.name)
+    return thaw(read_json(path), path.name)
+
+
+def thaw(table: Any, source: str = "recipe") -> Recipe:
+    """The recipe that a run was given, from its JSON.
+
+    A run from before pictures were held out goes on, or is done again, with all of them.
+
+    Raises:
+        BadInput: not a recipe.
+    """
+    known = cast("dict[str, Any]", table) if isinstance(table, dict) else {}
+    section = known.get("checkpoints")
+    if isinstance(section, dict) and "held_out" not in section:
+        table = known | {"checkpoints": cast("dict[str, Any]", section) | {"held_out": 0}}
+    return _validate(table, source)
 
 
 def preset_names() -> list[str]:

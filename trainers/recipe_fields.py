@@ -295,7 +295,16 @@ class CheckpointsSection(Section):
     keep: Annotated[int, Field(ge=2, le=1000)] = 3
     """How many of the newest stay; at least 2, so that a damaged one is not the last."""
     keep_best: bool = True
-    """Also keep the one with the lowest probe loss."""
+    """Also keep the best: the one with the lowest loss at fixed noise and timesteps, on held-out pictures if
+    there are any, else on pictures that are trained on."""
+    held_out: Annotated[int | None, Field(ge=0, le=64), Needs("checkpoints.keep_best")] = None
+    """Pictures that are never trained on, so that it shows when others are learned by heart. none or auto = a
+    tenth of 40 or more different pictures, at most 8, of fewer none; 0 = every picture is trained on."""
+
+    @field_validator("held_out", mode="before")
+    @classmethod
+    def _read_auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
 
 
 class PreviewSection(Section):

@@ -12,7 +12,7 @@
     previews/       step-000000-p0.png ... and base-p0.png (without adapter); previews.jsonl names them
     tensorboard/    event files
     checkpoints/    step-000100/ {adapter.safetensors, state.safetensors, state.json, manifest.json};
-                    state.json has step, loss (smoothed) and probe_loss
+                    state.json has step, loss (smoothed) and the figures of PROBES
     adapter.safetensors   the result, in diffusers layout with alpha in its metadata
     model/, model.safetensors   the result of a full fine-tune instead: a diffusers folder, and one file
 
@@ -49,6 +49,8 @@ CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter.safetensors"
 MODEL, MODEL_FILE = "model", "model.safetensors"  # of a full fine-tune
 CHECKPOINT_MANIFEST = "manifest.json"
+# Figures of `trainers.probe` by their names in metrics.jsonl and state.json.
+PROBES = {"train": "probe_loss", "held_out": "probe_held_out", "prior": "probe_prior"}
 
 KEY_VARIABLE = "STUDIO_WORKSPACE_KEY"  # hex; signs checkpoint manifests; never on a command line
 
@@ -103,6 +105,7 @@ class Status:
     reason: str = ""  # of a failure: one line in the house form
     kind: str = ""  # of a failure: "nan", "oom", "input", "disk", "error"
     best_step: int | None = None
+    held_out: list[str] = field(default_factory=list[str])  # pictures that are never trained on, by name
     peak_memory: int = 0  # bytes: GPU when there is one, else RSS
     time: float = 0.0  # seconds since the epoch
     warnings: list[str] = field(default_factory=list[str])  # one line each, what a person should know

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +13,14 @@ from trainers.data import Batch, BatchSource
 from trainers.dreambooth import prior_rows, publisher
 from trainers.families.base import Family
 from trainers.ladder import Rungs, after_failure, climb, read_rungs
-from trainers.loop import error, step_generator
+from trainers.loop import step_generator
 from trainers.metrics import Reporter
-from trainers.milestones import Milestones, Probe
+from trainers.milestones import Milestones
 from trainers.objectives import Objective, noise_schedule
 from trainers.optim import schedule_in_force, set_rates
-from trainers.plan import Slot, draw_seed
 from trainers.preservation import BasePrediction
 from trainers.preview import Previewer, preview_size, rewind_previews
+from trainers.probe import make_probe, prior_captions
 from trainers.readback import ReadBack
 from trainers.recipe import load_frozen, recipe_hash
 from trainers.recipe_fields import ScheduleSection
@@ -34,13 +34,10 @@ from trainers.setup import (
     load_data,
     make_learning,
     preview_prompts,
-    probe_items,
     restore_newest,
 )
 from trainers.signals import StopFlag
 from trainers.tracking import open_trackers, track_into
-
-PROBE_PICTURES = 8
 
 
 @dataclass
@@ -143,10 +140,13 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     setting = Setting(recipe, env, rundir, reporter, stop)
     accelerator, family = setting.accelerator, setting.family
     objective = family.make_objective(recipe.objective)
-    items = load_data(setting)
+    items, held = load_data(setting)
+    everything = [*items, *held]
     prompts = preview_prompts(recipe, items)
-    conditioning, prompt_conditioning = encode_texts(setting, items, prompts)
-    latents = encode_pictures(setting, items)
+    conditioning, prompt_conditioning = encode_texts(
+        setting, everything, prompts, prior_captions(recipe, items)
+    )
+    latents = encode_pictures(setting, everything)
     source = BatchSource(
         items,
         latents,
@@ -156,7 +156,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         recipe.train.batch_size,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
-        masks=encode_masks(setting, items),
+        masks=encode_masks(setting, everything),
         prior=prior_rows(recipe, conditioning),
     )
     stop.check()
@@ -183,7 +183,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         trackers = open_trackers(recipe, env, reporter, start)
         if recipe.preview.every:
             previewer = _previewer(setting, learning, prompts, prompt_conditioning)
-        probe = _probe(setting, objective, learning, source)
+        probe = make_probe(setting, objective, learning, source, held)
     readback = ReadBack(
         reporter, accelerator.device, track_into(trackers), scaled=accelerator.scaler is not None
     )
@@ -235,24 +235,6 @@ def _previewer(setting: Setting, learning: Learning, prompts: list[str], encode:
         setting.reporter,
         noise_schedule(family.scheduler_config(), recipe.objective),
     )
-
-
-def _probe(setting: Setting, objective: Objective, learning: Learning, source: BatchSource) -> Probe:
-    recipe, family = setting.recipe, setting.family
-    seed = recipe.train.seed
-    calm = recipe.data.model_copy(update={"caption_dropout": 0.0, "flip": False})
-    still = replace(source, data=calm, prior=None)
-    positions = probe_items(list(source.items), PROBE_PICTURES, seed)
-    batch = still.load([Slot(position, 0) for position in positions], 0, 0)
-    generator = torch.Generator().manual_seed(draw_seed(seed, "probe"))
-    noise = objective.sample_noise(batch.latents.shape, generator)
-    t = objective.probe_t(batch.latents.shape)
-
-    def loss(batch: Batch) -> torch.Tensor:
-        with setting.accelerator.autocast():
-            return error(family, objective, batch, noise, t)
-
-    return Probe(learning, batch.to(family.device), loss)
 
 
 def _numbers(setting: Setting, learning: Learning) -> dict[str, Any]:

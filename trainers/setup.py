@@ -1,7 +1,7 @@
 """The parts of `session.open_session`: precision, base, data, caches, restoring."""
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +28,7 @@ from trainers.families.base import BaseFiles, Conditioning, Family, Use
 from trainers.families.common import tokenizer_of
 from trainers.flat import Flat
 from trainers.groups import make_flats
+from trainers.held_out import split
 from trainers.kernels import keep_memory, settle_kernels
 from trainers.ladder import Rungs, enable_checkpointing
 from trainers.masks import MaskCache, focus_of
@@ -35,7 +36,7 @@ from trainers.metrics import Reporter
 from trainers.new_tokens import know_words
 from trainers.optim import make_optimizer, optimizer_kind
 from trainers.placing import place_items, views
-from trainers.plan import Item, draw_seed, replace_trigger
+from trainers.plan import Item, replace_trigger
 from trainers.priors import check_words_named, with_class_captions
 from trainers.recipe import OptimizerSection, Recipe, TrainSection
 from trainers.rundir import RunDir, RunEnv, checkpoint_step, verify_checkpoint
@@ -159,8 +160,8 @@ def make_family(recipe: Recipe, env: RunEnv, rundir: RunDir, device: torch.devic
     return FAMILIES[recipe.family].load_class()(base, dtype=dtype, device=device, use=use)
 
 
-def load_data(setting: Setting) -> list[Item]:
-    """Pictures with their buckets; everything odd about them becomes a warning."""
+def load_data(setting: Setting) -> tuple[list[Item], list[Item]]:
+    """Pictures to train on, with their buckets, and those held out; what is odd about them is a warning."""
     data, train, family = setting.recipe.data, setting.recipe.train, setting.family
     for warning in check_dreambooth(setting.recipe):
         setting.reporter.warn(warning)
@@ -183,7 +184,9 @@ def load_data(setting: Setting) -> list[Item]:
         focus=lambda source: focus_of(source, setting.rundir.resolve),
     )
     check_captions(items, data)
-    check_words_named(setting.recipe, [wording(s, data, train.seed).version(0, 0) for s in sources])
+    items, held = split(setting.recipe, items)
+    setting.reporter.held_out(list(dict.fromkeys(item.label for item in held)))
+    check_words_named(setting.recipe, [wording(i.source, data, train.seed).version(0, 0) for i in items])
     for index, note in enumerate(notes):
         if index:  # the first note is the tally of buckets
             setting.reporter.warn(note)
@@ -192,7 +195,7 @@ def load_data(setting: Setting) -> list[Item]:
         *guards.check_tokens(family, items, data, train.seed),
     ):
         setting.reporter.warn(warning)
-    return items
+    return items, held
 
 
 def preview_prompts(recipe: Recipe, items: list[Item]) -> list[str]:
@@ -205,7 +208,7 @@ def preview_prompts(recipe: Recipe, items: list[Item]) -> list[str]:
 
 
 def encode_texts(
-    setting: Setting, items: list[Item], prompts: list[str]
+    setting: Setting, items: list[Item], prompts: list[str], priors: Sequence[str] = ()
 ) -> tuple[Callable[[list[str]], Conditioning], Callable[[list[str]], Conditioning]]:
     """How captions become conditioning: for batches, and for previews.
 
@@ -230,6 +233,8 @@ def encode_texts(
     setting.reporter.phase("caching", len(texts))
     with setting.first_process_first():
         cache.fill(texts, encode=lambda texts: family.encode_text(texts, live), progress=setting.progress)
+        # By themselves: with others in a batch the last bit of those may be another.
+        cache.fill(priors, encode=lambda texts: family.encode_text(texts, live), progress=setting.progress)
     family.free(*(name for name in encoders if name not in live))
 
     def on_device(texts: list[str]) -> Conditioning:
@@ -356,12 +361,3 @@ def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[
     if setting.accelerator.scaler is not None and numbers.get("scaler"):
         setting.accelerator.scaler.load_state_dict(numbers["scaler"])
     return start, ({} if branch else numbers)
-
-
-def probe_items(items: list[Item], count: int, seed: int) -> list[int]:
-    """Positions of at most `count` instances of their commonest bucket, spread over the data set."""
-    targets = {index: item.geometry.target for index, item in enumerate(items) if not item.source.role}
-    common = max(sorted(set(targets.values())), key=list(targets.values()).count)
-    positions = [index for index, target in targets.items() if target == common]
-    positions.sort(key=lambda index: draw_seed(seed, "probe", items[index].index))
-    return sorted(positions[:count])

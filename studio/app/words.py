@@ -42,6 +42,7 @@ SPOKEN = {
     "checkpoints.every": "Save a checkpoint every",
     "checkpoints.keep": "Keep the newest",
     "checkpoints.keep_best": "Keep the best, too",
+    "checkpoints.held_out": "Pictures held out to judge by",
     "preview.every": "Draw previews every",
     "preview.steps": "Steps of a preview",
     "preview.cfg": "Guidance of a preview",

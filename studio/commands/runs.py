@@ -1,5 +1,6 @@
 """`studio train` and `studio runs`: start, watch, steer."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,9 +20,12 @@ from studio.commands.shared import (
 if TYPE_CHECKING:
     from registry.records import Dataset, Run
     from studio.runs.forecast import Forecast
+    from studio.runs.ranking import Ranking
     from studio.workspace import Workspace
 
-app = typer.Typer(name="runs", help="Runs: list, show, log, stop, resume, branch.", no_args_is_help=True)
+app = typer.Typer(
+    name="runs", help="Runs: list, show, log, stop, resume, branch, keep.", no_args_is_help=True
+)
 
 Wait = Annotated[bool, typer.Option("--wait", help="Stay until it is done, showing progress.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Recipe key=value; may be repeated.")]
@@ -114,14 +118,41 @@ def list_(
 
 @app.command()
 def show(run: str) -> None:
-    """Show a run: state, recipe, checkpoints, adapters.
+    """Show a run: state, recipe, adapters, and its checkpoints, the best first.
 
     Example: studio runs show 01hv3k9x2m
     """
     from registry.records import Run
+    from studio.runs.ranking import ranking_of
 
     workspace = open_workspace()
-    show_record(_described(workspace, workspace.catalog.get(Run, run)))
+    record = workspace.catalog.get(Run, run)
+    facts, ranking = _described(workspace, record), ranking_of(workspace, record)
+    if invocation.json:
+        show_record(facts | {"ranking": ranking.to_dict()})
+        return
+    show_record(facts | {"held_out": ", ".join(ranking.held_out)})
+    _show_ranking(ranking)
+
+
+@app.command()
+def keep(
+    checkpoint: Annotated[str, typer.Argument(metavar="RUN@STEP", help="A checkpoint of a run.")],
+    name: Annotated[str, typer.Option(help="Name of the adapter; default: RUN step STEP.")] = "",
+) -> None:
+    """Take a checkpoint of a run into the library, and mark it as the one you picked.
+
+    Example: studio runs keep ink@400 --name "ink, light"
+    """
+    from studio.runs.keep import keep as keep_checkpoint
+
+    kept = keep_checkpoint(open_workspace(), checkpoint, name)
+    how = "is now adapter" if kept.new else "was in the library already, as adapter"
+    picked = {"run": kept.run.id, "step": kept.run.pick_step, "new": kept.new}
+    show_done(
+        f"Checkpoint {kept.run.name}@{kept.run.pick_step} {how} {kept.adapter.name} ({kept.adapter.id}).",
+        plain(kept.adapter) | {"kept": picked},
+    )
 
 
 @app.command()
@@ -236,6 +267,33 @@ def _show_forecast(cost: "Forecast", remarks: list[str]) -> None:
         title="Forecast",
     )
     show_done("\n".join((*cost.notes, *(f"Warning: {remark}." for remark in remarks))), {})
+
+
+def _show_ranking(ranking: "Ranking") -> None:
+    """Checkpoints, best first, a line each; then whether to stop."""
+    from trainers.rundir import PROBES
+
+    rows: list[dict[str, Any]] = ranking.to_dict()["checkpoints"]
+    if not rows:
+        return
+    titles = {"train": "training", "held_out": "held out", "prior": "other prompts"}
+    shown = [name for name in PROBES if any(row[name] is not None for row in rows)]
+
+    def figure(name: str) -> Callable[[dict[str, Any]], str]:
+        return lambda row: "" if row[name] is None else f"{row[name]:.4f}"
+
+    show_rows(
+        rows,
+        [
+            ("step", lambda row: row["step"]),
+            *((titles[name], figure(name)) for name in shown),
+            ("stage", lambda row: row["stage"]),
+            ("why", lambda row: row["reason"]),
+        ],
+        empty="",
+    )
+    if ranking.advice:
+        show_done(ranking.advice, {})
 
 
 def _wish(wish: str, key: str, *, quiet: bool = False) -> "tuple[Workspace, Run]":

@@ -78,6 +78,16 @@ def create(ws: "Workspace", spec: Spec, name: str = "") -> Comparison:
     return _put(ws, Comparison(name=name, base_id=base.id, spec={}), spec)
 
 
+def undrawn(ws: "Workspace", spec: Spec) -> int:
+    """How many pictures a spec would draw; what is drawn or waits already is not counted.
+
+    Raises:
+        BadInput: a cell cannot be drawn as it is.
+    """
+    keys = {one.key for one in _prepared(ws, spec).values()}
+    return len(keys) - len(_there(ws, sorted(keys)))
+
+
 def spec_of(comparison: Comparison) -> Spec:
     """Its spec."""
     return Spec.model_validate(comparison.spec)

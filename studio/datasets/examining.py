@@ -4,26 +4,19 @@ The child (`python -m studio.datasets.examining HOME JOB`) loads no torch, may b
 goes on where it was: what is measured is kept.
 """
 
-import os
 import sys
-import threading
-import time
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from registry.errors import StudioError
-from registry.files import write_json
 from registry.records import Dataset, Job, JobKind, JobState
 from studio.datasets.examine import Examined, examine, known
 from studio.datasets.ingest import images_of
-from studio.imports.report import progress_file, read_report
+from studio.imports.report import read_report
+from studio.runs.chore_child import run_child, teller
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 LIVE = (JobState.QUEUED, JobState.LEASED)
-EVERY = 0.2  # seconds between two notes of progress
 
 
 def submit(ws: "Workspace", dataset: Dataset) -> Job:
@@ -54,42 +47,13 @@ def perform(ws: "Workspace", job: Job) -> Examined | None:
     dataset = ws.catalog.find(Dataset, job.subject_id)
     if dataset is None:
         return None
-    path, told = progress_file(ws, job.id), [0.0]
-
-    def say(done: int, total: int) -> None:
-        if time.monotonic() - told[0] >= EVERY or done == total:
-            told[0] = time.monotonic()
-            with suppress(StudioError):  # progress is worth no failure
-                write_json(path, {"done": done, "total": total}, durable=False)
-
-    images = images_of(ws, dataset)
+    images, say = images_of(ws, dataset), teller(ws, job)
     found = examine(ws, images, say)
     say(len(images), len(images))
     return found
 
 
-def main() -> int:
-    """Entry point of the child."""
-    from studio.workspace import Workspace
-
-    home, job_id = sys.argv[1:]
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    ws = Workspace.open(Path(home))
-    try:
-        perform(ws, ws.catalog.get(Job, job_id))
-    except StudioError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    return 0
-
-
-def _end_with_parent() -> None:
-    """End when the worker does, as suddenly: nothing is half written at any moment."""
-    os.read(0, 1)
-    os._exit(70)
-
-
 __all__ = ["failed", "known", "perform", "progress", "running", "submit"]
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_child(perform))

@@ -5,9 +5,7 @@ moment; the next one goes on where it was. It ends with its worker: its stdin cl
 """
 
 import gc
-import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,11 +27,11 @@ from studio.imports.report import CheckReport, ImportReport, progress_file
 from studio.imports.scan import absolute, find_files
 from studio.imports.taking import Taker, wishes_of
 from studio.lock import hold_lock
+from studio.runs.chore_child import EVERY, end_with_parent
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
-EVERY = 0.2  # seconds between two notes of progress
 _PATIENCE = 20.0  # seconds for the child of a worker that was killed to notice it
 
 Report = ImportReport | CheckReport
@@ -160,16 +158,6 @@ def perform(ws: "Workspace", job: Job) -> Report:
     return report
 
 
-def _end_with_parent() -> None:
-    """End when the worker does, as suddenly: nothing is half written at any moment."""
-
-    def wait() -> None:
-        os.read(0, 1)
-        os._exit(70)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def keep_memory() -> None:
     """A header is thousands of small objects: walking all modules each time would double its cost.
 
@@ -186,7 +174,7 @@ def main() -> int:
     from studio.workspace import Workspace
 
     home, job_id = sys.argv[1:]
-    _end_with_parent()
+    end_with_parent()
     keep_memory()
     ws = Workspace.open(Path(home))
     try:

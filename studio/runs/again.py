@@ -13,7 +13,7 @@ from studio.runs.diff import compare_pictures
 from studio.runs.forecast import forecast
 from studio.runs.frozen import enter, manifest_item, manifest_of
 from studio.runs.launch import anew
-from trainers.recipe import Recipe, apply_sets
+from trainers.recipe import apply_sets, thaw
 from trainers.rundir import ManifestItem
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def run_again(
         BadInput: data set or base have changed since (and `present` is False), or as `launch`.
         StudioError: not enough disk space.
     """
-    recipe = apply_sets(Recipe.model_validate(run.recipe), sets)
+    recipe = apply_sets(thaw(run.recipe), sets)
     base = ws.catalog.get(Base, run.base_id)
     dataset = ws.catalog.find(Dataset, run.dataset_id)
     if dataset is None:

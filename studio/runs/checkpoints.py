@@ -6,11 +6,11 @@ from pathlib import Path
 
 from registry.errors import Damaged
 from registry.files import read_json
-from trainers.rundir import ADAPTER, RunDir, checkpoint_step, verify_checkpoint
+from trainers.rundir import ADAPTER, PROBES, RunDir, checkpoint_step, verify_checkpoint
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-NUMBERS = ("loss", "probe_loss")
+NUMBERS = ("loss", *PROBES.values())
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Verified:
 
     folder: Path
     stamp: int  # mtime of its manifest, ns: another one of the same step is another checkpoint
-    numbers: dict[str, float]  # "loss" (smoothed) and "probe_loss", as far as they are known
+    numbers: dict[str, float]  # "loss" (smoothed) and those of PROBES, as far as they are known
 
     @property
     def adapter(self) -> Path:

@@ -10,6 +10,7 @@ from studio.runs.layers import check_patterns
 from studio.sampling.media.kinds import MOTION
 from trainers.families import FAMILIES
 from trainers.fitting import Traits, check_recipe, idle_remarks
+from trainers.held_out import held_out
 from trainers.recipe import Recipe, preset
 
 if TYPE_CHECKING:
@@ -49,7 +50,25 @@ def check_run(
             raise BadInput(f"data set {dataset.name}", "is also what is to be learned", do)
         calm = recipe.data.model_copy(update={"require_captions": False})  # the class prompt stands in
         check_images(ws, recipe.model_copy(update={"data": calm}), regularisation)
-    return idle_remarks(recipe, preset(base.family, recipe.goal, base.name), traits_of(ws, base))
+    usual = preset(base.family, recipe.goal, base.name)
+    return [*_spared(ws, recipe, dataset, regularisation), *idle_remarks(recipe, usual, traits_of(ws, base))]
+
+
+def _spared(ws: "Workspace", recipe: Recipe, dataset: Dataset, regularisation: Dataset | None) -> list[str]:
+    """What to say when pictures are held out.
+
+    Raises:
+        BadInput: more are to be held out than can be.
+    """
+    kept = ws.catalog.list(Image, dataset_id=regularisation.id) if regularisation else []
+    pictures = {image.pixel_hash: image.caption for image in ws.catalog.list(Image, dataset_id=dataset.id)}
+    for image in kept:
+        pictures.pop(image.pixel_hash, None)
+    held = held_out(recipe, pictures)
+    if not held:
+        return []
+    said = several(len(held), "picture is", "pictures are")
+    return [f"{said} held out, to judge checkpoints by: checkpoints.held_out=0 trains on all of them"]
 
 
 def with_trigger(recipe: Recipe, dataset: Dataset) -> Recipe:

@@ -1,4 +1,4 @@
-"""Imports, checks of adapter files, looks at data sets: jobs that a light child does, one at a time.
+"""Imports, checks of adapter files, looks at data sets, measuring of evidence: a child does them in turn.
 
 The child (see TASKS) may be killed at any moment and goes on where it was, so there is nothing to adopt after
 a crash: the next worker starts another one.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.files import storage_error
 from registry.records import Job, JobKind, JobState
+from studio.evidence.evaluations import queue_due
 from studio.imports.report import progress_file, read_report
 from studio.imports.watch import Watcher
 from studio.runs.outcome import tail
@@ -23,9 +24,11 @@ TASKS = {
     JobKind.IMPORT: "studio.imports.task",
     JobKind.CHECK: "studio.imports.task",
     JobKind.EXAMINE: "studio.datasets.examining",
+    JobKind.EVALUATE: "studio.evidence.task",
 }  # module of the child
 KINDS = tuple(TASKS)
 LOG = "imports.log"  # in cache/
+LOOK_EVERY = 1.0  # seconds
 TRIES = 3  # of a child that dies without having got any further
 
 
@@ -43,7 +46,7 @@ class Chores:
         self._watcher = Watcher(ws)
         self._job: Job | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._renewed_at = 0.0
+        self._renewed_at = self._looked_at = 0.0
         self._died = 0
         self._reached: object = None
 
@@ -56,8 +59,11 @@ class Chores:
         """One round: look at the child, then for work of these kinds."""
         if self._job is not None:
             self._watch(self._job)
-        elif JobKind.IMPORT in kinds:
-            self._watcher.tick()
+        else:
+            if JobKind.IMPORT in kinds:
+                self._watcher.tick()
+            if JobKind.EVALUATE in kinds:
+                self._look_for_evidence()
         wanted = tuple(kind for kind in KINDS if kind in kinds)
         if self._job is None and wanted:
             lease = timedelta(seconds=self._lease)
@@ -65,6 +71,12 @@ class Chores:
             if self._job is not None:
                 self._died, self._reached, self._renewed_at = 0, None, time.monotonic()
                 self._start(self._job)
+
+    def _look_for_evidence(self) -> None:
+        """Queue the measuring of evidence sheets whose pictures are drawn by now."""
+        if time.monotonic() - self._looked_at > LOOK_EVERY:
+            queue_due(self._ws)
+            self._looked_at = time.monotonic()
 
     def close(self) -> None:
         """The worker ends: so does the child, and its job waits for the next worker."""

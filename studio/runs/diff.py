@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.records import Base, Dataset, Run
 from studio.runs.frozen import manifest_of
-from trainers.recipe import Recipe, differences, recipe_fields
+from trainers.recipe import differences, recipe_fields, thaw
 from trainers.rundir import ManifestItem
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _changes(a: ManifestItem, b: ManifestItem) -> Iterator[Difference]:
 
 def _recipes(a: Run, b: Run) -> Iterator[Difference]:
     fields = recipe_fields()
-    for change in differences(Recipe.model_validate(b.recipe), Recipe.model_validate(a.recipe)):
+    for change in differences(thaw(b.recipe), thaw(a.recipe)):
         meaning = fields[change.key].doc.partition(". ")[0].rstrip(".")
         yield Difference("recipe", change.key, meaning, change.preset, change.value)
 

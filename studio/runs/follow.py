@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from registry.errors import WorkspaceBusy
 from registry.records import JobKind, Run, RunState
+from studio.runs.ranking import ranking_of
 from studio.runs.supervise import ending
 from studio.runs.worker import ALL_KINDS, Worker
 
@@ -60,6 +61,7 @@ class _Progress:
         self._ws, self._run_id, self._out = ws, run_id, say
         self._line: str = ""
         self._said_at = 0.0
+        self._advised = False
 
     def say(self, line: str) -> None:
         """A line of ours or of our own worker's; what was just said is not said again."""
@@ -75,7 +77,14 @@ class _Progress:
             return True
         if time.monotonic() - self._said_at > self.EVERY:
             self.say(self._describe(run))
+            self._advise(run)
         return False
+
+    def _advise(self, run: Run) -> None:
+        """Once: going on makes it worse."""
+        if not self._advised and (advice := ranking_of(self._ws, run).advice):
+            self._advised = True
+            self.say(f"{run.name}: {advice}")
 
     def _describe(self, run: Run) -> str:
         status = self._ws.run_dir(run.id).read_status()

@@ -17,8 +17,9 @@ from studio.runs.checkpoints import verified_checkpoints
 from studio.runs.checks import check_base, check_fit, check_run, with_trigger
 from studio.runs.forecast import forecast
 from studio.runs.frozen import enter, manifest_item, new_run
+from trainers.held_out import held_out, teaching
 from trainers.priors import REGULARISATION
-from trainers.recipe import Recipe, apply_sets, recipe_hash
+from trainers.recipe import Recipe, apply_sets, recipe_hash, thaw
 from trainers.rundir import ManifestItem
 
 if TYPE_CHECKING:
@@ -132,15 +133,15 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
         name: Of the new run; default: `<name>-from-<step>`.
 
     Raises:
-        BadInput: no such checkpoint, other shape of adapter or other words, nothing left to train, or as
-            `launch`.
+        BadInput: no such checkpoint, other shape of adapter or other words, pictures held out that were
+            trained on, nothing left to train, or as `launch`.
     """
     source = ws.run_dir(run.id)
     verified = verified_checkpoints(source, ws.key, {})
     if step not in verified:
         there = ", ".join(map(str, verified)) or "none yet"
         raise NotFound(_called(run), f"has no checkpoint at step {step} that verifies", f"there is: {there}")
-    parent = Recipe.model_validate(run.recipe)
+    parent = thaw(run.recipe)
     recipe = apply_sets(parent, sets)
     if recipe.adapter.model_copy(update={"dropout": parent.adapter.dropout}) != parent.adapter:
         raise BadInput("--set adapter", "changes the shape of the adapter", "start a new run for that")
@@ -149,12 +150,16 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
     if recipe.train.max_steps <= step:
         wrong = f"is {recipe.train.max_steps}, the checkpoint is at {step}"
         raise BadInput("train.max_steps", wrong, f"add --set train.max_steps={step + parent.train.max_steps}")
+    pictures = teaching(items := source.read_manifest())
+    if not held_out(recipe, pictures) <= held_out(parent, pictures):
+        wrong = "names pictures that the run trained on already"
+        raise BadInput("checkpoints.held_out", wrong, "leave it as it was, or start a new run")
     base = ws.catalog.get(Base, run.base_id)
     check_base(ws, base)
     check_fit(ws, recipe, base)
     made = anew(run, recipe, name or f"{run.name[:80]}-from-{step}")
     made = replace(made, step=step, parent_run_id=run.id, parent_step=step)
-    return enter(ws, made, recipe, base, source.read_manifest(), checkpoint=verified[step].folder)
+    return enter(ws, made, recipe, base, items, checkpoint=verified[step].folder)
 
 
 def anew(run: Run, recipe: Recipe, name: str) -> Run:
@@ -181,6 +186,9 @@ def anew(run: Run, recipe: Recipe, name: str) -> Run:
         process=None,
         started_at=None,
         ended_at=None,
+        pick_step=0,
+        pick_reason="",
+        pick_by="",
     )
 
 

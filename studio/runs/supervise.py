@@ -18,6 +18,7 @@ from studio.runs.checkpoints import Verified, verified_checkpoints
 from studio.runs.device import memory_kills
 from studio.runs.executors import Executor
 from studio.runs.full_results import is_full, register_run_base
+from studio.runs.keep import pick_by_probe
 from studio.runs.outcome import Outcome, judge, log_tail
 from studio.runs.process import ProcessIdentity
 from trainers.recipe import Recipe
@@ -265,6 +266,8 @@ class Supervision:
         if outcome.retry:
             outcome = replace(outcome, reason=f"{outcome.reason} (started {job.attempts} times)")
         outcome = self._keep_result(outcome)
+        if outcome.state in {RunState.FINISHED, RunState.STOPPED}:
+            pick_by_probe(self._ws, self._run())
         run = self._ws.catalog.move_run(
             self.run_id,
             outcome.state,

@@ -30,7 +30,7 @@ from studio.sampling.client import SamplerClient
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
-ALL_KINDS = (JobKind.TRAIN, JobKind.SAMPLE, JobKind.IMPORT, JobKind.CHECK, JobKind.EXAMINE)
+ALL_KINDS = (JobKind.TRAIN, JobKind.SAMPLE, JobKind.IMPORT, JobKind.CHECK, JobKind.EXAMINE, JobKind.EVALUATE)
 FRESH = 60.0  # seconds: a folder changed more recently may be one that `launch` is writing
 MAX_SAMPLE_TRIES = 3  # by workers that died of it
 RECONCILE_EVERY = 10.0  # seconds between looks for runs that lost their job

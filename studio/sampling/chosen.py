@@ -29,7 +29,7 @@ def find_adapter(ws: "Workspace", key: str) -> Adapter | None:
         return found
     run, _, step = key.rpartition("@")
     known = ws.catalog.find(Run, run) if run and step.isdecimal() else None
-    return _checkpoint(ws, known, int(step)) if known is not None else None
+    return checkpoint_of(ws, known, int(step)) if known is not None else None
 
 
 def chosen_adapter(ws: "Workspace", key: str) -> Adapter:
@@ -83,7 +83,7 @@ def steps_listed(ws: "Workspace", run: Run) -> list[int]:
     return sorted(steps)
 
 
-def _checkpoint(ws: "Workspace", run: Run, step: int) -> Adapter:
+def checkpoint_of(ws: "Workspace", run: Run, step: int) -> Adapter:
     """The adapter that a checkpoint of a run holds.
 
     Raises:

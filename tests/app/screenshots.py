@@ -12,13 +12,14 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from registry.records import Adapter, Base, Dataset, FileState, Image, Job, JobKind, Run, RunState
+from registry.records import Adapter, Base, Checkpoint, Dataset, FileState, Image, Job, JobKind, Run, RunState
 from studio.control_facts import CONTROLNET
 from studio.workspace import Workspace
 from tests.app.compared import compared, voted
 from tests.app.filled import fill
 from tests.support.browser import browser
 from tests.support.serving import pages_alone
+from tests.support.sheets import add_checkpoints, judged_run
 
 WIDTHS = {"wide": (1280, 900), "narrow": (390, 844)}
 THEMES = ("light", "dark")
@@ -124,6 +125,7 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
         "adapters-import": f"/adapters?imports={catalog.list(Job, kind=JobKind.IMPORT)[0].id}",
         **sample_views(workspace),
         **compare_views(workspace),
+        **evidence_views(workspace),
         **dict.fromkeys(
             ("sample-mix", "sample-mix-file"), f"/sample?adapter={catalog.get(Adapter, 'neon signs').id}"
         ),
@@ -152,6 +154,20 @@ def compare_views(workspace: Workspace) -> dict[str, str]:
         **dict.fromkeys((f"compare-{view}" for view in views), f"/compare?comparison={done.id}"),
         "compare-live": f"/compare?comparison={live.id}",
         "compare-form": f"/compare?new=1&adapter={adapter.id}",
+    }
+
+
+def evidence_views(workspace: Workspace) -> dict[str, str]:
+    """A run whose checkpoints were judged: the sheet, the run, its adapter."""
+    catalog = workspace.catalog
+    adapter = catalog.get(Adapter, "neon signs")
+    run = catalog.get(Run, adapter.run_id)
+    add_checkpoints(workspace, run, [one.step for one in catalog.list(Checkpoint, run_id=run.id)])
+    made = judged_run(workspace, run, memorised=True)
+    return {
+        "evidence-sheet": f"/compare?evidence={made.id}",
+        "evidence-run": f"/runs?run={run.id}",
+        "evidence-adapter": f"/adapters?adapter={adapter.id}",
     }
 
 

@@ -13,29 +13,12 @@ from registry.formats.load import load_adapter
 from registry.formats.tensors import save
 from registry.hashing import hash_adapter
 from registry.records import Adapter, Base, FileState, Job, JobKind
-from studio.app import state
 from studio.workspace import Workspace
 from tests.app.conftest import Open
+from tests.app.forms import open_form
 from tests.app.test_pages import button, texts
 
 PART = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-
-
-def form_of(module: str, function: str, adapter_id: str) -> None:
-    """A page with what a dialog shows alone: AppTest closes dialogs at each run."""
-    from importlib import import_module
-
-    from registry.records import Adapter
-    from studio.app import shell
-
-    show = getattr(import_module(f"studio.app.components.{module}"), function)
-    show(shell.workspace().catalog.get(Adapter, adapter_id))
-
-
-def open_form(workspace: Workspace, module: str, function: str, adapter: Adapter) -> AppTest:
-    state.use(workspace)
-    kwargs = {"module": module, "function": function, "adapter_id": adapter.id}
-    return AppTest.from_function(form_of, kwargs=kwargs, default_timeout=60).run()
 
 
 def field(at: AppTest, label: str) -> Any:

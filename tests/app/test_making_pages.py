@@ -13,7 +13,8 @@ from studio.app import shell, state
 from studio.operations import Use, bake
 from studio.workspace import Workspace
 from tests.app.conftest import Open
-from tests.app.test_adapter_page import add_loha, open_form
+from tests.app.forms import open_form
+from tests.app.test_adapter_page import add_loha
 from tests.app.test_adapters_page import form_of as bulk_form
 from tests.app.test_pages import button, texts
 from tests.support.adapters import form_of as form_in

@@ -24,6 +24,7 @@ from trainers.rundir import (
     HEARTBEAT,
     KEY_VARIABLE,
     METRICS,
+    PROBES,
     RECIPE,
     RunDir,
     Status,
@@ -46,6 +47,7 @@ class Script:
     fault: str = (
         ""  # "nan", "hang", "137", "oom", "crash", "die-at-start", "deaf", "bad-adapter", "no-adapter"
     )
+    probes: bool = False  # figures of a probe that is best at step 10
 
 
 class Stop:
@@ -74,11 +76,17 @@ def weights(step: int, value: float | None = None) -> dict[str, np.ndarray]:
     return {f"{MODULE}.lora_A.weight": down, f"{MODULE}.lora_B.weight": np.ones((96, 2), np.float32)}
 
 
-def save_checkpoint(rundir: RunDir, step: int, loss: float) -> None:
+def save_checkpoint(rundir: RunDir, step: int, loss: float, found: dict[str, float] | None = None) -> None:
     with atomic_folder(rundir.path / CHECKPOINTS / checkpoint_name(step)) as folder:
         save_file(weights(step), folder / ADAPTER)
-        write_json(folder / "state.json", {"step": step, "loss": loss})
+        write_json(folder / "state.json", {"step": step, "loss": loss} | (found or {}))
         write_manifest(folder, step, bytes.fromhex(os.environ[KEY_VARIABLE]))
+
+
+def probed(step: int) -> dict[str, float]:
+    """What a probe would find; step 10 is best."""
+    figures = (1 / step, 0.5 + abs(step - 10) / 100, step / 1000)
+    return dict(zip(PROBES.values(), figures, strict=True))
 
 
 def misbehave(rundir: RunDir, script: Script, step: int, stopped: threading.Event) -> None:
@@ -123,9 +131,10 @@ def main(folder: Path) -> int:
         time.sleep(script.step_seconds)
         if step == script.at:
             misbehave(rundir, script, step, stopped)
-        append_line(rundir.file(METRICS), {"step": step, "loss": 1 / step})
+        found = probed(step) if script.probes and step % every == 0 else {}
+        append_line(rundir.file(METRICS), {"step": step, "loss": 1 / step} | found)
         if step % every == 0:
-            save_checkpoint(rundir, step, 1 / step)
+            save_checkpoint(rundir, step, 1 / step, found)
         rundir.write_status(Status(
             state="running", phase="training", step=step, steps=steps, loss=1 / step,
             seconds_per_step=script.step_seconds, peak_memory=1 << 20, time=time.time(),

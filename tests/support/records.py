@@ -11,6 +11,7 @@ from registry.records import (
     Checkpoint,
     Comparison,
     Dataset,
+    Evaluation,
     Export,
     Image,
     Job,
@@ -24,6 +25,7 @@ from registry.records import (
 
 KINDS: tuple[type[Any], ...] = (
     Base, Dataset, Image, Run, Checkpoint, Adapter, Sample, Job, Export, SavedFilter, Watch, Comparison, Vote,
+    Evaluation,
 )  # fmt: skip
 
 
@@ -79,12 +81,19 @@ def add_one(catalog: Catalog, kind: type[Any]) -> Any:
     parent = catalog.add(base(name="parent"))
     if kind is Run:
         return catalog.add(run(parent.id))
-    if kind in {Comparison, Vote}:
-        grid = catalog.add(Comparison(name="one", base_id=parent.id, spec={"axes": []}))
-        vote = Vote(comparison_id=grid.id, axis="steps", left="1", right="2", outcome="tie")
-        return catalog.add(vote) if kind is Vote else grid
+    if kind in {Comparison, Vote, Evaluation}:
+        return _compared(catalog, kind, parent.id)
     if kind is Sample:
         uses = (AdapterUse(adapter_id="x", weight=0.5, text_weight=None), AdapterUse(adapter_id="w"))
         return catalog.add(Sample(base_id=parent.id, request={"prompt": "p"}, adapters=uses))
     owner = catalog.add(run(parent.id))
     return catalog.add(Checkpoint(run_id=owner.id, step=10, path="runs/x/checkpoints/step-000010", loss=0.25))
+
+
+def _compared(catalog: Catalog, kind: type[Any], base_id: str) -> Any:
+    grid = catalog.add(Comparison(name="one", base_id=base_id, spec={"axes": []}))
+    more = {
+        Vote: Vote(comparison_id=grid.id, axis="steps", left="1", right="2", outcome="tie"),
+        Evaluation: Evaluation(comparison_id=grid.id, plan={"seeds": [1]}, plan_hash="ph"),
+    }
+    return catalog.add(more[kind]) if kind in more else grid

@@ -23,8 +23,8 @@ ALLOWED = {
     },
     "studio": {
         "studio", "registry", "trainers.captions", "trainers.families", "trainers.fitting",
-        "trainers.focus", "trainers.placing", "trainers.plan", "trainers.priors", "trainers.recipe",
-        "trainers.recipe_adapter", "trainers.recipe_docs", "trainers.recipe_fields",
+        "trainers.focus", "trainers.held_out", "trainers.placing", "trainers.plan", "trainers.priors",
+        "trainers.recipe", "trainers.recipe_adapter", "trainers.recipe_docs", "trainers.recipe_fields",
         "trainers.recipe_section", "trainers.recipe_text", "trainers.rundir",
     },
 }  # fmt: skip

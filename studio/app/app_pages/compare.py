@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from registry.records import Comparison
+from registry.records import Comparison, Evaluation
 from studio.app import shell
-from studio.app.components import compare_builder, compare_detail, notice
+from studio.app.components import compare_builder, compare_detail, evidence_sheet, notice
 from studio.app.components.compare_list import comparisons
 
 
@@ -13,6 +13,9 @@ def page() -> None:
     from studio.bases import list_bases
 
     workspace = shell.workspace()
+    if (found := shell.asked(Evaluation, "evidence")) is not None:
+        evidence_sheet.sheet(found)
+        return
     chosen = shell.asked(Comparison, "comparison")
     if chosen is not None:
         compare_detail.detail(chosen)

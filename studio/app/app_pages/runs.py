@@ -6,11 +6,13 @@ from registry.records import Adapter, Base, Checkpoint, Dataset, Run, RunState
 from studio.app import shell, state
 from studio.app.components import live, run_compare
 from studio.app.components.cards import adapter_card, run_card
+from studio.app.components.checkpoints_table import checkpoints
+from studio.app.components.evidence import evidence_of_run
 from studio.app.components.gallery import gallery
 from studio.app.components.run_actions import actions
-from studio.app.words import ago, duration, md, plural, tail, value_text
+from studio.app.words import duration, md, tail, value_text
 from studio.runs import launch
-from trainers.recipe import Recipe, differences, preset_name, to_toml
+from trainers.recipe import differences, preset_name, thaw, to_toml
 from trainers.rundir import LOG
 
 PER_PAGE = 12
@@ -97,12 +99,13 @@ def detail(run: Run) -> None:
 
 @st.fragment(run_every=2)
 def watch(run_id: str, state_before: RunState) -> None:
-    """Progress, buttons, previews, curves; the whole page is shown anew when the run ends."""
+    """Progress, buttons, previews, curves, checkpoints; the whole page is shown anew when the run ends."""
     workspace = shell.workspace()
     run = workspace.catalog.get(Run, run_id)
     if run.state is not state_before:
         st.rerun()
-    status = workspace.run_dir(run.id).read_status()
+    rundir = workspace.run_dir(run.id)
+    status, lines = rundir.read_status(), rundir.read_metrics()
     with st.container(key="panel-run"):
         live.progress_panel(run, status)
         if run.reason:
@@ -113,34 +116,23 @@ def watch(run_id: str, state_before: RunState) -> None:
     st.subheader("Pictures while it learns", anchor=False)
     live.previews(run)
     st.subheader("Curves", anchor=False)
-    live.charts(run)
+    live.charts(run, lines)
+    checkpoints(run, lines)
 
 
 def outcome(run: Run) -> None:
-    """Adapters and checkpoints it made."""
+    """Adapters it made, and the way on from a checkpoint."""
     catalog = shell.workspace().catalog
     adapters = catalog.list(Adapter, run_id=run.id)
     if adapters:
         st.subheader("What came out", anchor=False)
         if opened := gallery([adapter_card(adapter) for adapter in adapters], key="run-adapters"):
             shell.go("adapters", adapter=opened)
-    checkpoints = catalog.list(Checkpoint, run_id=run.id, order="-step")
-    if checkpoints:
-        with st.expander(
-            f"Saved on the way: {plural(len(checkpoints), 'checkpoint')}", icon=":material/save:"
-        ):
-            rows = [
-                {
-                    "Step": f"{c.step:,}",
-                    "Loss": f"{c.loss:.4f}" if c.loss is not None else "–",
-                    "Saved": ago(c.created_at),
-                }
-                for c in checkpoints
-            ]
-            st.table(rows, border="horizontal", hide_index=True)
-            if st.button("Compare them", icon=":material/compare:"):
-                shell.go("compare", new="1", run=run.id)
-            branch_form(run, [c.step for c in checkpoints])
+    steps = [checkpoint.step for checkpoint in catalog.list(Checkpoint, run_id=run.id, order="-step")]
+    if steps:
+        evidence_of_run(run)
+        with st.expander("Go on from a checkpoint", icon=":material/call_split:"):
+            branch_form(run, steps)
 
 
 def branch_form(run: Run, steps: list[int]) -> None:
@@ -166,7 +158,7 @@ def branch_form(run: Run, steps: list[int]) -> None:
 def settings(run: Run) -> None:
     """What it was made from and with which choices."""
     catalog = shell.workspace().catalog
-    recipe = Recipe.model_validate(run.recipe, strict=False)
+    recipe = thaw(run.recipe)
     dataset, base = catalog.find(Dataset, run.dataset_id), catalog.find(Base, run.base_id)
     with st.expander("Settings of this run", icon=":material/tune:"):
         with st.container(horizontal=True, vertical_alignment="center"):

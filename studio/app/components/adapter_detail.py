@@ -10,6 +10,7 @@ from studio.app.components.bake_dialog import bake_dialog
 from studio.app.components.cards import adapter_preview, film_rows, sample_cards
 from studio.app.components.chain import chain
 from studio.app.components.edit_dialog import edit_dialog
+from studio.app.components.evidence import evidence_of_adapter
 from studio.app.components.export_dialog import export_dialog
 from studio.app.components.export_report import exported
 from studio.app.components.gallery import Card, film, gallery
@@ -44,6 +45,8 @@ def show(adapter: Adapter) -> None:
     chain(adapter)
     learned(adapter)
     made_with(adapter)
+    if adapter.trashed_at is None and adapter.family:
+        evidence_of_adapter(adapter)
     xray_panel(adapter)
     exported(adapter)
     files(adapter)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from registry.records import Base, Comparison, Sample
+from registry.records import Base, Comparison, Evaluation, Sample
 from studio.app import shell, state
 from studio.app.components import notice, sample_form
 from studio.app.components.compare_arena import arena
@@ -75,6 +75,8 @@ def _actions(comparison: Comparison, spec: Spec) -> None:
     """Download, grow, remove."""
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         shell.link("compare", "All comparisons", icon=":material/arrow_back:")
+        for sheet in shell.workspace().catalog.list(Evaluation, comparison_id=comparison.id, limit=1):
+            shell.link("compare", "The evidence", icon=":material/fact_check:", evidence=sheet.id)
         with st.popover("Download", icon=":material/download:"):
             _downloads(comparison)
         with st.popover("Add a row or column", icon=":material/add:"):

@@ -17,6 +17,7 @@ from studio.app.components.cards import method_label
 from studio.app.components.export_report import proof
 from studio.app.components.needed_base import base_field
 from studio.app.words import md, size
+from studio.evidence.evaluations import memorised
 from studio.exporting import WITH_BASE
 from trainers.families import FAMILIES
 
@@ -68,6 +69,8 @@ def export_dialog(adapter: Adapter) -> None:
 
 def export_form(adapter: Adapter) -> None:
     """What the dialog shows."""
+    if warning := memorised(shell.workspace(), adapter):
+        st.warning(md(warning), icon=":material/content_copy:")
     layouts = _layouts(adapter)
     says = CAPTIONS | (FLOW_CAPTIONS if adapter.family in FAMILIES and FAMILIES[adapter.family].flow else {})
     layout = st.radio(

@@ -10,9 +10,12 @@ from studio.app.components.cards import film_rows, state_badge
 from studio.app.components.gallery import film
 from studio.app.shell import run_progress, workspace
 from studio.app.words import PHASE_WORDS, duration, md, size
-from trainers.rundir import Status
+from studio.runs.ranking import Point, points_of
+from trainers.rundir import PROBES, Status
 
 POINTS = 600  # of a chart; more cannot be told apart on a screen
+MARKED = 40  # points up to which each is marked
+PROBE_WORDS = {"train": "training pictures", "held_out": "held-out pictures"}
 
 
 def progress_panel(run: Run, status: Status | None) -> None:
@@ -32,7 +35,7 @@ def progress_panel(run: Run, status: Status | None) -> None:
             pace = f"{status.seconds_per_step:.1f} s/step"
         figures += [("Speed", pace, ""), ("Time left", duration(status.seconds_left) or "–", "")]
     if status.best_step:
-        figures.append(("Best step", f"{status.best_step:,}", "lowest probe loss"))
+        figures.append(("Best step", f"{status.best_step:,}", "lowest loss at fixed noise and timesteps"))
     figures.append(("Memory", size(status.peak_memory) if status.peak_memory else "–", "peak so far"))
     with st.grid("auto", min_column_width=120, gap="small"):
         for label, value, hint in figures:
@@ -47,12 +50,17 @@ def phase_words(status: Status | None) -> str:
     return f"{words} {status.phase_done} of {status.phase_total}" if status.phase_total else words
 
 
-def charts(run: Run) -> None:
-    """Loss and learning rate over steps."""
-    lines = workspace().run_dir(run.id).read_metrics()
+def charts(run: Run, lines: list[dict[str, Any]]) -> None:
+    """Loss, what the probe found, and learning rate over steps.
+
+    Args:
+        run: The run.
+        lines: Its metric lines.
+    """
     if len(lines) < 2:
         st.caption("Curves appear after the first steps.")
         return
+    points = points_of(lines)
     lines = lines[:: max(1, len(lines) // POINTS)]
     left, right = st.columns(2)
     with left:
@@ -64,6 +72,24 @@ def charts(run: Run) -> None:
         st.echarts_chart(
             _chart([("learning rate", rates, 2, 1.0)], scale=True), height=230, key=f"lr-{run.id}"
         )
+    if len(points) > 1:
+        probes(run, points)
+
+
+def probes(run: Run, points: list[Point]) -> None:
+    """What the probe found at each checkpoint."""
+    series = {name: [[p.step, p.figures[name]] for p in points if name in p.figures] for name in PROBES}
+    left, right = st.columns(2)
+    with left:
+        said = "Loss at fixed noise: when it rises on held-out pictures, the others are learned by heart"
+        st.caption(said if series["held_out"] else "Loss on your pictures at fixed noise, at each checkpoint")
+        losses = [(words, series[name], 2, 1.0) for name, words in PROBE_WORDS.items() if series[name]]
+        st.echarts_chart(_chart(losses, scale=True, several=True), height=230, key=f"probe-{run.id}")
+    if series["prior"]:
+        with right:
+            st.caption("Other prompts: how far the base was moved where it should have stayed")
+            moved = [("other prompts", series["prior"], 2, 1.0)]
+            st.echarts_chart(_chart(moved, scale=False), height=230, key=f"prior-{run.id}")
 
 
 def previews(run: Run) -> None:
@@ -85,11 +111,17 @@ def _loss(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return _chart([("each step", raw, 1, 0.3), ("smoothed", smooth, 2, 1.0)], scale=True)
 
 
-def _chart(series: list[tuple[str, list[list[float]], int, float]], *, scale: bool) -> dict[str, Any]:
+def _chart(
+    series: list[tuple[str, list[list[float]], int, float]], *, scale: bool, several: bool = False
+) -> dict[str, Any]:
+    """Lines over steps: (name, points, width, opacity) each; `several` have a colour and a name each."""
+    dark = st.context.theme.type == "dark"
+    colours = list(theme.CATEGORIES_DARK if dark else theme.CATEGORIES)
     return {
         "animation": False,
-        "color": [theme.ACCENT_DARK if st.context.theme.type == "dark" else theme.ACCENT],
-        "grid": {"left": 8, "right": 12, "top": 12, "bottom": 8, "containLabel": True},
+        "color": colours if several else colours[:1],
+        "legend": {"show": several, "top": 0, "left": 0, "textStyle": {"color": "#8A8A85"}},
+        "grid": {"left": 8, "right": 12, "top": 32 if several else 12, "bottom": 8, "containLabel": True},
         "tooltip": {"trigger": "axis", "valueFormatter": "%.3g"},
         "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", "splitLine": {"show": False}},
         "yAxis": {"type": "value", "scale": scale, "splitNumber": 4},
@@ -98,7 +130,7 @@ def _chart(series: list[tuple[str, list[list[float]], int, float]], *, scale: bo
                 "type": "line",
                 "name": name,
                 "data": data,
-                "showSymbol": False,
+                "showSymbol": len(data) <= MARKED,
                 "lineStyle": {"width": width, "opacity": opacity},
             }
             for name, data, width, opacity in series

@@ -249,16 +249,10 @@ def test_a_checkpoint_is_an_adapter(ws: Workspace):
     from studio.sampling.chosen import chosen_adapter, find_adapter
     from studio.sampling.metadata.said import AdapterMark
     from studio.sampling.mixes import mix_text, read_mix
-    from tests.support.adapters import make_form, write_run_file
-    from tests.support.sampling import MODULES, pocket_shapes
-    from trainers.rundir import write_manifest
+    from tests.support.sheets import add_checkpoints
 
     run = make_run(ws, name="ink")
-    for step in (100, 200):
-        folder = ws.run_dir(run.id).path / "checkpoints" / f"step-{step:06d}"
-        folder.mkdir(parents=True)
-        write_run_file(make_form(pocket_shapes(ws, MODULES), seed=step), folder / "adapter.safetensors")
-        write_manifest(folder, step, ws.key)
+    add_checkpoints(ws, run, (100, 200))
     assert list(verified_checkpoints(ws.run_dir(run.id), ws.key, {})) == [100, 200]
     found = chosen_adapter(ws, "ink@200")
     assert (found.id, found.name, found.step, found.run_id) == (f"{run.id}@200", "ink@200", 200, run.id)

@@ -156,3 +156,14 @@ def test_eight_processes_do_each_job_once(catalog, tmp_path):
     assert counts == Counter(f"s{n}" for n in range(48))
     assert catalog.count(Job, state=JobState.DONE) == 48
     assert {job.attempts for job in catalog.list(Job)} == {1}
+
+
+def test_a_pick_that_counts_for_more_stays(catalog):
+    run = catalog.add(records.run(catalog.add(records.base()).id))
+    assert (run.pick_step, run.pick_reason, run.pick_by) == (0, "", "")
+    assert catalog.pick(run.id, 100, "Lowest.", "probe").pick_step == 100
+    assert catalog.pick(run.id, 200, "Likeliest.", "evidence").pick_reason == "Likeliest."
+    mine = catalog.pick(run.id, 300, "", "you")
+    assert catalog.pick(run.id, 100, "Lowest.", "probe") == mine
+    assert catalog.pick(run.id, 200, "Likeliest.", "evidence") == mine
+    assert catalog.pick(run.id, 400, "", "you") == catalog.get(Run, run.id) != mine

@@ -14,7 +14,7 @@ from registry import fulltext, journal, schema
 from registry.catalog import Catalog
 from registry.errors import BadInput, Damaged, StudioError
 from registry.migrations import HEAD
-from registry.records import Adapter, Base, Dataset, Image, now
+from registry.records import Adapter, Base, Checkpoint, Dataset, Image, Run, now
 from registry.tables import AdapterRow, Schema
 from tests.support import records
 from tests.support.records import open_catalog
@@ -149,6 +149,24 @@ def test_the_first_schema_comes_up_to_date_with_its_content(tmp_path, monkeypatc
     (image,) = catalog.list(Image)
     assert (image.caption, image.repeats, image.weight) == ("a cat", 1, 1.0)
     assert catalog.get(Dataset, "cats").content_hash == "kept"
+
+
+def test_runs_of_a_catalog_without_picks_have_none(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "HEAD", "0010")
+        path = tmp_path / "catalog.sqlite"
+        schema.upgrade(journal.parse_url(f"sqlite:///{path}"), None)
+        base = "'b', '2026-01-01 00:00:00', 'b', 'sd15', '', 'l', 'folder', '', '', '', 0, '{}', ''"
+        sql(path, f"INSERT INTO bases VALUES ({base})")
+        values = (
+            "'r', '2026-01-01 00:00:00', 'old', 'finished', '', 'sd15', '', 'b', 'd', '{}', '', '', '', 0, 9"
+        )
+        sql(path, f"INSERT INTO runs VALUES ({values}, 9, '', 0, '{{}}', NULL, NULL, NULL)")
+        sql(path, "INSERT INTO checkpoints VALUES ('c', '2026-01-01 00:00:00', 'r', 9, 'p', NULL, '{}')")
+    catalog = open_catalog(tmp_path)
+    run = catalog.get(Run, "old")
+    assert (run.pick_step, run.pick_reason, run.pick_by) == (0, "", "")
+    assert catalog.count(Checkpoint, run_id="r") == 1
 
 
 OLD_ADAPTER = """INSERT INTO adapters (id, created_at, name, sort_name, search, tag_lines, tensor_sha256,

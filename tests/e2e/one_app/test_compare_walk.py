@@ -1,0 +1,140 @@
+"""Compare in a real browser: a grid of nine, the slider, ten blind votes, a checkpoint kept, the evidence."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from registry.records import Adapter, Base, Comparison, Evaluation, Run, RunState, Vote
+from studio.datasets.ingest import create_dataset
+from studio.evidence import evaluations
+from studio.evidence.plan import Wishes
+from studio.pocket.pictures import demo_set
+from studio.runs.launch import launch
+from studio.workspace import Workspace
+from tests.support.browser import page_at
+from tests.support.pictures import encoded
+from tests.support.sampling import add_adapter
+from trainers.recipe import apply_sets, preset_by_name
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+NAMES = ("third", "fourth")
+VOTES = 10
+MINUTES = 60_000  # milliseconds
+SETS = ("train.max_steps=8", "checkpoints.every=4", "preview.every=0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _adapters(workspace: Workspace) -> None:
+    for seed, name in enumerate(NAMES):
+        add_adapter(workspace, name, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[Page]:
+    with page_at(f"{address}/compare?new=1", height=1000) as page:
+        yield page
+
+
+def test_comparing(workspace: Workspace, address: str, page: Page):
+    comparison = a_grid_of_nine(workspace, page)
+    the_slider(page)
+    ten_votes(workspace, page, comparison)
+    run = trained(workspace)
+    keep_this_one(workspace, address, page, run)
+    the_evidence(workspace, address, page, run)
+
+
+def a_grid_of_nine(workspace: Workspace, page: Page) -> Comparison:
+    """None and two adapters, three seeds."""
+    for name in NAMES:
+        choose(page, "Add an adapter", name)
+        expect(page.get_by_role("button", name=name, exact=True)).to_be_visible()  # then the list is another
+    prompts = page.get_by_role("textbox", name="What to draw: a prompt in each line")
+    prompts.fill("a red circle")
+    prompts.blur()
+    choose(page, "Seeds", "3")
+    page.keyboard.press("Escape")  # the list stays open for more
+    expect(page.get_by_text("9 cells")).to_be_visible()
+    page.get_by_role("button", name="Draw the grid").click()
+    expect(page.get_by_role("button", name=re.compile("seed 3"))).to_have_count(3, timeout=2 * MINUTES)
+    expect(page.locator(".face img")).to_have_count(9, timeout=2 * MINUTES)
+    (made,) = workspace.catalog.list(Comparison, limit=1)
+    return made
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    """A value of a list."""
+    page.get_by_role("combobox", name=re.compile(label)).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def the_slider(page: Page) -> None:
+    """The line moves with the keys, and what is left of it is the one picture."""
+    page.get_by_role("radio", name="Slider").click()
+    line = page.get_by_role("slider", name="Move between the two pictures")
+    expect(line).to_have_attribute("aria-valuenow", "50")
+    line.focus()
+    line.press("ArrowLeft")
+    line.press("ArrowLeft")
+    expect(line).to_have_attribute("aria-valuenow", "46")
+    expect(page.locator(".over")).to_have_css("clip-path", "inset(0px 54% 0px 0px)")
+
+
+def ten_votes(workspace: Workspace, page: Page, comparison: Comparison) -> None:
+    """Names stay hidden until the vote; ten votes make a ranking."""
+    page.get_by_role("radio", name="Blind vote").click()
+    arena = page.locator("#arena")
+    for count in range(1, VOTES + 1):
+        expect(arena).to_have_count(1)  # the last pair is gone
+        expect(arena.locator("img").first).to_be_visible()
+        seen = arena.inner_html()
+        assert not any(name in seen for name in NAMES)
+        arena.get_by_role("button", name=("← Left", "Right →", "No difference")[count % 3]).click()
+        expect(page.get_by_text(f"{count} vote" if count > 1 else "1 vote")).to_be_visible()
+        assert workspace.catalog.count(Vote, comparison_id=comparison.id) == count
+    expect(page.get_by_text("strength", exact=False).first).to_be_visible()
+
+
+def trained(workspace: Workspace) -> Run:
+    """A short run with two checkpoints; the app's worker trains it."""
+    uploads = [(f"{n}.png", encoded(picture)) for n, (picture, _) in enumerate(demo_set("style", 4, 5))]
+    uploads += [(f"{n}.txt", caption.encode()) for n, (_, caption) in enumerate(demo_set("style", 4, 5))]
+    dataset = create_dataset(workspace, "compared", uploads, trigger="neonsign").dataset
+    recipe = apply_sets(preset_by_name("pocket-style"), list(SETS))
+    return launch(workspace, recipe, workspace.catalog.get(Base, "pocket"), dataset, "judged")
+
+
+def keep_this_one(workspace: Workspace, address: str, page: Page, run: Run) -> None:
+    """A checkpoint becomes an adapter."""
+    page.goto(f"{address}/runs?run={run.id}")
+    expect(page.get_by_text("Finished").first).to_be_visible(timeout=3 * MINUTES)
+    assert workspace.catalog.get(Run, run.id).state is RunState.FINISHED
+    assert [one.step for one in workspace.catalog.list(Adapter, run_id=run.id)] == [8]
+    row = page.locator(f".st-key-panel-checkpoint-{run.id}-4")
+    row.get_by_role("button", name="Keep this one").click()
+    expect(row.get_by_text("your pick")).to_be_visible()
+    expect(row.get_by_text("In the library")).to_be_visible()
+    assert {one.step for one in workspace.catalog.list(Adapter, run_id=run.id)} == {4, 8}
+
+
+def the_evidence(workspace: Workspace, address: str, page: Page, run: Run) -> None:
+    """Asked for with few pictures, looked at on the page of the run, then as a whole."""
+    made = evaluations.begin(
+        workspace,
+        run,
+        Wishes(seeds=2, weights=(1.0,), prompts=("a red circle, neonsign", "a blue star, neonsign")),
+    )
+    page.reload()
+    expect(page.get_by_role("button", name="See the evidence")).to_be_visible(timeout=3 * MINUTES)
+    assert workspace.catalog.get(Evaluation, made.id).result
+    page.get_by_role("button", name="See the evidence").click()
+    expect(page.get_by_role("heading", name="Evidence: judged")).to_be_visible()
+    expect(page.get_by_role("heading", name="Best first")).to_be_visible()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save the report").click()
+    text = saved.value.path().read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    assert "Use judged" in text

@@ -1,0 +1,168 @@
+"""Keeping a checkpoint, and which one a run says is best: by its probe, by evidence, by a person."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry.errors import BadInput
+from registry.records import Adapter, Checkpoint, Run
+from studio.runs.keep import keep, pick_by_probe
+from studio.runs.launch import anew, branch
+from studio.runs.ranking import ranking_of
+from studio.workspace import Workspace
+from tests.support.cli import Studio
+from tests.support.fake_trainer import Script
+from tests.support.supervision import make_run, make_worker
+from trainers.recipe import thaw
+from trainers.rundir import ADAPTER, checkpoint_name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with one finished run of 20 steps, checkpoints at 5, 10, 15 and 20; do not change it."""
+    home = tmp_path_factory.mktemp("kept") / "home"
+    ws = Workspace.open(home)
+    make_run(ws, Script(probes=True))
+    make_worker(ws).run(once=True)
+    ws.catalog.close()
+    return home
+
+
+@pytest.fixture
+def ws(finished: Path, tmp_path: Path) -> Workspace:
+    return Workspace.open(shutil.copytree(finished, tmp_path / "home"))
+
+
+@pytest.fixture
+def studio(ws: Workspace) -> Studio:
+    return Studio(ws.home)
+
+
+def the_run(ws: Workspace) -> Run:
+    return ws.catalog.get(Run, "ink")
+
+
+def test_a_finished_run_says_which_of_its_checkpoints_is_best(ws: Workspace):
+    run = the_run(ws)
+    assert (run.pick_step, run.pick_by) == (10, "probe")
+    assert run.pick_reason == "Its loss on held-out pictures is the lowest, 0.5000."
+    row = next(row for row in ws.catalog.list(Checkpoint, run_id=run.id) if row.step == 10)
+    assert row.metrics == {"loss": 0.1, "probe_loss": 0.1, "probe_held_out": 0.5, "probe_prior": 0.01}
+    assert anew(run, thaw(run.recipe), "again").pick_by == ""
+
+
+def test_a_kept_checkpoint_is_an_adapter_like_that_of_a_finished_run(ws: Workspace, studio: Studio):
+    (end,) = ws.catalog.list(Adapter)
+    said = studio("runs", "keep", "ink@15")
+    kept, run = ws.catalog.get(Adapter, said["id"]), the_run(ws)
+    assert (kept.name, kept.step, kept.run_id, kept.origin) == ("ink step 15", 15, run.id, "run")
+    own = (
+        "id",
+        "created_at",
+        "name",
+        "step",
+        "path",
+        "tensor_sha256",
+        "file_sha256",
+        "mtime_ns",
+        "checked_at",
+    )
+    assert replace(kept, **{name: getattr(end, name) for name in own}) == end
+    assert ws.resolve(kept.path).read_bytes() == checkpoint(ws, 15).joinpath(ADAPTER).read_bytes()
+    assert (run.pick_step, run.pick_by) == (15, "you")
+    assert run.pick_reason.startswith("Past its best: its loss on held-out pictures is 10.0% above step 10.")
+    assert said["kept"] == {"run": run.id, "step": 15, "new": True}
+    shutil.rmtree(checkpoint(ws, 15))  # it may be pruned
+    assert studio("adapters", "verify", kept.name)["state"] == "ok"
+
+
+def test_the_same_weights_are_one_adapter(ws: Workspace, studio: Studio):
+    first = studio("runs", "keep", "ink@10", "--name", "ink, light")
+    assert first["name"] == "ink, light"
+    said = studio("runs", "keep", f"{the_run(ws).id}@10", "--name", "another", text=True)
+    assert said == f"Checkpoint ink@10 was in the library already, as adapter ink, light ({first['id']}).\n"
+    last = studio("runs", "keep", "ink@20")  # the result of the run
+    assert (last["name"], last["kept"]["new"]) == ("ink", False)
+    assert ws.catalog.count(Adapter) == 2
+    assert the_run(ws).pick_step == 20
+
+
+def checkpoint(ws: Workspace, step: int) -> Path:
+    return ws.run_dir(the_run(ws).id).path / "checkpoints" / checkpoint_name(step)
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("ink", "names no step of a run. write RUN@STEP"),
+        ("ink@x", "names no step of a run"),
+        ("ink@7", "does not exist. there are 5, 10, 15, 20"),
+        ("nobody@5", "run 'nobody': does not exist"),
+        ("ink@5", "is incomplete or was changed after it was written"),
+    ],
+)
+def test_what_cannot_be_kept_says_so_in_one_line(ws: Workspace, studio: Studio, key: str, why: str):
+    checkpoint(ws, 5).joinpath(ADAPTER).write_bytes(b"cut off")
+    said = studio("runs", "keep", key, code=2)
+    assert why in said
+    assert said.count("\n") == 1
+    assert the_run(ws).pick_by == "probe"
+    assert ws.catalog.count(Adapter) == 1
+
+
+def test_a_whole_model_a_taken_name_and_the_trash(ws: Workspace, studio: Studio):
+    assert "'ink': exists already" in studio("runs", "keep", "ink@10", "--name", "ink", code=2)
+    kept = studio("runs", "keep", "ink@10")
+    studio("adapters", "trash", kept["id"])
+    assert "is adapter ink step 10, which lies in the trash" in studio("runs", "keep", "ink@10", code=2)
+    folder = checkpoint(ws, 15)
+    folder.joinpath(ADAPTER).unlink()
+    sign(folder, ws)
+    said = studio("runs", "keep", "ink@15", code=2)
+    assert "holds no adapter: the run trains a whole model" in said
+
+
+def sign(folder: Path, ws: Workspace) -> None:
+    from trainers.rundir import write_manifest
+
+    folder.joinpath("manifest.json").unlink()
+    write_manifest(folder, int(folder.name[-6:]), ws.key)
+
+
+def test_a_persons_pick_stays(ws: Workspace):
+    run = the_run(ws)
+    seen = ws.catalog.pick(run.id, 15, "Draws what is asked.", "evidence")
+    assert pick_by_probe(ws, run) == seen  # evidence counts for more
+    mine = keep(ws, "ink@5").run
+    assert (mine.pick_step, mine.pick_by) == (5, "you")
+    assert pick_by_probe(ws, run) == mine
+    assert ws.catalog.pick(run.id, 15, "Draws what is asked.", "evidence") == mine
+    assert keep(ws, "ink@20").run.pick_step == 20
+
+
+def test_runs_show_ranks_checkpoints(ws: Workspace, studio: Studio):
+    found: dict[str, Any] = studio("runs", "show", "ink")
+    assert [row["step"] for row in found["ranking"]["checkpoints"]] == [10, 5, 15, 20]
+    assert found["ranking"]["by"] == "probe"
+    assert (found["pick_step"], found["pick_by"]) == (10, "probe")
+    assert found["checkpoints"] == [5, 10, 15, 20]
+    text = studio("runs", "show", "ink", text=True)
+    assert "other prompts" in text
+    assert "Past its best" in text
+
+
+def test_a_ranking_outlives_the_files_of_its_run(ws: Workspace):
+    run = the_run(ws)
+    ws.run_dir(run.id).file("metrics.jsonl").write_text("{broken\n")
+    ws.run_dir(run.id).file("status.json").write_text("[]")
+    assert ranking_of(ws, run).best.step == 10
+
+
+def test_a_branch_does_not_hold_out_what_was_trained_on(ws: Workspace):
+    run = the_run(ws)
+    with pytest.raises(BadInput, match=r"checkpoints.held_out: names pictures that the run trained on"):
+        branch(ws, run, 10, ["train.max_steps=30", "checkpoints.held_out=1"])
+    assert branch(ws, run, 10, ["train.max_steps=30"]).parent_step == 10
