@@ -1,36 +1,37 @@
-"""What judging checkpoints costs: the pocket style recipe with and without the probe, in turn (A B B A).
+"""What judging checkpoints costs: CPU seconds of the probe within a run of the pocket style recipe.
 
-Each run is a fresh process with one thread. There is a checkpoint every 25 steps, more than anyone wants, so
-that the difference stands out; without the probe they are saved all the same. What a checkpoint's probe costs
-is said in steps, and as a share of a run with the recipe's own number of checkpoints.
+One run in this process, on one thread, with more checkpoints than anyone wants; the calls of the probe are
+timed inside of it, so a machine that is busy or slow is so for both. The first one also asks the base.
 
-    python benchmarks/probing.py [--rounds 1] [--steps 400] [--held-out 4]
+    python benchmarks/probing.py [--steps 100] [--every 10] [--held-out 4]
 """
 
 import argparse
 import hashlib
 import json
+import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import train_vs_plain as runs  # noqa: E402 - a script: the path comes first
-from studio.pocket.pictures import demo_set  # noqa: E402
-from trainers.recipe import preset_by_name  # noqa: E402
+from studio.pocket.pictures import demo_set  # noqa: E402 - a script: the path comes first
+from tests.support.runs import environment, write_run  # noqa: E402
+from trainers.recipe import apply_sets, preset_by_name  # noqa: E402
 from trainers.rundir import ManifestItem  # noqa: E402
 
-EVERY = 25  # steps between checkpoints
+PICTURES = 40
 
 
-def pictures(folder: Path, count: int) -> list[ManifestItem]:
+def pictures(folder: Path) -> list[ManifestItem]:
     """The demo's own, as a manifest."""
     folder.mkdir()
     items: list[ManifestItem] = []
-    for number, (picture, caption) in enumerate(demo_set("style", count, 1)):
+    for number, (picture, caption) in enumerate(demo_set("style", PICTURES, 1)):
         path = folder / f"{number}.png"
         picture.save(path)
         digest = hashlib.sha256(picture.tobytes()).hexdigest()
@@ -41,26 +42,46 @@ def pictures(folder: Path, count: int) -> list[ManifestItem]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--held-out", type=int, default=4)
     options = parser.parse_args()
-    same = [f"checkpoints.every={EVERY}", f"checkpoints.held_out={options.held_out}", "train.ema_decay=0.99"]
-    ways = {"without": ["checkpoints.keep_best=false"], "with": ["checkpoints.keep_best=true"]}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    os.environ.update(environment())
+
+    from trainers.loop import train
+    from trainers.metrics import Reporter
+    from trainers.probe import Probe
+    from trainers.session import open_session
+    from trainers.signals import StopFlag
+
+    ask, calls = Probe.__call__, list[float]()
+
+    def timed(probe: Probe) -> object:
+        before = time.process_time()
+        found = ask(probe)
+        calls.append(time.process_time() - before)
+        return found
+
+    Probe.__call__ = timed
+    usual = preset_by_name("pocket-style")
+    sets = [
+        f"train.max_steps={options.steps}", "train.num_threads=1", "preview.every=0", "data.trigger=zork",
+        f"checkpoints.every={options.every}", f"checkpoints.held_out={options.held_out}",
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
-        shown = pictures(Path(name) / "pictures", 40)
-        for _ in range(options.rounds):
-            for way in ("with", "without", "without", "with"):
-                cpu, wall = runs.measure("ours", options.steps, Path(name), shown, [*same, *ways[way]])
-                seconds[way].append(cpu)
-                print(f"{way:8s} cpu {cpu:6.2f} s, wall {wall:6.2f} s")
-    plain, judged = median(seconds["without"]), median(seconds["with"])
-    probe = (judged - plain) / (options.steps // EVERY)
-    usual = preset_by_name("pocket-style").checkpoints.every
-    share = probe * (options.steps // usual) / plain
-    print(f"a probe: {probe * 1e3:.0f} ms CPU; with a checkpoint every {usual} steps {share:.1%} of the run")
-    print(json.dumps({"probe_ms": round(probe * 1e3), "share": round(share, 4)}))
+        run = write_run(Path(name) / "run", ROOT / "studio/pocket/model", pictures(Path(name) / "pictures"))
+        run.file("recipe.json").write_text(apply_sets(usual, sets).model_dump_json())
+        session = open_session(run, Reporter(run), StopFlag())
+        before = time.process_time()
+        train(session)
+        step = (time.process_time() - before - sum(calls)) / options.steps
+        session.close()
+        found = [line for line in run.read_metrics() if "probe_loss" in line]
+    probe, every = median(calls), usual.checkpoints.every
+    print(f"a step {step * 1e3:.0f} ms, a probe {probe * 1e3:.0f} ms, the first {calls[0] * 1e3:.0f} ms CPU")
+    print(f"with a checkpoint every {every} steps: {probe / (every * step):.2%} of the training")
+    keys = ("step", "probe_loss", "probe_held_out", "probe_prior")
+    print(json.dumps([[line.get(key) for key in keys] for line in found]))
 
 
 if __name__ == "__main__":

@@ -104,6 +104,8 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
     catalog = workspace.catalog
     running = catalog.list(Run, state=RunState.RUNNING)[0]
     failed = catalog.list(Run, state=RunState.FAILED)[0]
+    finished = catalog.list(Run, state=RunState.FINISHED)[0]
+    catalog.pick(finished.id, 200, "", "you")
     neon = catalog.get(Dataset, "neon signs")
     picture = catalog.list(Image, dataset_id=neon.id, order="position")[0]
     return found | {
@@ -112,6 +114,7 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
             f"/datasets?dataset={neon.id}",
         ),
         "run-live": f"/runs?run={running.id}",
+        "run-finished": f"/runs?run={finished.id}",
         **dict.fromkeys(("run-failed", "run-settings"), f"/runs?run={failed.id}"),
         "runs-compare": "/runs?compare=1",
         **adapter_views(workspace),

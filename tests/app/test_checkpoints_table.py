@@ -26,7 +26,7 @@ def test_a_finished_run_shows_its_checkpoints_best_first(filled: Workspace, open
     assert "could learn more" in said
     assert "held-out pictures 0.1310 · training pictures 0.1239 · other prompts 0.0057" in said
     assert "stopping now" not in said
-    assert "Loss at fixed noise" in said
+    assert "At fixed noise; on held-out pictures it rises with copying" in said
 
 
 def test_a_run_that_gets_worse_says_so_while_it_can_be_stopped(filled: Workspace, open_page: Open):

@@ -6,12 +6,13 @@ from registry.records import Adapter, Base, Checkpoint, Dataset, Run, RunState
 from studio.app import shell, state
 from studio.app.components import live, run_compare
 from studio.app.components.cards import adapter_card, run_card
-from studio.app.components.checkpoints_table import checkpoints
+from studio.app.components.checkpoints_table import advice, checkpoints
 from studio.app.components.evidence import evidence_of_run
 from studio.app.components.gallery import gallery
 from studio.app.components.run_actions import actions
 from studio.app.words import duration, md, tail, value_text
 from studio.runs import launch
+from studio.runs.ranking import ranking_of
 from trainers.recipe import differences, preset_name, thaw, to_toml
 from trainers.rundir import LOG
 
@@ -106,18 +107,20 @@ def watch(run_id: str, state_before: RunState) -> None:
         st.rerun()
     rundir = workspace.run_dir(run.id)
     status, lines = rundir.read_status(), rundir.read_metrics()
+    ranking = ranking_of(workspace, run, lines=lines)
     with st.container(key="panel-run"):
         live.progress_panel(run, status)
         if run.reason:
             show = st.error if run.state is RunState.FAILED else st.warning
             show(md(run.reason), icon=":material/error:")
+        advice(ranking)
         with st.container(horizontal=True):
             actions(run)
     st.subheader("Pictures while it learns", anchor=False)
     live.previews(run)
     st.subheader("Curves", anchor=False)
     live.charts(run, lines)
-    checkpoints(run, lines)
+    checkpoints(run, ranking)
 
 
 def outcome(run: Run) -> None:

@@ -1,15 +1,12 @@
 """The checkpoints of a run, best first, each with its reason and a button that keeps it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import streamlit as st
 
 from registry.records import Adapter, Run
 from studio.app import shell
 from studio.app.words import md, plural
 from studio.runs.keep import keep_step
-from studio.runs.ranking import Ranked, Ranking, ranking_of
+from studio.runs.ranking import Ranked, Ranking
 
 MOST = 12  # rows; a run may keep a thousand checkpoints
 STAGES = {
@@ -31,17 +28,15 @@ HELP = (
 )
 
 
-def checkpoints(run: Run, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Ranked rows; the way to stop when going on makes it worse.
-
-    Args:
-        run: The run.
-        lines: Its metric lines.
-    """
-    ranking = ranking_of(shell.workspace(), run, lines=lines)
-    st.subheader("Checkpoints", anchor=False, help=HELP)
+def advice(ranking: Ranking) -> None:
+    """Whether to stop; belongs beside the button that does."""
     if ranking.advice:
         st.info(md(ranking.advice), icon=":material/trending_up:")
+
+
+def checkpoints(run: Run, ranking: Ranking) -> None:
+    """The rows, best first."""
+    st.subheader("Checkpoints", anchor=False, help=HELP)
     _held_out(ranking)
     if not ranking.rows:
         st.caption("They appear here as they are saved, the best first.")

@@ -11,7 +11,7 @@ from studio.app.components.gallery import film
 from studio.app.shell import run_progress, workspace
 from studio.app.words import PHASE_WORDS, duration, md, size
 from studio.runs.ranking import Point, points_of
-from trainers.rundir import PROBES, Status
+from trainers.rundir import Status
 
 POINTS = 600  # of a chart; more cannot be told apart on a screen
 MARKED = 40  # points up to which each is marked
@@ -62,34 +62,51 @@ def charts(run: Run, lines: list[dict[str, Any]]) -> None:
         return
     points = points_of(lines)
     lines = lines[:: max(1, len(lines) // POINTS)]
-    left, right = st.columns(2)
-    with left:
-        st.caption("Loss: lower is closer to your pictures; it wobbles, and that is normal")
-        st.echarts_chart(_loss(lines), height=230, key=f"loss-{run.id}")
-    with right:
-        st.caption("Learning rate: how big the steps are")
-        rates = [[line["step"], line["lr"]] for line in lines if line.get("lr") is not None]
-        st.echarts_chart(
-            _chart([("learning rate", rates, 2, 1.0)], scale=True), height=230, key=f"lr-{run.id}"
-        )
-    if len(points) > 1:
-        probes(run, points)
+    rates = [[line["step"], line["lr"]] for line in lines if line.get("lr") is not None]
+    _pair(
+        (
+            "Loss: lower is closer to your pictures; it wobbles, and that is normal",
+            f"loss-{run.id}",
+            _loss(lines),
+        ),
+        _probed(run, points) if len(points) > 1 else None,
+    )
+    _pair(
+        ("Learning rate: how big the steps are", f"lr-{run.id}", _chart([("learning rate", rates, 2, 1.0)])),
+        _moved(run, points) if len(points) > 1 else None,
+    )
 
 
-def probes(run: Run, points: list[Point]) -> None:
-    """What the probe found at each checkpoint."""
-    series = {name: [[p.step, p.figures[name]] for p in points if name in p.figures] for name in PROBES}
-    left, right = st.columns(2)
-    with left:
-        said = "Loss at fixed noise: when it rises on held-out pictures, the others are learned by heart"
-        st.caption(said if series["held_out"] else "Loss on your pictures at fixed noise, at each checkpoint")
-        losses = [(words, series[name], 2, 1.0) for name, words in PROBE_WORDS.items() if series[name]]
-        st.echarts_chart(_chart(losses, scale=True, several=True), height=230, key=f"probe-{run.id}")
-    if series["prior"]:
-        with right:
-            st.caption("Other prompts: how far the base was moved where it should have stayed")
-            moved = [("other prompts", series["prior"], 2, 1.0)]
-            st.echarts_chart(_chart(moved, scale=False), height=230, key=f"prior-{run.id}")
+def _pair(*charts: tuple[str, str, dict[str, Any]] | None) -> None:
+    """Charts side by side: (caption, key, options) each."""
+    for column, chart in zip(st.columns(2), charts, strict=True):
+        if chart is not None:
+            caption, key, options = chart
+            with column:
+                st.caption(caption)
+                st.echarts_chart(options, height=230, key=key)
+
+
+def _probed(run: Run, points: list[Point]) -> tuple[str, str, dict[str, Any]] | None:
+    """Losses of the probe at each checkpoint."""
+    series = [
+        (words, found, 2, 1.0) for name, words in PROBE_WORDS.items() if (found := _figure(points, name))
+    ]
+    said = "At fixed noise; on held-out pictures it rises with copying"
+    said = said if len(series) > 1 else "Loss at fixed noise, at each checkpoint"
+    return (said, f"probe-{run.id}", _chart(series, several=True)) if series else None
+
+
+def _moved(run: Run, points: list[Point]) -> tuple[str, str, dict[str, Any]] | None:
+    """How far other prompts are from what the base makes of them."""
+    found = _figure(points, "prior")
+    said = "Other prompts: how far they moved from the base"
+    options = _chart([("other prompts", found, 2, 1.0)], scale=False)
+    return (said, f"prior-{run.id}", options) if found else None
+
+
+def _figure(points: list[Point], name: str) -> list[list[float]]:
+    return [[point.step, point.figures[name]] for point in points if name in point.figures]
 
 
 def previews(run: Run) -> None:
@@ -108,11 +125,11 @@ def _loss(lines: list[dict[str, Any]]) -> dict[str, Any]:
     for step, value in raw:
         mean += (value - mean) * 0.08
         smooth.append([step, round(mean, 6)])
-    return _chart([("each step", raw, 1, 0.3), ("smoothed", smooth, 2, 1.0)], scale=True)
+    return _chart([("each step", raw, 1, 0.3), ("smoothed", smooth, 2, 1.0)])
 
 
 def _chart(
-    series: list[tuple[str, list[list[float]], int, float]], *, scale: bool, several: bool = False
+    series: list[tuple[str, list[list[float]], int, float]], *, scale: bool = True, several: bool = False
 ) -> dict[str, Any]:
     """Lines over steps: (name, points, width, opacity) each; `several` have a colour and a name each."""
     dark = st.context.theme.type == "dark"
