@@ -156,7 +156,8 @@ def ranking_of(
 
 def points_of(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
     """Metric lines of steps at which the probe was asked, as points."""
-    return [Point(int(line["step"]), found) for line in lines if (found := probes_of(line))]
+    asked = (line for line in lines if PROBES["train"] in line)  # one line of hundreds
+    return [Point(int(line["step"]), found) for line in asked if (found := probes_of(line))]
 
 
 def probes_of(numbers: Mapping[str, Any]) -> dict[str, float]:
