@@ -91,7 +91,7 @@ class Reporter:
 
     def held_out(self, names: list[str]) -> None:
         """Pictures that the run does not train on."""
-        if names:
+        if names and self.writes:
             log.info("held out, to judge checkpoints by: %s", ", ".join(names))
         self._change(held_out=names)
 

@@ -95,7 +95,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """One forward pass: a batch on the device with its noise and timesteps."""
 
     setting: "Setting"
@@ -122,7 +122,7 @@ class _Asked:
 class _Drift:
     """How far predictions are from the base's own; the base is asked once, it does not change."""
 
-    def __init__(self, learning: "Learning", asked: _Asked) -> None:
+    def __init__(self, learning: "Learning", asked: Asked) -> None:
         self._learning, self._asked = learning, asked
         self._base: Tensor | None = None
 
@@ -157,12 +157,12 @@ def make_probe(
     generator = torch.Generator().manual_seed(draw_seed(seed, "probe"))
     noise = objective.sample_noise(batch.latents.shape, generator)
     t = objective.probe_t(batch.latents.shape)
-    trained = _Asked(setting, objective, batch.to(device), noise, t)
+    trained = Asked(setting, objective, batch.to(device), noise, t)
     prior = None
     if captions := prior_captions(recipe, source.items):
         other = replace(batch, captions=captions, cond=source.conditioning(captions))
-        prior = _Drift(learning, _Asked(setting, objective, other.to(device), noise, t))
-    spared = _held_rows(setting, objective, still, held, batch.geometry[0].target)
+        prior = _Drift(learning, Asked(setting, objective, other.to(device), noise, t))
+    spared = held_rows(setting, objective, still, held, batch.geometry[0].target)
 
     def held_loss() -> Tensor:
         rows = sum(len(asked.t) for asked in spared)
@@ -171,9 +171,9 @@ def make_probe(
     return Probe(learning, trained.loss, held_loss if spared else None, prior)
 
 
-def _held_rows(
+def held_rows(
     setting: "Setting", objective: Objective, still: BatchSource, held: Sequence[Item], near: Size
-) -> list[_Asked]:
+) -> list[Asked]:
     """Every held-out picture equally often, at the size nearest to `near` (height, width); a bucket a batch.
 
     Few pictures come several times, at other timesteps: a loss at one timestep a picture says little.
@@ -188,13 +188,16 @@ def _held_rows(
         buckets[items[position].geometry.target].append(row)
     spared = replace(still, items=items)
     generator = torch.Generator().manual_seed(draw_seed(setting.recipe.train.seed, "held out"))
-    found: list[_Asked] = []
-    for at in buckets.values():
+    found: list[Asked] = []
+    chunks = [
+        at[n : n + ROWS] for at in buckets.values() for n in range(0, len(at), ROWS)
+    ]  # memory of a pass
+    for at in chunks:
         batch = spared.load([Slot(rows[row], 0) for row in at], 0, 0)
         noise = objective.sample_noise(batch.latents.shape, generator)
         # Over all rows, so that the timesteps of small buckets are spread as well.
         t = objective.probe_t(torch.Size((len(rows), *batch.latents.shape[1:])))[at]
-        found.append(_Asked(setting, objective, batch.to(setting.family.device), noise, t))
+        found.append(Asked(setting, objective, batch.to(setting.family.device), noise, t))
     return found
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LEAST = 7  # checkpoints before their spread says anything
 AFTER = 3  # in a row, later than the best and clearly worse, before we say so
 NEVER_LESS = 0.005  # of the loss: differences below it do not matter, however little it wobbles
+NEAR, ENOUGH = 1.25, 5  # of the lowest loss; how many have to be left
 ALIKE = 3.0  # standard deviations of a difference up to which two losses are: one is the lowest of many
 CLEARLY = 4.0  # the same for advice, which is looked for at every checkpoint
 _NAMES = {"held_out": "held-out pictures", "train": "training pictures"}
@@ -154,7 +155,8 @@ def ranking_of(
 
 def points_of(lines: Iterable[Mapping[str, Any]]) -> list[Point]:
     """Metric lines of steps at which the probe was asked, as points."""
-    return [Point(int(line["step"]), found) for line in lines if (found := probes_of(line))]
+    asked = (line for line in lines if PROBES["train"] in line)  # one line of hundreds
+    return [Point(int(line["step"]), found) for line in asked if (found := probes_of(line))]
 
 
 def probes_of(numbers: Mapping[str, Any]) -> dict[str, float]:
@@ -192,7 +194,7 @@ class _Curve:
         least = NEVER_LESS * min(map(abs, values), default=0.0)
         if len(values) < LEAST:
             return least
-        return max(least, times * sqrt(2) * spread(values))
+        return max(least, times * sqrt(2) * spread(settled(values)))
 
     def lowest(self, steps: Iterable[int]) -> int | None:
         """The step with the lowest loss, of equals the earliest; None when nothing is known of any."""
@@ -232,6 +234,12 @@ class _Curve:
         if self.name == "held_out":
             return f"{risen}: stopping now loses nothing, {kept}."
         return f"{risen}: stopping now loses nothing, {kept}; a lower optimizer.lr may go further."
+
+
+def settled(values: Sequence[float]) -> Sequence[float]:
+    """A curve without its steep beginning, which bends more than it wobbles; see `NEAR`."""
+    first = next(n for n, value in enumerate(values) if value <= NEAR * min(values))
+    return values[first:] if len(values) - first >= ENOUGH else values
 
 
 def spread(values: Sequence[float]) -> float:

@@ -2,18 +2,22 @@
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from registry.hashing import hash_adapter
 from tests.support.runs import draw_pictures, environment, recipe, resume, train, write_run
+from trainers.data import BatchSource
 from trainers.held_out import held_out
 from trainers.loop import error
 from trainers.metrics import Reporter
+from trainers.objectives import DDPM
 from trainers.plan import Geometry, Item, Slot, draw_seed
-from trainers.probe import EVERYDAY, Figures, prior_captions
+from trainers.probe import EVERYDAY, Figures, held_rows, prior_captions
 from trainers.readback import ReadBack
 from trainers.rundir import ManifestItem, RunDir, checkpoint_step
 from trainers.session import Session, open_session
@@ -165,3 +169,39 @@ def test_a_point_of_the_probe_is_always_tracked(tmp_path):
     readback.drain({"probe_held_out": 0.25})
     assert [line["step"] for line in tracked] == [1, 3]
     assert tracked[-1]["probe_held_out"] == 0.25
+
+
+class Shapes:
+    """Latents of zeros, in the shape of each bucket."""
+
+    def get(self, item: Item, *, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        height, width = (side // 8 for side in item.geometry.target)
+        return torch.zeros(4, height, width), torch.zeros(4, height, width)
+
+
+def test_held_out_pictures_of_several_shapes_and_sizes_count_alike():
+    """Each as often, at the size nearest to the others', and together at timesteps of the whole range."""
+    square, wide, large = (32, 32), (32, 64), (64, 64)
+    some = items(*"abcde")
+    targets = [square, square, square, wide, wide]
+    held = [
+        replace(i, geometry=Geometry((64, 64), (0, 0), target))
+        for i, target in zip(some, targets, strict=True)
+    ]
+    held += [
+        replace(held[0], index=9, geometry=Geometry((64, 64), (0, 0), large)),  # the first, at another size
+    ]
+    chosen, cpu = recipe(), torch.device("cpu")
+    source = BatchSource(held, Shapes(), lambda told: {"n": torch.zeros(len(told))}, chosen.data, 0, 1)
+    setting = SimpleNamespace(recipe=chosen, family=SimpleNamespace(device=cpu))
+    objective = DDPM(torch.linspace(0.999, 0.01, 1000))
+    asked = held_rows(setting, objective, source, held, square)
+    assert [tuple(one.batch.latents.shape) for one in asked] == [(6, 4, 4, 4), (4, 4, 4, 8)]
+    assert [one.noise.shape for one in asked] == [one.batch.latents.shape for one in asked]
+    shown = Counter(name for one in asked for name in one.batch.names)
+    assert shown == {f"{n}.png": 2 for n in range(5)}
+    together = torch.cat([one.t for one in asked]).sort().values
+    assert torch.equal(together, objective.probe_t(torch.Size((10, 4, 4, 4))))
+    many = held_rows(setting, objective, source, items(*map(str, range(20))), square)
+    assert [len(one.t) for one in many] == [8, 8, 4]  # no more at once than otherwise
+    assert held_rows(setting, objective, source, [], square) == []

@@ -1,5 +1,6 @@
 """Keeping a checkpoint, and which one a run says is best: by its probe, by evidence, by a person."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 import pytest
 
 from registry.errors import BadInput
-from registry.records import Adapter, Checkpoint, Run
+from registry.records import Adapter, Base, Checkpoint, Dataset, Run, RunState
+from studio.runs.checks import check_run
+from studio.runs.follow import _Progress
 from studio.runs.keep import keep, pick_by_probe
 from studio.runs.launch import anew, branch
 from studio.runs.ranking import ranking_of
@@ -16,8 +19,8 @@ from studio.workspace import Workspace
 from tests.support.cli import Studio
 from tests.support.fake_trainer import Script
 from tests.support.supervision import make_run, make_worker
-from trainers.recipe import thaw
-from trainers.rundir import ADAPTER, checkpoint_name
+from trainers.recipe import apply_sets, preset, thaw
+from trainers.rundir import ADAPTER, METRICS, checkpoint_name, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +129,6 @@ def test_a_whole_model_a_taken_name_and_the_trash(ws: Workspace, studio: Studio)
 
 
 def sign(folder: Path, ws: Workspace) -> None:
-    from trainers.rundir import write_manifest
-
     folder.joinpath("manifest.json").unlink()
     write_manifest(folder, int(folder.name[-6:]), ws.key)
 
@@ -166,3 +167,33 @@ def test_a_branch_does_not_hold_out_what_was_trained_on(ws: Workspace):
     with pytest.raises(BadInput, match=r"checkpoints.held_out: names pictures that the run trained on"):
         branch(ws, run, 10, ["train.max_steps=30", "checkpoints.held_out=1"])
     assert branch(ws, run, 10, ["train.max_steps=30"]).parent_step == 10
+
+
+def test_who_trains_is_told_what_is_held_out(ws: Workspace):
+    base, dataset = ws.catalog.get(Base, "pocket"), ws.catalog.get(Dataset, "shapes")
+    usual = preset("sd15", "style", "pocket")
+    assert not any("held out" in remark for remark in check_run(ws, usual, base, dataset))
+    asked = apply_sets(usual, ["checkpoints.held_out=1"])
+    assert check_run(ws, asked, base, dataset)[0].startswith("1 picture is held out, to judge checkpoints by")
+    with pytest.raises(BadInput, match=r"checkpoints.held_out: is 2 of 3 different pictures, more than half"):
+        check_run(ws, apply_sets(usual, ["checkpoints.held_out=2"]), base, dataset)
+
+
+def test_who_waits_for_a_run_is_advised_once(ws: Workspace):
+    run = ws.catalog.update(Run, the_run(ws).id, state=RunState.RUNNING)
+    held = [0.2, 0.15, 0.13, 0.131, 0.14, 0.15, 0.16, 0.17]
+    lines = [{"step": n, "probe_loss": 0.1, "probe_held_out": loss} for n, loss in enumerate(held, 1)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    ws.run_dir(run.id).file(METRICS).write_text(text)
+    for row in ws.catalog.list(Checkpoint, run_id=run.id):
+        ws.catalog.update(Checkpoint, row.id, metrics={})
+    said: list[str] = []
+    progress = _Progress(ws, run.id, said.append)
+    for _ in range(2):
+        progress.ended()
+        progress._said_at = float("-inf")
+    advised = [line for line in said if "stopping now loses nothing" in line]
+    assert len(advised) == 1
+    assert advised[0].startswith(
+        "ink: The loss on held-out pictures has risen since step 3 (0.1300, now 0.1700)"
+    )
