@@ -149,6 +149,7 @@ def export(
     def how(id: str) -> "ToLora | None":
         return conversion(ws, id, convert, rank=rank, max_error=max_error, base=base)
 
+    _warn_of_copies(ws, ids)
     if len(adapter or []) == 1:
         report = export_one(ws, ids[0], format, out, convert=how(ids[0]), **options).to_dict()
         verdict = f"{report['matched']} of {report['modules']} modules read back"
@@ -157,6 +158,16 @@ def export(
         return
     many = export_many(ws, ids, format, out, conversion=how, **options)
     _show(many, f"Wrote {_count(len(many.done))} into {out}, each read back.")
+
+
+def _warn_of_copies(ws: "Workspace", ids: Sequence[str]) -> None:
+    """Say which of them are known to copy pictures that they were trained on."""
+    from registry.records import Adapter
+    from studio.evidence.evaluations import memorised
+
+    for record in ws.catalog.list(Adapter, id=tuple(ids)):
+        if why := memorised(ws, record):
+            note(f"warning: {record.name}: {why}")
 
 
 def _chosen(ws: "Workspace", names: Sequence[str], query: str, saved: str, yes: bool) -> list[str]:

@@ -15,7 +15,7 @@ from studio.evidence.plan import Wishes, plan_of_adapter, plan_of_run, without_w
 from studio.evidence.words import strength_line
 from studio.runs import worker
 from studio.workspace import Workspace
-from tests.support.cli import Studio
+from tests.support.cli import Studio, call_here
 from tests.support.painter import Painter
 from tests.support.provenance import make_adapter, make_dataset, make_run
 from tests.support.sampling import add_adapter
@@ -120,6 +120,8 @@ def test_what_is_found_goes_to_the_adapter_and_warns(chained: Workspace, run: Ru
     evaluations.settle(chained, own, evidence([adapter.id], (0.75, 1.0), memorised=True))
     assert chained.catalog.get(Adapter, adapter.id).recommended_weight == 0.75
     assert evaluations.memorised(chained, adapter) == "9 of 16 pictures copy 3 training pictures."
+    said = call_here(chained.home, "adapters", "export", adapter.id, "--out", chained.home / "out.safetensors")
+    assert (said.code, said.stderr) == (0, "warning: ink: 9 of 16 pictures copy 3 training pictures.\n")
     found = evaluations.judged(chained, adapter)
     assert found is not None
     assert (found[0].id, found[1]) == (own.id, adapter.id)
