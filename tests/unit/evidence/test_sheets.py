@@ -120,7 +120,8 @@ def test_what_is_found_goes_to_the_adapter_and_warns(chained: Workspace, run: Ru
     evaluations.settle(chained, own, evidence([adapter.id], (0.75, 1.0), memorised=True))
     assert chained.catalog.get(Adapter, adapter.id).recommended_weight == 0.75
     assert evaluations.memorised(chained, adapter) == "9 of 16 pictures copy 3 training pictures."
-    said = call_here(chained.home, "adapters", "export", adapter.id, "--out", chained.home / "out.safetensors")
+    out = chained.home / "out.safetensors"
+    said = call_here(chained.home, "adapters", "export", adapter.id, "--out", out)
     assert (said.code, said.stderr) == (0, "warning: ink: 9 of 16 pictures copy 3 training pictures.\n")
     found = evaluations.judged(chained, adapter)
     assert found is not None
