@@ -94,6 +94,7 @@ bench: dev  ## the figures of docs/benchmarks.md, measured here
 	$(BIN)/python benchmarks/learning.py
 	$(BIN)/python benchmarks/light.py
 	$(BIN)/python -m benchmarks.catalog
+	$(BIN)/python -m benchmarks.evidence
 
 # A browser for the tests: what is there, else Debian's, else Playwright's own.
 browser: dev

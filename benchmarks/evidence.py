@@ -1,6 +1,6 @@
 """Does the evidence sheet name the right checkpoint, strength and copies? On the pocket base, demo sets.
 
-    python -m benchmarks.evidence --seeds 10 --json --keep FOLDER
+    python -m benchmarks.evidence --seeds 10 --json [--keep FOLDER]
 
 For each kind (style, character) and seed a run is trained in three parts: too short, as it should be, and too
 long at a high rate; and another one on four pictures until it knows them by heart. Every checkpoint is drawn
@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from studio.compare.floor import through_autoencoder
 from studio.compare.style import style_distance
 from studio.demo.prompts import PROMPTS, held_out_prompts
 from studio.evidence.figures import Judgement, Prompt, Shot
-from studio.evidence.judge import judge
+from studio.evidence.judge import USUAL, judge
 from studio.evidence.measure import measure
 from studio.evidence.tables import Measured
 from studio.pocket.check import MODEL
@@ -287,6 +288,11 @@ def distances(place: Place, names: Sequence[str]) -> dict[str, dict[str, float]]
     return out | {"floor": {"0": round(floor, 3)}}
 
 
+def usual_distance(style: dict[str, float]) -> float:
+    """Mean over the strengths that the sheet ranks by."""
+    return float(np.mean([distance for weight, distance in style.items() if float(weight) >= USUAL[0]]))
+
+
 def report(place: Place) -> dict[str, Any]:
     """What the sheet says of a kind and seed, and whether it is right."""
     started = time.process_time()
@@ -307,6 +313,7 @@ def report(place: Place) -> dict[str, Any]:
         "kind": place.kind,
         "seed": place.seed,
         "good_first": said.pick == "good",
+        "style_says_so_too": min(names, key=lambda name: usual_distance(style[name])) == "good",
         "stages_right": stages == {"short": "undertrained", "good": "good", "long": "overtrained"},
         "by_heart_flagged": by_heart.memorised,
         "others_flagged": copiers,
@@ -336,7 +343,7 @@ def words(said: Judgement, by_heart: Judgement) -> list[str]:
 
 def summary(reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """How often each was right, of each kind."""
-    checks = ("good_first", "stages_right", "by_heart_flagged", "weight_right")
+    checks = ("style_says_so_too", "good_first", "stages_right", "by_heart_flagged", "weight_right")
     out: list[dict[str, Any]] = []
     for kind in KINDS:
         mine = [one for one in reports if one["kind"] == kind]
@@ -370,18 +377,27 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first one")
     parser.add_argument("--kind", choices=KINDS, action="append", help="only this one")
-    parser.add_argument("--keep", type=Path, required=True, metavar="FOLDER", help="of runs and pictures")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="of runs and pictures; else nothing stays"
+    )
     parser.add_argument("--make-only", action="store_true", help="train and draw, measure nothing")
     parser.add_argument("--sheet", action="store_true", help="also write a sheet of pictures for each")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of lines")
     options = parser.parse_args()
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with tempfile.TemporaryDirectory() as place:
+        bench(options, options.keep or Path(place))
+    return 0
+
+
+def bench(options: argparse.Namespace, keep: Path) -> None:
+    """All seeds and kinds."""
     reports: list[dict[str, Any]] = []
     painter: Painter | None = None
     for seed in range(options.first, options.first + options.seeds):
         for kind in options.kind or KINDS:
-            place = Place(options.keep.resolve(), kind, seed)
+            place = Place(keep.resolve(), kind, seed)
             if not all(place.drawn(drawing.name).is_file() for drawing in drawings(place)):
                 train_all(place)
                 painter = painter or Painter()
@@ -396,7 +412,6 @@ def main() -> int:
         print(json.dumps({"summary": summary(reports), "seeds": reports}, indent=1))
     elif reports:
         print(json.dumps(summary(reports)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from studio.evidence.tables import Measured, Weights
 RESAMPLES, SEED = 1000, 6
 USUAL = (0.75, 1.25)  # strengths that people use; a subject is ranked by its mean over them
 FULL = 1.0  # strength as trained
-TIED = 0.1  # share of the resamples in which the second is not worse, from which both are about as good
-COPIES, SHARE = 2, 0.15  # pictures, and share of them, that have to be copies: one may be by chance
+# Share of the resamples in which the second is not worse, from which both are about as good: a standard
+# error, as in the rule of Breiman et al. 1984 ("Classification and regression trees", 3.4.3).
+TIED = 0.16
+COPIES, SHARE = 2, 1 / 3  # pictures, and share of them, that have to be copies: a few may be by chance
 WEAK = 0.5  # likeness below which a single subject has not learnt enough
 
 

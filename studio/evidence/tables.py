@@ -16,6 +16,7 @@ from studio.evidence.features import Floats
 from studio.evidence.figures import Figures, Point
 
 LEAST = 1e-12  # a distance of nothing
+MOST = 1.5  # of the base's answer to prompts: more is noise
 NAMES = ("likeness", "adherence", "diversity", "drift", "copying")
 
 
@@ -178,11 +179,10 @@ def _squared(table: Table, place: int, target: Floats, w: Floats) -> Floats:
 
 
 def _adherence(table: Table, base: Table, weights: Weights) -> Floats:
-    """By texts the share of the base's own answer; else 2 AUC - 1."""
-    if table.said is not None and base.said is not None:
-        own = _mean(base.said, weights.about, weights.seeds)
-        if (own > 0).all():
-            return np.clip(_mean(table.said, weights.about, weights.seeds) / own, 0, 1.5)
+    """By texts the share of the base's own answer, where it has one; else 2 AUC - 1."""
+    if table.said is not None and base.said is not None and base.said.mean() > 0:
+        own = np.maximum(_mean(base.said, weights.about, weights.seeds), LEAST)
+        return np.clip(_mean(table.said, weights.about, weights.seeds) / own, 0, MOST)
     pairs = weights.about[:, :, None] * weights.about[:, None, :]
     pairs = pairs * (1 - np.eye(pairs.shape[1]))
     total = pairs.sum((1, 2)) * weights.seeds.sum(1)
