@@ -10,7 +10,7 @@ from studio.evidence.evaluations import adapters_of_pick, evidence_of, plan_of, 
 from studio.evidence.page import PageFacts, page_html
 from studio.evidence.plan import Plan
 from studio.evidence.result import Evidence
-from studio.evidence.words import MEASURES, STAGES, said, strength_line
+from studio.evidence.words import MEASURES, said, strength_line
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -134,7 +134,7 @@ def rows_of(evidence: Evidence, plan: Plan) -> list[dict[str, str]]:
         {
             "id": rank.subject,
             "name": plan.named(rank.subject),
-            "stage": STAGES[rank.stage],
+            "stage": rank.stage,
             "score": f"{rank.score:.2f}",
             **figures_at(evidence, plan, rank.subject),
             "reason": rank.reason,

@@ -16,7 +16,7 @@ from studio.evidence.figures import Near
 from studio.evidence.pictures import Pictures
 from studio.evidence.plan import Plan
 from studio.evidence.result import Evidence
-from studio.evidence.words import MEASURES, strength_line
+from studio.evidence.words import MEASURES, STAGES, strength_line
 from studio.html_page import html_page
 
 STYLES = (Path(__file__).parents[1] / "compare" / "page.css", Path(__file__).with_name("page.css"))
@@ -66,7 +66,7 @@ def _ranks(facts: PageFacts) -> str:
         f'<th scope="col" title="{escape(m.hint, quote=True)}">{escape(m.label)}</th>' for m in MEASURES
     )
     rows = "".join(
-        f'<tr><th scope="row">{escape(row["name"])}</th><td>{escape(row["stage"])}</td>'
+        f'<tr><th scope="row">{escape(row["name"])}</th><td>{STAGES[row["stage"]]}</td>'
         + "".join(f"<td>{escape(row[measure.name])}</td>" for measure in MEASURES)
         + f"<td>{escape(row['score'])}</td><td>{escape(row['reason'])}</td></tr>\n"
         for row in rows_of(facts.evidence, facts.plan)

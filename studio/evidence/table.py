@@ -4,7 +4,7 @@ import io
 
 from studio.evidence.plan import Plan
 from studio.evidence.result import Evidence
-from studio.evidence.words import MEASURES
+from studio.evidence.words import MEASURES, STAGES
 
 WIDTH = 100  # columns
 
@@ -21,7 +21,12 @@ def ranked_table(plan: Plan, evidence: Evidence) -> str:
     for title in ("", "training", *(measure.label.lower() for measure in MEASURES), "score"):
         table.add_column(title, overflow="fold")
     for row in rows_of(evidence, plan):
-        cells = [row["name"], row["stage"], *(row[measure.name] for measure in MEASURES), row["score"]]
+        cells = [
+            row["name"],
+            STAGES[row["stage"]],
+            *(row[measure.name] for measure in MEASURES),
+            row["score"],
+        ]
         table.add_row(*map(Text, cells))
     stream = io.StringIO()
     Console(file=stream, width=WIDTH, color_system=None, highlight=False).print(table)

@@ -25,7 +25,7 @@ MEASURES = (
     Measure("drift", "Drift", "how far pictures of other prompts moved, in units of the base's own variety"),
     Measure("copying", "Copies", "share of the pictures that are near copies of a training picture"),
 )
-STAGES = {"undertrained": "not enough", "good": "good", "overtrained": "too much"}
+STAGES = {"undertrained": "could learn more", "good": "good", "overtrained": "past its best"}
 
 
 def said(name: str, figures: Figures | None) -> str:

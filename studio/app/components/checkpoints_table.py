@@ -1,19 +1,18 @@
 """The checkpoints of a run, best first, each with its reason and a button that keeps it."""
 
+from typing import Any
+
 import streamlit as st
 
 from registry.records import Adapter, Run
 from studio.app import shell
 from studio.app.words import md, plural
+from studio.evidence.words import STAGES
 from studio.runs.keep import keep_step
 from studio.runs.ranking import Ranked, Ranking
 
 MOST = 12  # rows; a run may keep a thousand checkpoints
-STAGES = {
-    "good": ("good", "green"),
-    "undertrained": ("could learn more", "gray"),
-    "overtrained": ("past its best", "orange"),
-}
+COLOURS: dict[str, Any] = {"good": "green", "undertrained": "gray", "overtrained": "orange"}
 FIGURES = {"held_out": "held-out pictures", "train": "training pictures", "prior": "other prompts"}
 BY = {
     "evidence": "Ranked by what their pictures show.",
@@ -84,13 +83,17 @@ def _row(run: Run, row: Ranked, *, best: bool, adapter: Adapter | None) -> None:
 
 
 def _badges(run: Run, row: Ranked, *, best: bool) -> None:
-    if best:
-        st.badge("best", color="primary")
-    elif row.stage in STAGES:
-        words, colour = STAGES[row.stage]
-        st.badge(words, color=colour)  # pyright: ignore[reportArgumentType]
+    stage_badge(row.stage, best=best)
     if run.pick_step == row.step and run.pick_by in PICKED:
         st.badge(PICKED[run.pick_by], icon=":material/bookmark:", color="primary")
+
+
+def stage_badge(stage: str, *, best: bool) -> None:
+    """Where a checkpoint stands."""
+    if best:
+        st.badge("best", color="primary")
+    elif stage in STAGES:
+        st.badge(STAGES[stage], color=COLOURS[stage])
 
 
 def _figures(row: Ranked) -> str:

@@ -4,6 +4,7 @@ import streamlit as st
 
 from registry.records import Adapter, Evaluation, Run
 from studio.app import shell
+from studio.app.components.checkpoints_table import stage_badge
 from studio.app.components.compare_parts import GridCell, grid
 from studio.app.components.evidence import verdict
 from studio.app.components.evidence_chart import strength_chart
@@ -70,17 +71,14 @@ def _actions(evaluation: Evaluation, name: str, *, measured: bool) -> None:
 
 def _ranks(plan: Plan, evidence: Evidence) -> None:
     st.subheader("Best first", anchor=False)
-    rows = [
-        {
-            "": row["name"],
-            "Training": row["stage"],
-            **{measure.label: row[measure.name] for measure in MEASURES},
-            "Score": row["score"],
-            "Why": row["reason"],
-        }
-        for row in rows_of(evidence, plan)
-    ]
-    st.table(rows, border="horizontal", hide_index=True)
+    for place, row in enumerate(rows_of(evidence, plan)):
+        with st.container(key=f"panel-rank-{place}", gap="xsmall"):
+            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                st.markdown(f"**{md(row['name'])}**", width="content")
+                stage_badge(row["stage"], best=not place)
+            st.markdown(md(row["reason"]))
+            figures = [f"{measure.label.lower()} {row[measure.name]}" for measure in MEASURES]
+            st.caption(" · ".join([*figures, f"score {row['score']}"]))
 
 
 def _grid(
