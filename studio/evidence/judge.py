@@ -108,6 +108,8 @@ def judge(
     low, high = _range(bench, pick, best)
     memorised, memorised_reason = _memorised(bench, pick, best)
     stages: dict[str, Stage] = {subject: _stage(bench, subject, pick, best) for subject in sorted_}
+    if memorised and len(order) == 1:
+        stages[pick] = "overtrained"
     facts = wording.Facts(bench, pick, best, low, high)
     ranks = tuple(
         Rank(

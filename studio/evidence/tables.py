@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from studio.evidence.features import Floats
 from studio.evidence.figures import Figures, Point
 
+VARIANCE = 2**0.5 - 1  # of a resample's weights, of mean 1
 LEAST = 1e-12  # a distance of nothing
 MOST = 1.5  # of the base's answer to prompts: more is noise
 NAMES = ("likeness", "adherence", "diversity", "drift", "copying")
@@ -84,14 +85,16 @@ class Weights:
 
     @classmethod
     def resampled(cls, about: int, prior: int, seeds: int, count: int, seed: int) -> "Weights":
-        """`count` resamples over prompts and seeds at once, by the Bayesian bootstrap.
+        """`count` resamples over prompts and seeds at once, by a Bayesian bootstrap.
 
-        Exponential weights instead of whole numbers (Rubin 1981, "The Bayesian bootstrap"), so that two seeds
-        are enough; the product of both sides for crossed data (Owen and Eckles 2012, "Bootstrapping data
-        arrays of arbitrary order").
+        Weights instead of whole numbers (Rubin 1981, "The Bayesian bootstrap"), so that two seeds are enough;
+        the product of both sides for crossed data (Owen and Eckles 2012, "Bootstrapping data arrays of
+        arbitrary order"). With a variance of 1 on each side a picture's own noise would count three times
+        (Owen 2007, "The pigeonhole bootstrap"), and that is what is left when pictures of the same prompt and
+        seed are compared. A variance v with (1 + v)^2 - 1 = 1 counts it once.
         """
         rng = np.random.default_rng(seed)
-        return cls(*(rng.exponential(size=(count, n)) for n in (about, prior, seeds)))
+        return cls(*(rng.gamma(1 / VARIANCE, size=(count, n)) for n in (about, prior, seeds)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class Measured:
         """The base's own pictures."""
         return self.tables["", 0.0]
 
-    @property
+    @cached_property
     def room(self) -> float:
         """How much of the base's diversity the training pictures have among each other, at most 1.
 

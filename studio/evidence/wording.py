@@ -56,21 +56,21 @@ def reason(facts: Facts, subject: str, stage: Stage) -> str:
     if stage == "good":
         both = f"{percent(own['likeness'])} of the way to the training pictures"
         return f"About as good as {called(facts.pick)}: {both}, and it answers prompts {_as_base(own)}."
-    return _why_worse(facts, subject, own)
+    return _why_worse(facts, subject, own, stage)
 
 
 def _of_the_pick(facts: Facts, own: dict[str, float], stage: Stage) -> str:
     if stage == "undertrained":
         return f"It has gone only {percent(own['likeness'])} of the way to the training pictures."
     said = f"It has gone {percent(own['likeness'])} of the way to the training pictures"
-    if stage == "overtrained":
-        return f"{said}, but it is better at strength {facts.best:g} than at full strength."
-    both = f"{said} and answers prompts {_as_base(own)}"
     copied = f", but {percent(own['copying'])} of its pictures are near copies" if own["copying"] > 0 else ""
-    return f"{both}{copied}."
+    if stage == "overtrained":
+        weaker = f", but strength {facts.best:g} suits it better than any usual one"
+        return f"{said}{weaker if facts.best < min(facts.bench.usual) else copied}."
+    return f"{said} and answers prompts {_as_base(own)}{copied}."
 
 
-def _why_worse(facts: Facts, subject: str, own: dict[str, float]) -> str:
+def _why_worse(facts: Facts, subject: str, own: dict[str, float], stage: Stage) -> str:
     """The loss that differs most from the pick's, in words."""
     lost, best = facts.losses(subject), facts.losses(facts.pick)
     worst = max(lost, key=lambda name: lost[name] - best[name])
@@ -79,8 +79,9 @@ def _why_worse(facts: Facts, subject: str, own: dict[str, float]) -> str:
         above = facts.bench.held_out[subject]
         return f"Its loss on pictures that it was not trained on is {percent(above)} above the lowest."
     mine, its = percent(own[worst]), percent(theirs[worst])
+    gone = "has gone only" if stage == "undertrained" else "is back at"
     return {
-        "likeness": f"It has gone only {mine} of the way to the training pictures; {pick} has gone {its}.",
+        "likeness": f"It {gone} {mine} of the way to the training pictures; {pick} has gone {its}.",
         "adherence": f"It answers prompts only {_as_base(own)}; {pick} does {its}.",
         "copying": f"{mine} of its pictures are near copies of training pictures; of those of {pick} {its}.",
         "diversity": f"Its seeds differ {mine} as much as the base's do; those of {pick} {its}.",

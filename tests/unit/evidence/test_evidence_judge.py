@@ -47,6 +47,7 @@ def test_a_subject_that_copies_is_called_memorised_with_numbers(measured):
     said = judge(measured, [BY_HEART])
     assert said.memorised
     assert "of 8 pictures are near copies of 3 of the 10 training pictures" in said.memorised_reason
+    assert said.ranks[0].stage == "overtrained"
 
 
 def test_the_same_figures_give_the_same_judgement_and_it_survives_json(measured, said):
