@@ -1,12 +1,14 @@
 """What an evidence sheet is made from: checkpoints, strengths, prompts, seeds, and the pictures to be like.
 
 Prompts that ask for what was trained are the run's preview prompts and, as far as there are too few, captions
-of its pictures; prior prompts are the same without the trigger word, so that the base knows all of their
-words. Settings are those that a person starts with at this base.
+of its pictures and everyday prompts with the trigger word, in turn; prior prompts are the same without the
+trigger word, so that the base knows all of their words. Settings are those that a person starts with at this
+base.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +19,7 @@ from registry.records import Adapter, Base, Dataset, Run
 from studio.compare.axes import NONE, Value
 from studio.compare.build import base_request
 from studio.compare.spec import Spec, make_spec
+from studio.demo.prompts import PROMPTS as DRAWN_BY_POCKET
 from studio.evidence.figures import Prompt
 from studio.runs.frozen import manifest_of
 from studio.sampling.chosen import ready_adapter, steps_of
@@ -33,12 +36,9 @@ WEIGHTS = (0.5, 0.75, 1.0, 1.25)  # beside 0, the base alone
 PROMPTS, PRIORS, SEEDS = 4, 2, 4
 MOST_CHECKPOINTS = 12  # of a run, evenly over its steps
 MOST_TRAINING = 256  # pictures that likeness is told from, evenly over the data set
-PLACES = ("in the snow", "on a table")  # beside a caption that is the only one
+PLACES = ("in the snow", "on a table")  # beside a caption that is the only one, without a trigger word
 FIRST_SEED = 4001  # away from the seeds of previews
-NEUTRAL = (
-    "a photograph of a city street",
-    "a bowl of fruit on a table",
-)  # of an adapter without trigger word
+EVERYDAY = ("a photograph of a city street", "a bowl of fruit on a table", "a house by a lake")
 
 
 class Subject(BaseModel):
@@ -180,11 +180,11 @@ def _plan(ws: "Workspace", base: str, subjects: tuple[Subject, ...], known: _Kno
     weights = tuple(sorted({weight for weight in wishes.weights or WEIGHTS if weight != 0}))
     if not weights:
         raise BadInput("weights", "there is none but 0, which is the base alone", "write for example 0.5,1")
-    ws.catalog.get(Base, base)
+    plain = everyday(ws.catalog.get(Base, base))
     return Plan(
         base=base,
         subjects=subjects,
-        prompts=_prompts(known, wishes),
+        prompts=_prompts(known, wishes, plain),
         seeds=tuple(range(FIRST_SEED, FIRST_SEED + wishes.seeds)),
         weights=weights,
         training=spread(known.blobs, MOST_TRAINING),
@@ -259,37 +259,53 @@ def _caption(item: ManifestItem, recipe: Recipe) -> str:
     return wording(item, recipe.data, recipe.train.seed).version(0, 0)
 
 
-def _prompts(known: _Known, wishes: Wishes) -> tuple[Prompt, ...]:
+def everyday(base: Base) -> tuple[str, ...]:
+    """Prompts that a base can draw and that ask for nothing in particular.
+
+    The pocket bases know the words of their own grammar alone.
+    """
+    return DRAWN_BY_POCKET if base.builtin else EVERYDAY
+
+
+def _prompts(known: _Known, wishes: Wishes, plain: Sequence[str]) -> tuple[Prompt, ...]:
     """What asks for the thing, then prior prompts."""
-    about = wishes.prompts or _about(known)
+    about = wishes.prompts or _about(known, plain)
     if not about:
         raise BadInput("prompts", "there is no caption to take one from", "give two: --prompt")
     if len(set(about)) < 2:
         raise BadInput("prompts", "one alone asks for it", "give two: what differs between them is measured")
-    prior = wishes.priors or _priors(known, about)
+    prior = wishes.priors or _priors(known, about, plain)
     both = dict.fromkeys(
         [*((text, True) for text in about), *((text, False) for text in prior if text not in about)]
     )
     return tuple(Prompt(text=text, about=asks) for text, asks in both)
 
 
-def _about(known: _Known) -> tuple[str, ...]:
-    own: list[str] = []
+def _about(known: _Known, plain: Sequence[str]) -> tuple[str, ...]:
+    """The run's own prompts; as far as there are too few, captions and prompts that no picture has, in turn.
+
+    Copies show where captions ask for them, what was learnt where they do not.
+    """
+    own, class_word = list[str](), ""
     if known.recipe is not None:
-        data = known.recipe.data
-        own = [replace_trigger(text, data.trigger, data.class_word) for text in known.recipe.preview.prompts]
-    captions = [text for text in dict.fromkeys(known.captions) if text and text not in own]
-    own = list(dict.fromkeys(own))
-    found = [*own, *spread(captions, max(0, PROMPTS - len(own)))]
-    if len(found) == 1:  # every picture has the same caption, as for DreamBooth
+        data, class_word = known.recipe.data, known.recipe.data.class_word
+        own = [replace_trigger(text, data.trigger, class_word) for text in known.recipe.preview.prompts]
+    captions = [text for text in dict.fromkeys(known.captions) if text]
+    new = [final_caption(text, known.trigger, class_word) for text in plain] if known.trigger else []
+    new = [text for text in new if text not in captions]
+    taken = spread(captions, PROMPTS if not new else PROMPTS // 2)
+    mixed = [text for pair in zip_longest(taken, new) for text in pair if text]
+    found = list(dict.fromkeys([*own, *mixed]))[: max(PROMPTS, len(set(own)))]
+    if len(found) == 1:  # every picture has the same caption
         found += [f"{found[0]}, {place}" for place in PLACES]
     return tuple(found)
 
 
-def _priors(known: _Known, about: Sequence[str]) -> tuple[str, ...]:
+def _priors(known: _Known, about: Sequence[str], plain: Sequence[str]) -> tuple[str, ...]:
+    usual = tuple(plain[:PRIORS])
     if not known.trigger:
-        return NEUTRAL
+        return usual
     class_word = known.recipe.data.class_word if known.recipe else ""
     called = f"{known.trigger} {class_word}".strip()
-    plain = dict.fromkeys(without_word(text.replace(called, class_word), known.trigger) for text in about)
-    return spread([text for text in plain if text], PRIORS) or NEUTRAL
+    stripped = dict.fromkeys(without_word(text.replace(called, class_word), known.trigger) for text in about)
+    return spread([text for text in stripped if text], PRIORS) or usual
