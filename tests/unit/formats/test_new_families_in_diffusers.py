@@ -24,6 +24,7 @@ from studio.sampling.request import SampleRequest
 from studio.sampling.task import SampleTask, TaskAdapter, TaskBase
 from tests.support.adapters import make_form, write_run_file
 from tests.support.bases import save_base
+from tests.support.real_loader import pipeline as real_pipeline
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles
 from trainers.guidance import Guided, begin, first_latents
@@ -102,8 +103,7 @@ def drawn(family: Any) -> np.ndarray:
 
 
 def pipeline(name: str, root: Path) -> Any:
-    cls: Any = FAMILIES[name].load_class().pipeline_class()
-    pipe = cls.from_pretrained(folder_of(name, root), local_files_only=True)
+    pipe = real_pipeline(name, folder_of(name, root))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
