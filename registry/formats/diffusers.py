@@ -79,6 +79,7 @@ class Strengths:
 
     def __init__(self, configs: Mapping[str, Mapping[str, Any]]) -> None:
         self._configs = configs
+        self._patterns: dict[str, Patterns] = {}  # of a component, once it was asked for
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Strengths":
@@ -114,9 +115,9 @@ class Strengths:
         patterns: Any = config.get("alpha_pattern") or {}
         value: Any = config["lora_alpha"]
         if isinstance(patterns, dict):
-            known = cast(dict[str, Any], patterns)
-            value = match_pattern(known, path.removeprefix("text_model."), value)  # as it is in memory
-            value = match_pattern(known, path, value)
+            if component not in self._patterns:
+                self._patterns[component] = Patterns(cast(dict[str, Any], patterns))
+            value = self._patterns[component].value_of(path, value)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise BadInput(
                 f"alpha of module {shown(module)}", "is not a number", "ask its author for a sound file"
@@ -124,11 +125,32 @@ class Strengths:
         return float(value) * math.sqrt(rank) if config.get("use_rslora") is True else float(value)
 
 
-def match_pattern(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    """The value of the first of PEFT's patterns that fits `path`; see `Strengths`."""
-    for pattern, value in patterns.items():
-        plain = pattern.removesuffix("$").replace("\\.", ".")
-        whole = plain.removeprefix("^")
-        if path == whole or (whole == plain and path.endswith("." + plain)):
-            return value
-    return default
+class Patterns:
+    """PEFT's patterns as tables, because a thousand modules may have one each; see `Strengths`.
+
+    Args:
+        patterns: Pattern -> value; of several that fit, the first counts.
+    """
+
+    def __init__(self, patterns: Mapping[str, Any]) -> None:
+        self._whole: dict[str, tuple[int, Any]] = {}
+        self._ending: dict[str, tuple[int, Any]] = {}
+        for place, (pattern, value) in enumerate(patterns.items()):
+            plain = pattern.removesuffix("$").replace("\\.", ".")
+            whole = plain.removeprefix("^")
+            self._whole.setdefault(whole, (place, value))
+            if whole == plain:
+                self._ending.setdefault(plain, (place, value))
+        self._depths = {ending.count(".") for ending in self._ending}
+
+    def value_of(self, path: str, default: Any) -> Any:
+        """What fits a module's path, or else the path that it has in memory, without `text_model.`."""
+        return self._match(path, self._match(path.removeprefix("text_model."), default))
+
+    def _match(self, path: str, default: Any) -> Any:
+        found = [self._whole[path]] if path in self._whole else []
+        for dots in self._depths:
+            _, *ending = path.rsplit(".", dots + 1)
+            if len(ending) == dots + 1 and (known := self._ending.get(".".join(ending))):
+                found.append(known)
+        return min(found, key=lambda one: one[0])[1] if found else default

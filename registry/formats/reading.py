@@ -14,11 +14,11 @@ import numpy as np
 from registry.errors import BadInput
 from registry.formats import grammar
 from registry.formats.building import Strength, build
-from registry.formats.diffusers import ADAPTER_METADATA, Strengths, match_pattern
+from registry.formats.diffusers import ADAPTER_METADATA, Patterns, Strengths
 from registry.formats.factors import Factors, shape_of
 from registry.formats.families import FamilyFormat, family_format
 from registry.formats.header import shown
-from registry.formats.internal import AdapterForm, LoraFactors, component_of
+from registry.formats.internal import AdapterForm, LoraFactors
 from registry.formats.original import Place
 from registry.formats.rows import divided, divided_bias
 from registry.formats.tensors import Array
@@ -109,20 +109,31 @@ class _Strengths:
     def __init__(self, metadata: Mapping[str, str]) -> None:
         self._lora = lora_strengths(metadata)
         self.configs = peft_configs(metadata)
+        self._patterns: dict[tuple[str, str], Patterns] = {}  # of a component and table, once asked for
 
     def of(self, module: str, parts: Mapping[str, Array]) -> Strength:
         method = grammar.method_of(parts)
-        config = self.configs.get(component_of(module)) if method in OTHERS else None
+        component, _, path = module.partition(".")
+        config = self.configs.get(component) if method in OTHERS else None
         if not config:
             down = parts.get("down")
             return Strength(None if down is None else self._lora.alpha(module, len(down)))
-        path = module.partition(".")[2]
-        rank = int(_value(config, "rank_pattern", path, config.get("r", 8)))
+        rank = int(self._value(component, "rank_pattern", path, config.get("r", 8)))
         key = "lora_alpha" if config.get("peft_type") == "LORA" else "alpha"
-        alpha = float(_value(config, "alpha_pattern", path, config.get(key, 8)))
+        alpha = float(self._value(component, "alpha_pattern", path, config.get(key, 8)))
         if config.get("use_rslora") is True:
             alpha *= float(np.sqrt(rank))
         return Strength(alpha, rank, config)
+
+    def _value(self, component: str, table: str, path: str, default: Any) -> Any:
+        if (component, table) not in self._patterns:
+            self._patterns[component, table] = Patterns(self.configs[component].get(table) or {})
+        value = self._patterns[component, table].value_of(path, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            raise BadInput(
+                f"metadata {PEFT_METADATA}", "has a strength that is no number", "use the run's own file"
+            )
+        return value
 
 
 OTHERS = ("dora", "loha", "lokr", "oft")  # methods whose strength a run's file has in PEFT's configuration
@@ -159,17 +170,6 @@ def require_whole_base(metadata: Mapping[str, str]) -> None:
             wrong = f"started from {name} and fits only the base that was changed for it"
             do = "ask its author for the converted file (PEFT: path_initial_model_for_weight_conversion)"
             raise BadInput(f"metadata {ADAPTER_METADATA}: the adapter", wrong, do)
-
-
-def _value(config: Mapping[str, Any], table: str, path: str, default: Any) -> Any:
-    patterns: Any = config.get(table) or {}
-    in_memory = match_pattern(patterns, path.removeprefix("text_model."), default)
-    value = match_pattern(patterns, path, in_memory)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise BadInput(
-            f"metadata {PEFT_METADATA}", "has a strength that is no number", "use the run's own file"
-        )
-    return value
 
 
 def _nothing(groups: grammar.Grouped[Array], family: str, ignored: list[str]) -> BadInput:

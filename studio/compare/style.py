@@ -33,6 +33,7 @@ from PIL import Image
 from registry.errors import BadInput
 
 Array = NDArray[np.float64]
+Statistics = tuple[Array, Array, Array]
 
 SIDE = 64  # pixels; the common size
 POOL = 96  # pictures of each kind that set the units
@@ -69,13 +70,13 @@ def style_distance(one: Sequence[Image.Image], other: Sequence[Image.Image]) -> 
     Raises:
         BadInput: a set has fewer than two pictures.
     """
-    if min(len(one), len(other)) < 2:
-        raise BadInput(
-            "style distance", "a set has fewer than two pictures", "give at least two on each side"
-        )
+    return _between(_describe(one), _describe(other))
+
+
+def _between(one: Statistics, other: Statistics) -> StyleDistance:
     units = _units()
     parts: list[float] = []
-    for first, second, unit in zip(_describe(one), _describe(other), units, strict=True):
+    for first, second, unit in zip(one, other, units, strict=True):
         first, second = first / unit, second / unit
         gaps = (first.mean(0) - second.mean(0)) ** 2 + (first.std(0) - second.std(0)) ** 2
         parts.append(float(gaps.mean()))
@@ -120,12 +121,17 @@ def measure_style(
         adapter: What it draws with it: same prompts, same seeds.
         floor: The training pictures through the base's autoencoder.
     """
-    without, with_it, least = (style_distance(pictures, training) for pictures in (base, adapter, floor))
+    aim = _describe(training)
+    without, with_it, least = (_between(_describe(pictures), aim) for pictures in (base, adapter, floor))
     return StyleFigures(without, with_it, least, closed_fraction(without.total, with_it.total, least.total))
 
 
-def _describe(pictures: Sequence[Image.Image]) -> tuple[Array, Array, Array]:
+def _describe(pictures: Sequence[Image.Image]) -> Statistics:
     """Statistics of each picture: colour (N, 51), strokes (N, 16), texture (N, 288)."""
+    if len(pictures) < 2:
+        raise BadInput(
+            "style distance", "a set has fewer than two pictures", "give at least two on each side"
+        )
     rgb = np.stack([_square(picture) for picture in pictures])
     lab = _lab(rgb)
     return _colour(lab), _strokes(lab), _texture(lab)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from functools import cache
 
 from PIL import Image as Pixels
 from PIL import ImageFilter
@@ -36,9 +37,21 @@ def compared(
         if cell.sample_id in keep:
             texts = spec.texts_at(place)
             number = PROMPTS.index(texts["prompt"]) * 2 + int(texts["seed"])
-            picture = demo_set(GOALS.get(texts["adapter"], "style"), number + 1, 3)[number][0]
-            draw(ws, cell.sample_id, picture.filter(ImageFilter.GaussianBlur(1.4 - float(texts["weight"]))))
+            picture = blurred(GOALS.get(texts["adapter"], "style"), number, float(texts["weight"]))
+            draw(ws, cell.sample_id, picture)
     return made
+
+
+@cache
+def blurred(goal: str, number: int, weight: float) -> Pixels.Image:
+    """A picture of the demo, the sharper the stronger; `number` below 8."""
+    return demo_pictures(goal)[number].filter(ImageFilter.GaussianBlur(1.4 - weight))
+
+
+@cache
+def demo_pictures(goal: str) -> list[Pixels.Image]:
+    """Eight of the demo."""
+    return [picture for picture, _ in demo_set(goal, 8, 3)]
 
 
 def draw(ws: Workspace, sample_id: str, picture: Pixels.Image) -> None:

@@ -51,13 +51,12 @@ def open_page() -> Iterator[Open]:
 
     def opener(workspace: Workspace, page: str = "home", **params: str) -> AppTest:
         state.use(workspace)
-        at = AppTest.from_file(str(theme.HERE / "streamlit_app.py"), default_timeout=60).run()
-        if page != "home" or params:
+        at = AppTest.from_file(str(theme.HERE / "streamlit_app.py"), default_timeout=60)
+        if page != "home":
             at.switch_page(f"app_pages/{page}.py")
-            for key, value in params.items():
-                at.query_params[key] = value
-            at.run()
-        return at
+        for key, value in params.items():
+            at.query_params[key] = value
+        return at.run()
 
     yield opener
     state.use(None)

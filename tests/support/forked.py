@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
 from types import SimpleNamespace
 from typing import IO, Any
@@ -41,6 +42,13 @@ def fork_starts(patch: pytest.MonkeyPatch) -> None:
     stand_in = SimpleNamespace(Popen=_popen, **{name: getattr(subprocess, name) for name in names})
     for user in USERS:
         patch.setattr(f"{user}.subprocess", stand_in)
+
+
+def forks() -> ForkServerContext:
+    """Of processes that are forked from the server that has loaded the libraries."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([PRELOAD])
+    return context
 
 
 class Forked:
@@ -79,8 +87,7 @@ class Forked:
             self.stdout = os.fdopen(ours, encoding="utf-8")
         streams = [_Inherited(_number(stream, own)) for own, stream in enumerate((stdin, stdout, stderr))]
         kept = [_Inherited(number) for number in pass_fds]
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([PRELOAD])
+        context = forks()
         variables = dict(os.environ if env is None else env)
         call = (module, list(arguments), variables, streams, kept, start_new_session)
         self._process = context.Process(target=_run, args=call)

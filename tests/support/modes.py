@@ -1,6 +1,6 @@
 """A request on a toy base, drawn by the engine and by diffusers' own pipeline from the same seed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ def task(family: str, folder: Path, *, refiner: Path | None = None, **fields: An
 def drawn(wanted: SampleTask, engine: Engine | None = None) -> tuple[list[Image.Image], Drawn]:
     """The pictures and what is said about them."""
     pictures: list[Image.Image] = []
-    said = (engine or Engine(device="cpu")).draw(wanted, keep=lambda _, one, __: pictures.append(one))
+    engine = engine or _loaded("engine", Path(), lambda: Engine(device="cpu"))
+    said = engine.draw(wanted, keep=lambda _, one, __: pictures.append(one))
     return pictures, said
 
 
@@ -66,6 +67,28 @@ def floats(wanted: SampleTask, engine: Engine | None = None) -> Tensor:
     with decoded() as kept:
         drawn(wanted, engine)
     return kept[-1]
+
+
+@contextmanager
+def loaded_once() -> Iterator[None]:
+    """Meanwhile the folders stay as they are: one engine draws all, and each base is loaded once a reader."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
+_kept: dict[tuple[str, Path], Any] | None = None  # what was loaded, by reader and folder
+
+
+def _loaded(reader: str, folder: Path, load: Callable[[], Any]) -> Any:
+    if _kept is None:
+        return load()
+    if (reader, folder) not in _kept:
+        _kept[reader, folder] = load()
+    return _kept[reader, folder]
 
 
 @contextmanager
@@ -91,7 +114,11 @@ def unit(pixels: Tensor) -> Tensor:
 
 def family_of(name: str, folder: Path) -> Family:
     """The family's own object for a folder."""
-    return FAMILIES[name].load_class()(BaseFiles(str(folder)), dtype=torch.float32, device=CPU)
+    return _loaded(
+        name,
+        folder,
+        lambda: FAMILIES[name].load_class()(BaseFiles(str(folder)), dtype=torch.float32, device=CPU),
+    )
 
 
 def pipeline(cls: str, folder: Path, scheduler: str = "default") -> Any:
@@ -101,9 +128,11 @@ def pipeline(cls: str, folder: Path, scheduler: str = "default") -> Any:
     options = {"safety_checker": None} if cls.startswith("StableDiffusion") and "XL" not in cls else {}
     if "3" in cls:
         options = {}
-    pipe: Any = getattr(diffusers, cls).from_pretrained(folder, local_files_only=True, **options)
+    load = getattr(diffusers, cls).from_pretrained
+    pipe: Any = _loaded(cls, folder, lambda: load(folder, local_files_only=True, **options))
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = make_scheduler(scheduler, dict(pipe.scheduler.config), seeds=[SEED])
+    own = _loaded(f"{cls}, scheduler", folder, lambda: pipe.scheduler)
+    pipe.scheduler = make_scheduler(scheduler, dict(own.config), seeds=[SEED])
     return pipe
 
 

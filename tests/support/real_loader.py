@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,18 @@ def toy_base(family: str, folder: Path) -> Path:
 
 def pipeline(family: str, folder: Path) -> Any:
     """The real pipeline of a toy base."""
-    cls: Any = FAMILIES[family].load_class().pipeline_class()
+    return fresh(FAMILIES[family].load_class().pipeline_class(), folder)
+
+
+def fresh(cls: Any, folder: Path) -> Any:
+    """A pipeline with models of its own, copied from what was read once: the folder stays as it is."""
+    parts = _read(cls, folder).components
+    made = {name: deepcopy(part) if isinstance(part, nn.Module) else part for name, part in parts.items()}
+    return cls(**made, **({"requires_safety_checker": False} if "safety_checker" in parts else {}))
+
+
+@cache
+def _read(cls: Any, folder: Path) -> Any:
     return cls.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
 
 

@@ -3,17 +3,14 @@
 import random
 from collections.abc import Sequence
 
-from PIL import ImageFilter
-
 from registry.records import Checkpoint, Comparison, Evaluation, Run
 from studio.compare.grids import cells_of, spec_of
 from studio.evidence.evaluations import begin, plan_of, settle
 from studio.evidence.figures import Figures, Judgement, Near, Point, Rank
 from studio.evidence.plan import Wishes
 from studio.evidence.result import Evidence
-from studio.pocket.pictures import demo_set
 from studio.workspace import Workspace
-from tests.app.compared import draw
+from tests.app.compared import blurred, draw
 from tests.support.adapters import make_form, write_run_file
 from tests.support.sampling import MODULES, pocket_shapes
 from trainers.rundir import checkpoint_name, write_manifest
@@ -64,11 +61,7 @@ def judged_run(ws: Workspace, run: Run, *, memorised: bool = False, measured: bo
         number = random.Random(cell.sample_id).randrange(8)
         goal = list(GOALS.values())[place[0] % 3]
         weight = float(spec.values_at(place)["weight"])
-        draw(
-            ws,
-            cell.sample_id,
-            demo_set(goal, number + 1, 3)[number][0].filter(ImageFilter.GaussianBlur(1.4 - weight)),
-        )
+        draw(ws, cell.sample_id, blurred(goal, number, weight))
     plan = plan_of(evaluation)
     return (
         settle(ws, evaluation, evidence(plan.order, plan.weights, memorised=memorised))

@@ -1,6 +1,7 @@
 """The style distance: a metric that ranks what looks alike near, and cannot be had cheaply."""
 
 import random
+from functools import cache
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 
 from registry.errors import BadInput
+from studio.compare import style as style_module
 from studio.compare.style import (
     _lab,
     closed_fraction,
@@ -25,8 +27,25 @@ def scenes(count, seed):
     return [render(sample_scene(rng), rng) for _ in range(count)]
 
 
+@cache
 def style(kind, seed, count=16):
     return [picture for picture, _ in demo_set(kind, count, seed)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _described_once():
+    """Most tests ask for the statistics of the same pictures."""
+    known, describe = {}, style_module._describe
+
+    def once(pictures):
+        key = tuple((picture.mode, picture.size, picture.tobytes()) for picture in pictures)
+        if key not in known:
+            known[key] = describe(pictures)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style_module, "_describe", once)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from registry.formats.load import load_adapter
 from registry.formats.tensors import read_tensors
 from registry.formats.tools import Judge, diffusers_reading
 from tests.support.bases import save_base
+from tests.support.real_loader import fresh
 
 POCKET = Path(__file__).parents[3] / "studio/pocket/model"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -64,12 +65,9 @@ def root(tmp_path_factory):
 
 
 def _pipeline(folder):
-    import torch
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(
-        folder, local_files_only=True, safety_checker=None, dtype=torch.float32, requires_safety_checker=False
-    )
+    pipe = fresh(StableDiffusionPipeline, folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -82,6 +80,11 @@ def _picture(pipe):
         "a red circle", num_inference_steps=3, guidance_scale=3.0, width=side, height=side, output_type="np",
         generator=torch.Generator().manual_seed(7),
     ).images[0]  # fmt: skip
+
+
+@cache
+def _plain_picture(folder):
+    return _picture(_pipeline(folder))
 
 
 def _attach(model, targets, r, alpha, ranks, alphas):
@@ -145,7 +148,7 @@ def _train(pipe, case, folder: Path) -> AdapterForm:
 def test_the_same_picture_as_the_trained_model(base, name, layout, root, tmp_path):
     folder = _folder(base, root)
     pipe = _pipeline(folder)
-    plain = _picture(pipe)
+    plain = _plain_picture(folder)
     trained = _train(pipe, CASES[name], tmp_path)
     wanted = _picture(pipe)
     assert np.abs(wanted - plain).max() > 0.02, "the adapter must show, or the test proves nothing"

@@ -24,6 +24,7 @@ from studio.sampling.request import SampleRequest
 from studio.sampling.task import SampleTask, TaskAdapter, TaskBase
 from tests.support.adapters import make_form, write_run_file
 from tests.support.bases import save_base
+from tests.support.real_loader import pipeline as real_pipeline
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles
 from trainers.guidance import Guided, begin, first_latents
@@ -102,8 +103,7 @@ def drawn(family: Any) -> np.ndarray:
 
 
 def pipeline(name: str, root: Path) -> Any:
-    cls: Any = FAMILIES[name].load_class().pipeline_class()
-    pipe = cls.from_pretrained(folder_of(name, root), local_files_only=True)
+    pipe = real_pipeline(name, folder_of(name, root))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -228,10 +228,17 @@ def test_kohya_files_of_flux_at_true_width(odd, tmp_path):
     }
     for module in form.modules.keys() & found:
         delta = made[f"{module}.lora_B.weight"] @ made[f"{module}.lora_A.weight"]
-        np.testing.assert_allclose(delta.numpy(), form.delta(module), rtol=1e-3, atol=1e-5, err_msg=module)
+        assert close(delta, torch.from_numpy(form.delta(module))), module
     assert found >= form.modules.keys() - {odd}
     assert judged.missing == ((odd,) if odd else ())
     assert judged.verdict == ("partly" if odd else "loads")
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Every number to 1e-3 of it and 1e-5; NumPy's own check takes ten times as long for 47 million."""
+    return got.shape == wanted.shape and bool(
+        got.sub_(wanted).abs_().sub_(wanted.abs_().mul_(1e-3)).max() <= 1e-5
+    )
 
 
 def verdicts(shapes: dict[str, tuple[int, ...]], layout: str, family: str, folder: Path) -> dict[str, Any]:

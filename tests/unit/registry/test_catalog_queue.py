@@ -1,7 +1,5 @@
 """The queue: each job once, whatever dies and whatever the clock does."""
 
-import subprocess
-import sys
 from collections import Counter
 from datetime import timedelta
 
@@ -10,6 +8,7 @@ import pytest
 from registry.errors import NotFound, StudioError
 from registry.records import Job, JobKind, JobState, Run, RunState, now
 from tests.support import records
+from tests.support.claimers import eight_claimers
 
 LEASE = timedelta(seconds=30)
 KINDS = (JobKind.TRAIN, JobKind.SAMPLE)
@@ -130,28 +129,11 @@ def test_a_resumed_run_gets_its_job_in_the_same_transaction(catalog):
     assert catalog.count(Job, subject_id=run.id) == 2
 
 
-CLAIMER = """
-import sys
-from datetime import timedelta
-from registry.catalog import Catalog
-from registry.records import JobKind, JobState
-catalog = Catalog.open(sys.argv[1])
-while job := catalog.claim_job([JobKind.SAMPLE], owner=sys.argv[2], lease=timedelta(seconds=60)):
-    print(job.subject_id, flush=True)
-    catalog.finish_job(job.id, JobState.DONE)
-"""
-
-
 @pytest.mark.fault
 def test_eight_processes_do_each_job_once(catalog, tmp_path):
     queue(catalog, 48)
     url = catalog._engine.url.render_as_string(hide_password=False)
-    workers = [
-        subprocess.Popen([sys.executable, "-c", CLAIMER, url, f"w{n}"], stdout=subprocess.PIPE, text=True)
-        for n in range(8)
-    ]
-    done = [worker.communicate(timeout=120)[0].split() for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * 8
+    done = eight_claimers(url)
     counts = Counter(name for names in done for name in names)
     assert counts == Counter(f"s{n}" for n in range(48))
     assert catalog.count(Job, state=JobState.DONE) == 48

@@ -2,12 +2,15 @@
 
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from registry.catalog import Catalog
 from registry.errors import BadInput, NotFound
 from registry.records import (
     Adapter,
@@ -110,15 +113,18 @@ REFERENCES = {"id", "base_id", "run_id", "dataset_id", "comparison_id"}
 MORE_REFERENCES = {Evaluation: {"adapter_id"}}  # elsewhere it may be of one that is gone
 
 
+@cache
+def with_one(folder: Path, kind: type[Any]) -> tuple[Catalog, Any]:
+    """The catalog that all examples of a kind share, and the record that each of them changes anew."""
+    catalog = open_catalog(folder)
+    return catalog, add_one(catalog, kind)
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_values_come_back(tmp_path, kind, data):
-    catalog = open_catalog(tmp_path)
-    for other in reversed(KINDS):  # of the example before
-        for left in catalog.list(other):
-            catalog.delete(other, left.id)
-    made = add_one(catalog, kind)
+    catalog, made = with_one(tmp_path, kind)
     fixed = REFERENCES | MORE_REFERENCES.get(kind, set())
     change = {f.name: data.draw(VALUES[f.type], f.name) for f in fields(kind) if f.name not in fixed}
     changed = catalog.update(kind, made.id, **change)

@@ -1,11 +1,13 @@
-"""Toy bases for the tests of prompts."""
+"""Toy bases for the tests of prompts, and bases that are loaded once for a file of tests."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from tests.support.bases import save_parts
+from tests.support.modes import loaded_once
 from tests.support.prompts import Find, with_layers
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles
@@ -27,3 +29,10 @@ def find(tmp_path_factory: pytest.TempPathFactory) -> Find:
         return made[family]
 
     return get
+
+
+@pytest.fixture(scope="module")
+def _loaded_once() -> Iterator[None]:
+    """Of `tests.support.modes`; for tests that do not ask how something is loaded."""
+    with loaded_once():
+        yield

@@ -22,7 +22,7 @@ from tests.support.modes import (
 from trainers.families import FAMILIES
 from trainers.guidance import rescaled
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("_loaded_once")]
 
 
 @pytest.fixture(scope="module")

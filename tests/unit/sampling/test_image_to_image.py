@@ -10,7 +10,7 @@ from studio.sampling.steps import check_strength, first_step
 from tests.support.bases import save_base
 from tests.support.modes import SIZE, drawn, family_of, floats, picture, pipeline, saved, task, theirs
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("_loaded_once")]
 
 PIPELINES = {
     "sd15": "StableDiffusionImg2ImgPipeline",

@@ -13,7 +13,7 @@ from tests.support.bases import inpainting_parts, save_base, save_parts, wide_pa
 from tests.support.modes import SIZE, drawn, family_of, floats, mask, picture, pipeline, saved, task, theirs
 from trainers.families import FAMILIES
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("_loaded_once")]
 
 PIPELINES = {
     "sd15": "StableDiffusionInpaintPipeline",

@@ -1,6 +1,8 @@
 """How a base lies in memory: the fit as a pure function, and each way on a real toy base."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,13 +56,25 @@ def test_pieces_bound_what_decoding_needs():
     assert needed_bytes(TILE_PIXELS)[0] == DECODE_BYTES * TILE_PIXELS
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bases")
+
+
+@cache
+def drawn_fast(family: str, root: Path) -> tuple[Path, list[tuple[dict[str, Any], torch.Tensor]]]:
+    """A base, and what it draws unasked: from noise, and from a picture."""
+    folder = save_base(family, root / family)
+    image = saved(picture(), root / f"{family}.png")
+    ways: list[dict[str, Any]] = [{}, {"image": image, "strength": 0.6}]
+    return folder, [(fields, floats(task(family, folder, steps=2, **fields))) for fields in ways]
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd35", "flux1"])
 @pytest.mark.parametrize("mode", ["slicing", "model", "sequential", "group"])
-def test_every_way_draws_the_same_picture(tmp_path: Path, family: str, mode: str):
-    folder = save_base(family, tmp_path / "base")
-    image = saved(picture(), tmp_path / "a.png")
-    for fields in ({}, {"image": image, "strength": 0.6}):
-        plain = floats(task(family, folder, steps=2, **fields))
+def test_every_way_draws_the_same_picture(root: Path, family: str, mode: str):
+    folder, ways = drawn_fast(family, root)
+    for fields, plain in ways:
         saving = floats(task(family, folder, steps=2, memory=mode, **fields))
         torch.testing.assert_close(saving, plain, atol=1e-4, rtol=0)
 

@@ -30,7 +30,7 @@ from tests.support.modes import (
 )
 from trainers.families import FAMILIES
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("_loaded_once")]
 
 
 @pytest.fixture(scope="module")
