@@ -16,8 +16,8 @@ from tests.support.learning import KINDS, demo_dataset, drift, learn, likeness
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 OTHER_FAMILIES = ("pocket-xl", "pocket-sd35")
-SHORT = ("train.max_steps=60", "checkpoints.every=60", "checkpoints.keep_best=false")
-QUICKLY = {"steps": 12, "seeds": 1}
+SHORT = ("train.max_steps=40", "checkpoints.every=40", "checkpoints.keep_best=false")
+QUICKLY = {"steps": 8, "seeds": 1}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def dataset(ws: Workspace) -> Callable[[str], Dataset]:
 
 @pytest.fixture(scope="module")
 def learned(ws: Workspace, dataset: Callable[[str], Dataset]) -> Callable[..., Adapter]:
-    """An adapter of 60 steps, each trained once."""
+    """An adapter of 40 steps, each trained once."""
 
     @cache
     def train(kind: str, *sets: str, base: str = POCKET) -> Adapter:

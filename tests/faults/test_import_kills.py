@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from registry.hashing import hash_adapter
 from registry.records import Adapter, FileState, Job, JobState
+from studio.datasets import decode_child
 from studio.imports import submit as imports
 from studio.workspace import Workspace
 from tests.support.debian import need
@@ -38,6 +40,38 @@ def check_rows(ws: Workspace) -> None:
         else:
             assert adapter.file_state is FileState.NEW
     assert ws.catalog.check() == "ok"
+
+
+class ForkedDecoder:
+    """The child that decodes pictures, forked: Python's start was half of what a point of the sweep takes.
+
+    What `subprocess.Popen` is to `studio.datasets.decode`.
+    """
+
+    def __init__(self, *_command: object, **_options: object) -> None:
+        (asked, ask), (told, tell) = os.pipe(), os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            code = 1
+            try:
+                os.dup2(asked, 0)
+                os.dup2(tell, 1)
+                for number in (asked, ask, told, tell):
+                    os.close(number)
+                sys.stdin = os.fdopen(0, encoding="utf-8")
+                decode_child.main()
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(asked)
+        os.close(tell)
+        self.stdin, self.stdout = os.fdopen(ask, "wb"), os.fdopen(told, "rb")
+
+    def wait(self, timeout: float | None = None) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+
+    def kill(self) -> None:
+        os.kill(self._pid, signal.SIGKILL)
 
 
 class Child:
@@ -103,10 +137,15 @@ CALLS = (
 
 
 @pytest.fixture
-def template(tmp_path) -> Path:
+def template(tmp_path, monkeypatch) -> Path:
     """A workspace with one adapter, and an import that lists, copies, previews, drops and relinks."""
     from PIL import Image as Pixels
 
+    Pixels.init()  # all formats now, not once in each child
+    names = ("PIPE", "DEVNULL", "TimeoutExpired")
+    stand_in = SimpleNamespace(Popen=ForkedDecoder, **{name: getattr(subprocess, name) for name in names})
+    monkeypatch.setattr("studio.datasets.decode.subprocess", stand_in)
+    monkeypatch.setattr(decode_child, "limit_process", lambda: None)  # this process has more address space
     ws = Workspace.open(tmp_path / "template")
     take_in(ws, write_adapter(tmp_path / "in" / "old.safetensors", 1))
     take_in(ws, write_adapter(tmp_path / "gone" / "lost.safetensors", 2))
@@ -161,6 +200,9 @@ def points(template: Path, tmp_path: Path) -> list[tuple[str, int]]:
     shutil.copytree(template, home)
     status, trace = traced(lambda: import_again(home, tmp_path / "in"), "", tmp_path)
     assert status == 0
+    ws = Workspace.open(home)
+    assert ws.catalog.get(Adapter, "new").preview
+    ws.catalog.close()
     counts: dict[str, int] = {}
     for line in trace.splitlines():
         found = re.match(r"\d+ +(\w+)\(", line)

@@ -90,7 +90,7 @@ class Forked:
         context = forks()
         variables = dict(os.environ if env is None else env)
         call = (module, list(arguments), variables, streams, kept, start_new_session)
-        self._process = context.Process(target=_run, args=call)
+        self._process = context.Process(target=become, args=call)
         self._process.start()
         for number in mine:
             os.close(number)
@@ -151,6 +151,34 @@ def _popen(command: Sequence[str], **options: Any) -> Any:
     return Forked(words[1], words[2:], **options)
 
 
+def become(
+    module: str,
+    arguments: list[str],
+    env: dict[str, str],
+    streams: list[int],
+    _kept: list[int],
+    session: bool,
+) -> None:
+    """In a child that was forked: go on as `python -m MODULE ARGUMENTS`."""
+    if session:
+        os.setsid()
+    os.environ.clear()
+    os.environ.update(env)
+    for target, source in enumerate(streams):
+        if source == subprocess.DEVNULL:
+            source = os.open(os.devnull, os.O_RDWR)
+        os.dup2(1 if source == subprocess.STDOUT else source, target)
+    sys.stdin = os.fdopen(os.dup(0), encoding="utf-8")
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        setattr(sys, name, os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8"))
+    if limit := env.get(FILE_LIMIT):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes beyond it fail with EFBIG, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)  # runpy warns of a module that is loaded already
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 class _Inherited:
     """A descriptor, or `subprocess.DEVNULL` or `STDOUT`, on its way to the child."""
 
@@ -171,31 +199,3 @@ def _number(stream: Any, own: int) -> int:
     if stream is None:
         return own
     return stream if isinstance(stream, int) else stream.fileno()
-
-
-def _run(
-    module: str,
-    arguments: list[str],
-    env: dict[str, str],
-    streams: list[int],
-    _kept: list[int],
-    session: bool,
-) -> None:
-    """In the child: become `python -m MODULE ARGUMENTS`."""
-    if session:
-        os.setsid()
-    os.environ.clear()
-    os.environ.update(env)
-    for target, source in enumerate(streams):
-        if source == subprocess.DEVNULL:
-            source = os.open(os.devnull, os.O_RDWR)
-        os.dup2(1 if source == subprocess.STDOUT else source, target)
-    sys.stdin = os.fdopen(os.dup(0), encoding="utf-8")
-    for name, number in (("stdout", 1), ("stderr", 2)):
-        setattr(sys, name, os.fdopen(os.dup(number), "w", buffering=1, encoding="utf-8"))
-    if limit := env.get(FILE_LIMIT):
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writes beyond it fail with EFBIG, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
-    sys.argv = [module, *arguments]
-    sys.modules.pop(module, None)  # runpy warns of a module that is loaded already
-    runpy.run_module(module, run_name="__main__", alter_sys=True)

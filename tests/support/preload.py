@@ -7,6 +7,14 @@ import diffusers.models.autoencoders.autoencoder_kl
 import diffusers.models.unets.unet_2d_condition
 import diffusers.schedulers.scheduling_ddim
 import diffusers.schedulers.scheduling_ddpm
+import diffusers.schedulers.scheduling_deis_multistep
+import diffusers.schedulers.scheduling_dpmsolver_sde
+import diffusers.schedulers.scheduling_dpmsolver_singlestep
+import diffusers.schedulers.scheduling_edm_euler
+import diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete
+import diffusers.schedulers.scheduling_k_dpm_2_discrete
+import diffusers.schedulers.scheduling_unipc_multistep
+import PIL.Image
 import prodigyopt
 import schedulefree
 import transformers.models.clip.modeling_clip
@@ -19,4 +27,6 @@ import tests.support.supervision
 import trainers.run
 import trainers.session
 
-__all__ = ["diffusers", "prodigyopt", "schedulefree", "studio", "tests", "trainers", "transformers"]
+PIL.Image.preinit()
+
+__all__ = ["PIL", "diffusers", "prodigyopt", "schedulefree", "studio", "tests", "trainers", "transformers"]

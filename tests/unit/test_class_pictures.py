@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -9,7 +10,6 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from tests.support.bases import save_base
 from tests.support.runs import draw_pictures, recipe, resume, start_trainer, train, write_run
 from trainers.captions import captions_needed, wording
 from trainers.class_pictures import class_key, class_pictures
@@ -81,7 +81,9 @@ def test_what_changes_a_picture_changes_its_place(key, value, tmp_path, tiny_sd1
     assert class_key(usual, 32) == class_key(more, 32)
 
 
-def test_guidance_is_as_that_of_previews_and_sdxl_gets_zeros_for_no_prompt(tmp_path, pictures, monkeypatch):
+def test_guidance_is_as_that_of_previews_and_sdxl_gets_zeros_for_no_prompt(
+    tmp_path, tiny_sdxl, pictures, monkeypatch
+):
     seen = []
 
     def sample(family, how, cond, negative, noise, generator):
@@ -89,37 +91,41 @@ def test_guidance_is_as_that_of_previews_and_sdxl_gets_zeros_for_no_prompt(tmp_p
         return noise
 
     monkeypatch.setattr("trainers.class_pictures.sample", sample)
-    rundir = write_run(tmp_path / "run", save_base("sdxl", tmp_path / "base"), pictures, family="sdxl")
+    rundir = write_run(tmp_path / "run", tiny_sdxl, pictures, family="sdxl")
     class_pictures(open_setting(rundir, {"preservation.count": 1, "preview.cfg": 4.5}, "sdxl"))
     assert seen[0][0] == 4.5
     assert not any(value.any() for value in seen[0][1].values())
 
 
 def test_a_run_killed_while_drawing_goes_on_where_it_was(tmp_path, tiny_sd15, pictures):
-    changes = CLASSES | {"preservation.count": 40, "preservation.steps": 20}
+    changes = CLASSES | {"preservation.count": 16, "preservation.steps": 20}
     rundir = write_run(tmp_path / "run", tiny_sd15, pictures, changes)
     trainer = start_trainer(rundir)
-    while len(drawn(tmp_path)) < 3:
-        assert trainer.poll() is None
+    wait_for_pictures(trainer, tmp_path, 3)
     os.killpg(trainer.pid, signal.SIGKILL)
     trainer.wait()
     kept = {file: file.stat().st_mtime_ns for file in drawn(tmp_path)}
-    assert 3 <= len(kept) < 40
+    assert 3 <= len(kept) < 16
 
     trainer = start_trainer(rundir)
-    while len(drawn(tmp_path)) < len(kept) + 2:
-        assert trainer.poll() is None
+    wait_for_pictures(trainer, tmp_path, len(kept) + 2)
     os.killpg(trainer.pid, signal.SIGTERM)  # heard between two pictures
     assert trainer.wait() == 0
     status = rundir.read_status()
     assert status.state == "stopped"
-    assert len(drawn(tmp_path)) < 40
+    assert len(drawn(tmp_path)) < 16
     assert all(file.stat().st_mtime_ns == at for file, at in kept.items())
 
     resume(rundir)
     assert train(rundir) == 0, rundir.file("log.txt").read_text()
-    assert len(drawn(tmp_path)) == 40
+    assert len(drawn(tmp_path)) == 16
     assert rundir.read_status().state == "finished"
+
+
+def wait_for_pictures(trainer, folder, count):
+    while len(drawn(folder)) < count:
+        assert trainer.poll() is None
+        time.sleep(0.01)  # looking costs as much as drawing
 
 
 def source(name, size, **extra):

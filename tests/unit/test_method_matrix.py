@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -32,6 +33,29 @@ def base(tiny_sd15):
     return "sd15", tiny_sd15
 
 
+@pytest.fixture(scope="module")
+def plain(base):
+    """What the base alone draws."""
+    return draw(load(*base))
+
+
+@pytest.fixture(scope="module")
+def plain_bf16(base):
+    return draw(load(*base, torch.bfloat16), autocast=True)
+
+
+@pytest.fixture(scope="module")
+def stages(request):
+    """Family -> a base that adapters are put on and taken off again, loaded once; clear it after use."""
+
+    @cache
+    def stage(family):
+        model = load(family, request.getfixturevalue(f"tiny_{family}"))
+        return model, AdapterStack(model), draw(model)
+
+    return stage
+
+
 @pytest.fixture(scope="module", params=SECTIONS)
 def adapter(request, base, tmp_path_factory):
     """(section, trained model, its trainables, the file they were saved to)"""
@@ -39,6 +63,12 @@ def adapter(request, base, tmp_path_factory):
     model, trainables = trained(*base, section)
     path = save(trainables, tmp_path_factory.mktemp("file") / "a.safetensors")
     return section, model, trainables, path
+
+
+@pytest.fixture(scope="module")
+def drawn(adapter):
+    """What the trained model draws."""
+    return draw(adapter[1])
 
 
 def layer_of(model, name):
@@ -50,10 +80,19 @@ def use(path, weight=1.0):
     return AdapterUseInStack("a", path, "5" * 64, weight, weight)
 
 
+def staged(stages, family, path):
+    """What a base draws with the file on it; nothing in it may be left over, and the base is clear after."""
+    model, stack, _ = stages(family)
+    (report,) = stack.use([use(path)])
+    assert not report.unmatched
+    found = draw(model)
+    stack.clear()
+    return found
+
+
 @pytest.mark.parametrize("name", SECTIONS)
-def test_an_untrained_adapter_is_the_base(name, base):
+def test_an_untrained_adapter_is_the_base(name, base, plain):
     model = load(*base)
-    plain = draw(model)
     trainables = attach(model, SECTIONS[name], seed=1)
     assert trainables.movement() == 0
     atol = 2e-6 if SECTIONS[name].method == "pissa" else 0.0  # W - D + D
@@ -65,41 +104,39 @@ def test_an_untrained_adapter_is_the_base(name, base):
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_over_a_bf16_base_the_factors_stay_fp32_and_start_at_the_base(name, base):
+def test_over_a_bf16_base_the_factors_stay_fp32_and_start_at_the_base(name, base, plain_bf16):
     model = load(*base, torch.bfloat16)
-    plain = draw(model, autocast=True)
     trainables = attach(model, SECTIONS[name], seed=1)
     assert {p.dtype for p in trainables.parameters} == {torch.float32}
-    off = float((draw(model, autocast=True) - plain).abs().max())
+    off = float((draw(model, autocast=True) - plain_bf16).abs().max())
     assert off <= (0.05 if SECTIONS[name].method == "pissa" else 0)
     with trainables.disabled():
-        assert torch.equal(draw(model, autocast=True), plain)
+        assert torch.equal(draw(model, autocast=True), plain_bf16)
 
 
-def test_gradients_only_where_trained(adapter, base):
+def test_gradients_only_where_trained(adapter, plain, drawn):
     _, model, trainables, _ = adapter
     assert trainables.movement() > 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in trainables.parameters)
     learning = {id(p) for p in trainables.parameters}
     for component in trainables.components.values():
         assert all(id(p) in learning for p in component.parameters() if p.grad is not None)
-    plain = draw(load(*base))
     with trainables.disabled():
         assert torch.equal(draw(model), plain)
         assert torch.equal(draw(model), plain)
+    assert torch.equal(draw(model), drawn)
     frozen = [p.requires_grad for p in trainables.initial.values()]
     assert not any(frozen)
-    assert not torch.allclose(draw(model), plain, atol=1e-3)
+    assert not torch.allclose(drawn, plain, atol=1e-3)
 
 
-def test_the_stack_draws_what_the_trainer_draws_and_weight_zero_is_the_base(adapter, base):
-    _, model, _, path = adapter
+def test_the_stack_draws_what_the_trainer_draws_and_weight_zero_is_the_base(adapter, base, plain, drawn):
+    _, _, _, path = adapter
     fresh = load(*base)
-    plain = draw(fresh)
     stack = AdapterStack(fresh)
     (report,) = stack.use([use(path)])
     assert not report.unmatched
-    torch.testing.assert_close(draw(fresh), draw(model), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(draw(fresh), drawn, atol=2e-6, rtol=1e-5)
     stack.use([use(path, 0.0)])
     assert torch.equal(draw(fresh), plain)
     stack.use([use(path, 0.5)])
@@ -108,19 +145,19 @@ def test_the_stack_draws_what_the_trainer_draws_and_weight_zero_is_the_base(adap
     assert torch.equal(draw(fresh), plain)
 
 
-def test_merged_into_the_weights_it_draws_the_same(adapter, base):
-    _, model, _, path = adapter
+def test_merged_into_the_weights_it_draws_the_same(adapter, base, drawn):
+    _, _, _, path = adapter
     form, _, _ = load_adapter(path, base[0])
     merged = load(*base)
     with torch.no_grad():
         for name, factors in form.everything.items():
             layer = layer_of(merged, name)
             layer.weight.copy_(torch.from_numpy(merged_weight(factors, layer.weight.numpy())))
-    torch.testing.assert_close(draw(merged), draw(model), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(draw(merged), drawn, atol=1e-5, rtol=1e-4)
 
 
-def test_peft_builds_the_same_from_the_file_alone(adapter, base):
-    _, model, _, path = adapter
+def test_peft_builds_the_same_from_the_file_alone(adapter, base, drawn):
+    _, _, _, path = adapter
     with safe_open(path, "pt") as file:
         configs = json.loads(file.metadata()[PEFT_KEY])
     fresh = load(*base)
@@ -134,12 +171,12 @@ def test_peft_builds_the_same_from_the_file_alone(adapter, base):
         }
         outcome = set_peft_model_state_dict(module, mine)
         assert not outcome.unexpected_keys
-    torch.testing.assert_close(draw(fresh), draw(model), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(draw(fresh), drawn, atol=2e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", sorted(EXPORTS))
-def test_exported_and_read_back_it_draws_the_same(layout, adapter, base, tmp_path):
-    section, model, _, path = adapter
+def test_exported_and_read_back_it_draws_the_same(layout, adapter, drawn, base, stages, tmp_path):
+    section, _, _, path = adapter
     out = tmp_path / "out"
     if layout in REFUSED.get(section.method, set()):
         with pytest.raises(BadInput, match=f"the {layout} layout: cannot hold {section.method}"):
@@ -151,9 +188,9 @@ def test_exported_and_read_back_it_draws_the_same(layout, adapter, base, tmp_pat
     half = export_adapter(path, tmp_path / "half", layout, family=base[0], dtype="fp16")
     assert half.worst_error < 5e-3
     if layout != "peft":
-        fresh = load(*base)
-        AdapterStack(fresh).use([use(tmp_path / "out.safetensors")])
-        torch.testing.assert_close(draw(fresh), draw(model), atol=5e-6, rtol=1e-4)
+        torch.testing.assert_close(
+            staged(stages, base[0], tmp_path / "out.safetensors"), drawn, atol=5e-6, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", ["rslora", "dora", "pissa", "block ranks"])
@@ -257,11 +294,11 @@ def test_pissa_needs_as_many_directions_as_its_rank(base):
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora", "loha", "lokr", "oft", "pissa"])
 @pytest.mark.parametrize("family", ["sdxl", "sd35", "flux1"])
-def test_every_family_takes_every_method(family, method, request, tmp_path):
+def test_every_family_takes_every_method(family, method, request, stages, tmp_path):
     """From the base to a file and back, over all its layers and text encoders."""
     sizes = {"oft_block": 4} if method == "oft" else {"rank": 2}
     model = load(family, request.getfixturevalue(f"tiny_{family}"))
-    plain = draw(model)
+    *_, plain = stages(family)
     trainables = attach(model, AdapterSection(method=method, train_text_encoder=True, **sizes), seed=1)
     assert trainables.movement() == 0
     torch.testing.assert_close(draw(model), plain, atol=1e-5 if method == "pissa" else 0.0, rtol=0)
@@ -274,25 +311,18 @@ def test_every_family_takes_every_method(family, method, request, tmp_path):
     assert all(family == "sdxl" and key.startswith("text_encoder.") and ".layers.1." in key for key in unread)
     parts = (model.denoiser, *model.text_encoders.values())
     assert all(id(p) in learning for part in parts for p in part.parameters() if p.grad is not None)
-    assert not torch.allclose(draw(model), plain, atol=1e-4)
+    drawn = draw(model)
+    assert not torch.allclose(drawn, plain, atol=1e-4)
     with trainables.disabled():
         assert torch.equal(draw(model), plain)
+    assert torch.equal(draw(model), drawn)
     assert len({key.partition(".")[0] for key in trainables.text}) == len(model.clip_encoders)
     path = save(trainables, tmp_path / "run.safetensors")
-    assert_drawn(path, family, request, draw(model))
     written = export_everywhere(path, family, tmp_path)
     assert set(written) == EXPORTS - REFUSED.get(method, set()) - fused(family, method)
-    for file in written.values():
-        assert_drawn(file, family, request, draw(model))
-
-
-def assert_drawn(path, family, request, expected):
-    """A fresh base with the file on it draws what the trained model drew; the stack takes no PEFT folders."""
-    if path.is_file():
-        fresh = load(family, request.getfixturevalue(f"tiny_{family}"))
-        (report,) = AdapterStack(fresh).use([use(path)])
-        assert not report.unmatched
-        torch.testing.assert_close(draw(fresh), expected, atol=1e-5, rtol=1e-4)
+    for file in (path, *written.values()):
+        if file.is_file():  # the stack takes no PEFT folders
+            torch.testing.assert_close(staged(stages, family, file), drawn, atol=1e-5, rtol=1e-4)
 
 
 def export_everywhere(path, family, folder):

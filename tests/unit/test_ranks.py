@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,20 +9,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.support.runs import ROOT, environment, start_trainer, write_run
+from tests.support.forked import Forked
+from tests.support.runs import environment, start_trainer, write_run
 from tests.support.serving import free_port
 from trainers.loop import share_gradients
 
 
-def start_ranks(rundir, count: int = 2) -> subprocess.Popen[bytes]:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+def start_ranks(rundir, count: int = 2) -> Forked:
+    """`torch.distributed.run` as the executor starts it, but forked, and so are its ranks."""
+    words = ["--standalone", "--nproc_per_node", str(count), "-m", "trainers.run", str(rundir.path)]
     with rundir.file("log.txt").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, *command, "-m", "trainers.run", str(rundir.path)],
+        return Forked(
+            "tests.support.launcher",
+            words,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | environment(),
-            cwd=ROOT,
             start_new_session=True,
         )
 
