@@ -8,9 +8,10 @@ from registry.files import atomic_write
 from registry.records import Adapter, Base, Evaluation, Run
 from studio.evidence.evaluations import adapters_of_pick, evidence_of, plan_of, predecessor, stage_of
 from studio.evidence.page import PageFacts, page_html
-from studio.evidence.plan import Plan
-from studio.evidence.result import Evidence
-from studio.evidence.words import MEASURES, said, strength_line
+from studio.evidence.pictures import Pictures
+from studio.evidence.rows import figures_at
+from studio.evidence.table import ranked_table
+from studio.evidence.words import MEASURES, strength_line
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -50,8 +51,6 @@ def text(ws: "Workspace", evaluation: Evaluation) -> str:
     evidence, plan = evidence_of(evaluation), plan_of(evaluation)
     if evidence is None:
         return f"Evidence of {about_name(ws, evaluation)}: {stage_of(ws, evaluation).name}."
-    from studio.evidence.table import ranked_table
-
     judgement = evidence.judgement
     strength = strength_line(judgement.weight, judgement.low, judgement.high)
     lines = [
@@ -103,8 +102,6 @@ def page_of(ws: "Workspace", evaluation: Evaluation) -> str:
     evidence, plan = evidence_of(evaluation), plan_of(evaluation)
     if evidence is None:
         raise BadInput("the evidence sheet", "is not measured yet", "wait for it")
-    from studio.evidence.pictures import Pictures
-
     before = predecessor(ws, evaluation)
     base = ws.catalog.find(Base, plan.base)
     return page_html(
@@ -118,29 +115,6 @@ def page_of(ws: "Workspace", evaluation: Evaluation) -> str:
             before=short(ws, before) if before else None,
         )
     )
-
-
-def figures_at(evidence: Evidence, plan: Plan, subject: str) -> dict[str, str]:
-    """Figures of a subject at the recommended strength if it was drawn at it, in words."""
-    judgement = evidence.judgement
-    near = min(plan.weights, key=lambda weight: abs(weight - judgement.weight))
-    figures = evidence.at(subject, near)
-    return {measure.name: said(measure.name, figures) for measure in MEASURES}
-
-
-def rows_of(evidence: Evidence, plan: Plan) -> list[dict[str, str]]:
-    """The ranked subjects, best first: name, stage, score, figures at the recommended strength, reason."""
-    return [
-        {
-            "id": rank.subject,
-            "name": plan.named(rank.subject),
-            "stage": rank.stage,
-            "score": f"{rank.score:.2f}",
-            **figures_at(evidence, plan, rank.subject),
-            "reason": rank.reason,
-        }
-        for rank in evidence.judgement.ranks
-    ]
 
 
 def short(ws: "Workspace", evaluation: Evaluation) -> dict[str, Any]:

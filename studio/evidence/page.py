@@ -16,6 +16,7 @@ from studio.evidence.figures import Near
 from studio.evidence.pictures import Pictures
 from studio.evidence.plan import Plan
 from studio.evidence.result import Evidence
+from studio.evidence.rows import figures_at, rows_of
 from studio.evidence.words import MEASURES, STAGES, strength_line
 from studio.html_page import html_page
 
@@ -60,8 +61,6 @@ def _verdict(facts: PageFacts) -> str:
 
 
 def _ranks(facts: PageFacts) -> str:
-    from studio.evidence.outputs import rows_of
-
     head = "".join(
         f'<th scope="col" title="{escape(m.hint, quote=True)}">{escape(m.label)}</th>' for m in MEASURES
     )
@@ -152,8 +151,6 @@ def _pair(facts: PageFacts, weight: float, near: Near) -> str:
 def _before(facts: PageFacts) -> str:
     if not facts.before:
         return ""
-    from studio.evidence.outputs import figures_at
-
     pick = facts.evidence.judgement.pick
     now_, then = figures_at(facts.evidence, facts.plan, pick), facts.before["figures"]
     rows = "".join(

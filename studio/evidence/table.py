@@ -4,6 +4,7 @@ import io
 
 from studio.evidence.plan import Plan
 from studio.evidence.result import Evidence
+from studio.evidence.rows import rows_of
 from studio.evidence.words import MEASURES, STAGES
 
 WIDTH = 100  # columns
@@ -14,8 +15,6 @@ def ranked_table(plan: Plan, evidence: Evidence) -> str:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from studio.evidence.outputs import rows_of
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", "training", *(measure.label.lower() for measure in MEASURES), "score"):

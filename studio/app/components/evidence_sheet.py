@@ -13,10 +13,11 @@ from studio.app.routes import picture_url
 from studio.app.words import md
 from studio.evidence.evaluations import evidence_of, plan_of, predecessor
 from studio.evidence.figures import Near
-from studio.evidence.outputs import about_name, page_of, rows_of
+from studio.evidence.outputs import about_name, page_of, short
 from studio.evidence.pictures import Pictures
 from studio.evidence.plan import Plan
 from studio.evidence.result import Evidence
+from studio.evidence.rows import figures_at, rows_of
 from studio.evidence.words import MEASURES
 
 CELL = 130  # pixels
@@ -129,8 +130,6 @@ def _pair(plan: Plan, pictures: Pictures, subject: str, weight: float, near: Nea
 
 def _before(evaluation: Evaluation, plan: Plan, evidence: Evidence) -> None:
     """Against the run before."""
-    from studio.evidence.outputs import figures_at, short
-
     before = predecessor(shell.workspace(), evaluation)
     if before is None:
         return
