@@ -1,7 +1,9 @@
 """Adapters on a base of every family: exact, additive, switched without a trace, by block and by step."""
 
+import copy
 import gc
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +25,25 @@ from studio.sampling.spots import Spots
 from studio.sampling.stack import AdapterStack, AdapterUseInStack, FollowSchedules
 from tests.support.adapters import make_form, write_run_file
 from tests.support.bases import save_base
-from tests.support.methods import draw, load
+from tests.support.methods import draw
+from tests.support.methods import load as read_base
 from trainers.families import FAMILIES
+from trainers.families.base import Family
 
 LAYERS = re.compile(
     r"(to_q|to_k|to_v|to_out\.0|add_k_proj|proj_in|proj_mlp|blocks\.\d+\.proj_out|net\.2|conv1|q_proj|out_proj|fc1)$"
 )
+read_once = cache(read_base)
 COPIED = [False, True]  # read from host memory, or copied as on a GPU
+
+
+def load(family: str, folder: Path) -> Family:
+    """A model of its own, copied from what was read once."""
+    model, known = read_base(family, folder), read_once(family, folder)
+    for name in known.parts:
+        part = known.part(name)
+        model.put(name, copy.deepcopy(part) if isinstance(part, torch.nn.Module) else part)
+    return model
 
 
 def shapes(model) -> dict[str, tuple[int, ...]]:
@@ -158,10 +172,10 @@ def test_a_schedule_moves_the_denoiser_alone(base, copied):
     full = draw(model)
     scheduled = [use(ink, schedule=((0.2, 0.0), (0.6, 1.0)))]
     stack.use(scheduled)
+    expected = {factor: merged(load(family, folder), scheduled, factor) for factor in (0.0, 0.25, 1.0)}
     for fraction, factor in ((0.0, 0.0), (0.2, 0.0), (0.3, 0.25), (0.6, 1.0), (1.0, 1.0)):
         FollowSchedules(stack, 10).before(round(10 * fraction), None, None)
-        expected = merged(load(family, folder), scheduled, factor)
-        torch.testing.assert_close(draw(model), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(draw(model), expected[factor], atol=1e-4, rtol=1e-4)
     assert torch.equal(draw(model), full)
 
 
@@ -279,7 +293,7 @@ def test_values_that_are_no_numbers_are_refused_by_name(tiny_sd15, tmp_path):
     with pytest.raises(BadInput, match=re.escape(f"not finite in tensor '{name}'")):
         stack.use([use(tmp_path / "bad.safetensors")])
     assert torch.equal(draw(model), plain)
-    half = load("sd15", tiny_sd15, torch.float16)
+    half = read_base("sd15", tiny_sd15, torch.float16)
     tensors[name].view(-1)[1] = 1e5
     save_torch(tensors, tmp_path / "large.safetensors")
     with pytest.raises(BadInput, match="too large for float16"):
