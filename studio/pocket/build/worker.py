@@ -41,6 +41,7 @@ from studio.pocket.grammar import evaluation_scenes
 
 PATIENCE = 600.0  # seconds to wait for what another process makes
 FULL_BATCH = 256  # what learning rates are given for
+JUDGED = 64  # new pictures of each kind that an autoencoder is judged by
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def work_autoencoder(work: Work, channels: int, device: torch.device) -> None:
     mixed = torch.from_numpy(np.load(files.pixels("mixed")))
     train_autoencoder(vae, mixed, plan, say, resume=work.resume)
     del mixed
-    others, scenes = draw_some("mixed", 64, 99)[0], draw_some("captioned", 64, 98)[0]
+    others, scenes = draw_some("mixed", JUDGED, 99)[0], draw_some("captioned", JUDGED, 98)[0]
     figures = {
         "psnr_grammar": round_trip_psnr(vae, torch.from_numpy(scenes.copy())),
         "psnr_mixed": round_trip_psnr(vae, torch.from_numpy(others.copy())),

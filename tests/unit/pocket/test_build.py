@@ -178,13 +178,14 @@ def test_each_base_learns_what_it_is_shown(name):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All four bases after two steps, stage by stage in this process; pictures take five steps, not 20."""
+    """All four bases after two steps, stage by stage in this process; few and quick pictures judge them."""
     out = tmp_path_factory.mktemp("pocket") / "out"
     (out / "packed").mkdir(parents=True)
     draw_files(out, "mixed", 10, quiet)
     draw_files(out, "captioned", 20, quiet)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check, "STEPS", 5)
+        patch.setattr(check, "STEPS", 2)
+        patch.setattr(worker, "JUDGED", 8)
         for stage in ("autoencoder-4", "autoencoder-16", *KINDS):
             where = ["--out", str(out), "--pack", str(out / "packed")]
             assert worker.main([stage, *where, "--steps", "2", *TINY]) == 0
@@ -194,8 +195,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_a_build_makes_pipelines_that_draw(built, name):
+def test_a_build_makes_pipelines_that_draw(built, name, monkeypatch):
     out = built
+    monkeypatch.setattr(check, "STEPS", 3)
     pipe = check.load(out / name / "model")
     scenes = evaluation_scenes(2)
     pictures = check.draw(pipe, scenes)
