@@ -5,18 +5,20 @@ of its pictures; prior prompts are the same without the trigger word, so that th
 words. Settings are those that a person starts with at this base.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from registry.errors import BadInput
+from registry.errors import BadInput, several
 from registry.hashing import hash_json
 from registry.records import Adapter, Base, Dataset, Run
 from studio.compare.axes import NONE, Value
 from studio.compare.build import base_request
 from studio.compare.spec import Spec, make_spec
+from studio.evidence.encoders import checked
 from studio.evidence.figures import Prompt
 from studio.runs.frozen import manifest_of
 from studio.sampling.chosen import ready_adapter, steps_of
@@ -34,6 +36,7 @@ PROMPTS, PRIORS, SEEDS = 4, 2, 4
 MOST_CHECKPOINTS = 12  # of a run, evenly over its steps
 MOST_TRAINING = 256  # pictures that likeness is told from, evenly over the data set
 PLACES = ("in the snow", "on a table")  # beside a caption that is the only one
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of a terminal; a tab and a new line are no harm
 FIRST_SEED = 4001  # away from the seeds of previews
 NEUTRAL = (
     "a photograph of a city street",
@@ -188,7 +191,7 @@ def _plan(ws: "Workspace", base: str, subjects: tuple[Subject, ...], known: _Kno
         seeds=tuple(range(FIRST_SEED, FIRST_SEED + wishes.seeds)),
         weights=weights,
         training=spread(known.blobs, MOST_TRAINING),
-        encoder=wishes.encoder,
+        encoder=checked(wishes.encoder) if wishes.encoder else "",
     )
 
 
@@ -251,7 +254,7 @@ def _there(ws: "Workspace", blobs: Sequence[str], owner: str) -> tuple[str, ...]
     found = tuple(blob for blob in dict.fromkeys(blobs) if ws.blobs.path(blob).is_file())
     if len(found) < 2:
         do = "likeness needs two at least: make a data set of such pictures"
-        raise BadInput(owner, f"has {len(found)} pictures that are still there", do)
+        raise BadInput(owner, f"has {several(len(found), 'different picture')} with a file", do)
     return found
 
 
@@ -261,16 +264,25 @@ def _caption(item: ManifestItem, recipe: Recipe) -> str:
 
 def _prompts(known: _Known, wishes: Wishes) -> tuple[Prompt, ...]:
     """What asks for the thing, then prior prompts."""
+    _check_texts(wishes)
     about = wishes.prompts or _about(known)
     if not about:
         raise BadInput("prompts", "there is no caption to take one from", "give two: --prompt")
     if len(set(about)) < 2:
         raise BadInput("prompts", "one alone asks for it", "give two: what differs between them is measured")
     prior = wishes.priors or _priors(known, about)
-    both = dict.fromkeys(
-        [*((text, True) for text in about), *((text, False) for text in prior if text not in about)]
-    )
+    both = dict.fromkeys([*((text, True) for text in about), *((text, False) for text in prior)])
     return tuple(Prompt(text=text, about=asks) for text, asks in both)
+
+
+def _check_texts(wishes: Wishes) -> None:
+    for text in (*wishes.prompts, *wishes.priors):
+        if not text.strip() or CONTROL.search(text):
+            wrong = "has a control character" if text.strip() else "is empty"
+            raise BadInput(f"prompt {text[:40]!r}", wrong, "write what is to be drawn")
+    if same := set(wishes.prompts) & set(wishes.priors):
+        do = "take it out of one of them: a prior prompt does not ask for what was trained"
+        raise BadInput(f"prompt {min(same)[:40]!r}", "is both a prompt and a prior prompt", do)
 
 
 def _about(known: _Known) -> tuple[str, ...]:
@@ -292,4 +304,4 @@ def _priors(known: _Known, about: Sequence[str]) -> tuple[str, ...]:
     class_word = known.recipe.data.class_word if known.recipe else ""
     called = f"{known.trigger} {class_word}".strip()
     plain = dict.fromkeys(without_word(text.replace(called, class_word), known.trigger) for text in about)
-    return spread([text for text in plain if text], PRIORS) or NEUTRAL
+    return spread([text for text in plain if text and text not in about], PRIORS) or NEUTRAL
