@@ -37,6 +37,7 @@ MOST_CHECKPOINTS = 12  # of a run, evenly over its steps
 MOST_TRAINING = 256  # pictures that likeness is told from, evenly over the data set
 PLACES = ("in the snow", "on a table")  # beside a caption that is the only one
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of a terminal; a tab and a new line are no harm
+SYNTAX = re.compile(r"[\\()\[\]{}]|_(?=_)|(?<=<)[lL]")  # of prompts, see docs/sampling.md
 FIRST_SEED = 4001  # away from the seeds of previews
 NEUTRAL = (
     "a photograph of a city street",
@@ -177,6 +178,11 @@ def without_word(text: str, word: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def literal(text: str) -> str:
+    """A text as a prompt that says just that: brackets, wildcards and tags in it mean nothing."""
+    return SYNTAX.sub(r"\\\g<0>", text)
+
+
 def _plan(ws: "Workspace", base: str, subjects: tuple[Subject, ...], known: _Known, wishes: Wishes) -> Plan:
     if not 2 <= wishes.seeds <= 64:
         raise BadInput("seeds", f"{wishes.seeds} is not from 2 to 64", "without a second one nothing differs")
@@ -266,12 +272,17 @@ def _prompts(known: _Known, wishes: Wishes) -> tuple[Prompt, ...]:
     """What asks for the thing, then prior prompts."""
     _check_texts(wishes)
     about = wishes.prompts or _about(known)
+    prior = wishes.priors or _priors(known, about)
+    if not wishes.prompts:  # training shows captions as they stand, without the sampler's syntax
+        about = tuple(literal(text) for text in about)
+        prior = wishes.priors or tuple(literal(text) for text in prior)
     if not about:
         raise BadInput("prompts", "there is no caption to take one from", "give two: --prompt")
     if len(set(about)) < 2:
         raise BadInput("prompts", "one alone asks for it", "give two: what differs between them is measured")
-    prior = wishes.priors or _priors(known, about)
-    both = dict.fromkeys([*((text, True) for text in about), *((text, False) for text in prior)])
+    both = dict.fromkeys(
+        [*((text, True) for text in about), *((text, False) for text in prior if text not in about)]
+    )
     return tuple(Prompt(text=text, about=asks) for text, asks in both)
 
 

@@ -17,13 +17,16 @@ from studio.compare import floor, grids
 from studio.evidence import evaluations, views
 from studio.evidence.outputs import check_out
 from studio.evidence.pictures import Pictures
-from studio.evidence.plan import Plan, Wishes
+from studio.evidence.plan import Plan, Wishes, literal
 from studio.evidence.task import shots_of, training_pictures
 from studio.evidence.waiting import wait
 from studio.runs import chores
 from studio.runs.chores import Chores
 from studio.runs.keep import keep
 from studio.runs.worker import Worker
+from studio.sampling.prompts.parse import parse
+from studio.sampling.prompts.tags import take_tags
+from studio.sampling.prompts.wildcards import has_choices
 from studio.workspace import Workspace
 from tests.app.compared import draw
 from tests.support.cli import call_here
@@ -93,6 +96,26 @@ def test_where_the_report_goes_is_tried_before(chained: Workspace, tmp_path: Pat
 def test_prompts_without_the_trigger_have_other_prior_prompts(chained: Workspace):
     asked = evaluations.ask(chained, chained.catalog.get(Adapter, "ink"), Wishes(prompts=("a", "b")))
     assert sum(not prompt.about for prompt in asked.plan.prompts) == 2
+    wishes = Wishes(prompts=("a bowl of fruit on a table", "b"))  # one of those
+    asked = evaluations.ask(chained, chained.catalog.get(Adapter, "ink"), wishes)
+    assert len({prompt.text for prompt in asked.plan.prompts}) == len(asked.plan.prompts) == 3
+
+
+def test_a_caption_is_drawn_as_it_stands():
+    for text in (
+        "miku (vocaloid), [x:y:0.5]",
+        "a __b__ c",
+        "{a|b} \\",
+        "<lora:x:1> a",
+        "smile :)",
+        "a_b ___c",
+    ):
+        prompt = literal(text)
+        assert take_tags(prompt) == (prompt, ())
+        assert not has_choices(prompt)
+        (((sections, _share),),) = (parse(prompt).at(0, 10),)
+        assert [piece.text for section in sections for piece in section] == [text]
+    assert literal("a red heron, standing") == "a red heron, standing"
 
 
 def test_a_lost_picture_is_drawn_again_and_measured_then(chained: Workspace):
