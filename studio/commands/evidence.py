@@ -34,6 +34,7 @@ def evaluate(
 
     Example: studio evaluate ink --out ink.html
     """
+    from registry.errors import BadInput
     from studio.evidence import evaluations
     from studio.evidence.outputs import check_out, facts, text, write_page
     from studio.evidence.waiting import wait
@@ -44,12 +45,15 @@ def evaluate(
         base=base, encoder=encoder,
     )  # fmt: skip
     if out is not None:
+        if queue:
+            do = "leave out one of them; without --queue the same command writes it later"
+            raise BadInput("--out", "is written when it is measured, and --queue does not wait for that", do)
         check_out(out)
     found = evaluations.about_of(workspace, about)
     asked = evaluations.ask(workspace, found, wishes)
     left = f", about {asked.seconds:.0f} s" if asked.seconds else ""
     note(f"{asked.cells:,} cells, {asked.missing:,} pictures to draw{left}")
-    evaluation = evaluations.begin(workspace, found, wishes)
+    evaluation = evaluations.begin(workspace, asked.about, wishes)
     if queue:
         show_done(f"Evidence of {found.name} is in the queue.", facts(workspace, evaluation))
         return
@@ -76,8 +80,6 @@ def _wishes(
     from studio.evidence.plan import Wishes
 
     steps = () if checkpoints.strip() in ("", "all") else tuple(int(n) for n in _numbers(checkpoints, int))
-    if encoder and Path(encoder).expanduser().exists():
-        encoder = str(Path(encoder).expanduser().absolute())
     return Wishes(
         checkpoints=steps,
         prompts=tuple(prompt or ()),

@@ -6,13 +6,18 @@
 Nothing is fetched unless a hub id is given; torch and transformers are loaded when an encoder is.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from registry.errors import BadInput, Damaged
+from registry.files import read_json
 
 if TYPE_CHECKING:
     from studio.datasets.captioners.base import Place
@@ -76,6 +81,33 @@ class Encoder:
         from studio.datasets.captioners.base import moved
 
         return moved(inputs, self.model)
+
+
+def checked(where: str) -> str:
+    """An encoder as it is remembered: the whole path of a folder, or a hub id; loads and fetches nothing.
+
+    Hours of drawing come before it is asked, so what can be known is said first.
+
+    Raises:
+        BadInput: no folder and no hub id, or a folder with another model.
+    """
+    folder = Path(where).expanduser()
+    if folder.exists():
+        folder = folder.absolute()
+        try:
+            config: Any = read_json(folder / "config.json")
+        except (OSError, Damaged):
+            wrong, do = "has no readable config.json", "give the folder of a CLIP, SigLIP or DINO model"
+            raise BadInput(f"encoder {folder}", wrong, do) from None
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        if kind not in TYPES:
+            wrong = f"is a model of type {str(kind)[:40]}" if kind else "says no model_type in config.json"
+            raise BadInput(f"encoder {folder}", wrong, f"use one of {', '.join(TYPES)}")
+        return str(folder)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", where):
+        wrong = "is neither a folder that is there nor a hub id"
+        raise BadInput(f"encoder {where[:200]}", wrong, "write a path or OWNER/NAME")
+    return where
 
 
 def load_encoder(where: str) -> Encoder:

@@ -4,14 +4,17 @@ A sheet is a grid of pictures (`studio.compare.grids`) that is measured when the
 worker sees to that (`queue_due`), so neither a page nor a terminal has to stay open.
 """
 
+import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from registry.errors import BadInput
-from registry.records import Adapter, Comparison, Evaluation, Job, JobKind, JobState, Run, now
+from registry.errors import BadInput, NotFound, StudioError
+from registry.records import Adapter, Comparison, Evaluation, Job, JobKind, JobState, Run, Sample, now
 from studio.compare import grids
 from studio.evidence.plan import Plan, Wishes, plan_hash, plan_of_adapter, plan_of_run, spec_of_plan
 from studio.evidence.result import Evidence
+from studio.sampling.chosen import ready_adapter
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -39,6 +42,7 @@ class Stage:
 class Asked:
     """A sheet that could be made, before anything is drawn."""
 
+    about: Run | Adapter
     plan: Plan
     cells: int
     missing: int  # pictures that are not drawn yet
@@ -51,11 +55,12 @@ def ask(ws: "Workspace", about: Run | Adapter, wishes: Wishes | None = None) -> 
     Raises:
         BadInput: nothing can be judged; in one line.
     """
+    about = _ready(ws, about)
     plan = _plan(ws, about, wishes or Wishes())
     spec = spec_of_plan(ws, plan)
     missing = grids.undrawn(ws, spec)
     each = grids.seconds_each(ws, spec)
-    return Asked(plan, spec.size, missing, each * missing if each is not None else None)
+    return Asked(about, plan, spec.size, missing, each * missing if each is not None else None)
 
 
 def begin(ws: "Workspace", about: Run | Adapter, wishes: Wishes | None = None) -> Evaluation:
@@ -64,6 +69,7 @@ def begin(ws: "Workspace", about: Run | Adapter, wishes: Wishes | None = None) -
     Raises:
         BadInput: nothing can be judged; in one line.
     """
+    about = _ready(ws, about)
     plan = _plan(ws, about, wishes or Wishes())
     hash_ = plan_hash(plan)
     known = ws.catalog.list(Evaluation, **_owner(about), plan_hash=hash_, limit=1)
@@ -75,21 +81,39 @@ def begin(ws: "Workspace", about: Run | Adapter, wishes: Wishes | None = None) -
     made = Evaluation(
         **_owner(about), comparison_id=comparison.id, plan=plan.model_dump(mode="json"), plan_hash=hash_
     )
-    return ws.catalog.add(made)
+    try:
+        return ws.catalog.add(made)
+    except StudioError:  # its run or adapter went meanwhile: nobody would look at the pictures
+        with suppress(StudioError):
+            grids.remove(ws, comparison)
+        raise
 
 
 def go_on(ws: "Workspace", evaluation: Evaluation) -> None:
-    """Draw what was stopped, failed or lost, and measure again what could not be measured."""
+    """Draw what was stopped, failed or lost, and measure again what could not be measured.
+
+    Raises:
+        StudioError: a picture cannot be drawn any more, for example because its checkpoint was pruned.
+    """
     stage = stage_of(ws, evaluation)
+    comparison = ws.catalog.get(Comparison, evaluation.comparison_id)
     if stage.name == "incomplete":
-        grids.go_on(ws, ws.catalog.get(Comparison, evaluation.comparison_id))
+        grids.go_on(ws, comparison)
+    elif stage.name == "failed" and _lost(ws, comparison):
+        grids.go_on(ws, comparison)
+        for job in ws.catalog.list(Job, kind=JobKind.EVALUATE, subject_id=evaluation.id):
+            with suppress(NotFound):
+                ws.catalog.delete(Job, job.id)  # it is measured when the pictures are there, as at first
     elif stage.name == "failed":
         _enqueue(ws, evaluation)
 
 
 def stop(ws: "Workspace", evaluation: Evaluation) -> int:
     """Call off what is not done yet; returns how many pictures are not drawn."""
-    for job in ws.catalog.list(Job, kind=JobKind.EVALUATE, subject_id=evaluation.id, state=LIVE):
+    jobs = ws.catalog.list(Job, kind=JobKind.EVALUATE, subject_id=evaluation.id, state=LIVE)
+    if not jobs and stage_of(ws, evaluation).name == "measuring":
+        jobs = [_enqueue(ws, evaluation)]  # no worker has queued it yet: what is called off stays so
+    for job in jobs:
         ws.catalog.cancel_job(job.id)
     return grids.stop(ws, ws.catalog.get(Comparison, evaluation.comparison_id))
 
@@ -228,6 +252,18 @@ def _plan(ws: "Workspace", about: Run | Adapter, wishes: Wishes) -> Plan:
     return plan_of_run(ws, about, wishes) if isinstance(about, Run) else plan_of_adapter(ws, about, wishes)
 
 
+def _ready(ws: "Workspace", about: Run | Adapter) -> Run | Adapter:
+    """With an adapter's identity; one that was only listed may turn out to be another one of the library."""
+    return about if isinstance(about, Run) else ready_adapter(ws, about.id)
+
+
+def _lost(ws: "Workspace", comparison: Comparison) -> bool:
+    """Whether the file of a picture is gone."""
+    ids = tuple({cell.sample_id for cell in ws.catalog.grids.cells(comparison.id)})
+    files = (file for sample in ws.catalog.list(Sample, id=ids) for file in sample.files)
+    return any(not ws.resolve(file).is_file() for file in files)
+
+
 def _owner(about: Run | Adapter) -> dict[str, Any]:
     return {"run_id": about.id} if isinstance(about, Run) else {"adapter_id": about.id}
 
@@ -251,6 +287,11 @@ def about_of(ws: "Workspace", key: str) -> Run | Adapter:
         BadInput: there is none, or two that have nothing to do with each other are called so.
     """
     run, adapter = ws.catalog.find(Run, key), ws.catalog.find(Adapter, key)
+    if run is None and adapter is None:
+        name, mark, step = key.rpartition("@")
+        if mark and name and step.isdecimal() and ws.catalog.find(Run, name) is not None:
+            do = f"name the run: studio evaluate {shlex.quote(name)} --checkpoints {step[:18]}"
+            raise BadInput(f"{key!r}", "is one checkpoint of a run", do)
     if run is None:
         return adapter if adapter is not None else ws.catalog.get(Run, key)
     if adapter is not None and adapter.run_id != run.id and key not in (run.id, adapter.id):

@@ -1,6 +1,7 @@
 """An evidence sheet as text, as JSON types, and as a page of its own (HTML)."""
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadInput
@@ -75,12 +76,18 @@ def check_out(out: Path) -> None:
     """Refuse a place that no page can be written to, before anything is drawn.
 
     Raises:
-        BadInput: it is a folder, or its folder is not there.
+        BadInput: it is a folder, or nothing can be written to where it lies.
     """
     if out.is_dir():
         raise BadInput(str(out), "is a folder", "name a file, for example evidence.html")
     if not out.absolute().parent.is_dir():
         raise BadInput(str(out.parent), "is not there", "make the folder first, or name another place")
+    try:
+        with TemporaryFile(dir=out.absolute().parent):  # to try says more than permissions do
+            pass
+    except OSError as error:
+        wrong = f"cannot be written to ({(error.strerror or str(error)).lower()})"
+        raise BadInput(str(out.absolute().parent), wrong, "name another place") from None
 
 
 def write_page(ws: "Workspace", evaluation: Evaluation, out: Path) -> Path:

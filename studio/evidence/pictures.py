@@ -61,5 +61,5 @@ class Pictures:
         try:
             with Image.open(self._ws.resolve(file), formats=("PNG", "JPEG", "WEBP")) as opened:
                 return opened.convert("RGB")
-        except (OSError, ValueError, StudioError):
+        except (OSError, ValueError, SyntaxError, StudioError, Image.DecompressionBombError):
             return None

@@ -6,6 +6,7 @@ trigger word, so that the base knows all of their words. Settings are those that
 base.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from registry.errors import BadInput
+from registry.errors import BadInput, several
 from registry.hashing import hash_json
 from registry.records import Adapter, Base, Dataset, Run
 from studio.compare.axes import NONE, Value
 from studio.compare.build import base_request
 from studio.compare.spec import Spec, make_spec
 from studio.demo.prompts import PROMPTS as DRAWN_BY_POCKET
+from studio.evidence.encoders import checked
 from studio.evidence.figures import Prompt
 from studio.runs.frozen import manifest_of
 from studio.sampling.chosen import ready_adapter, steps_of
@@ -37,6 +39,8 @@ PROMPTS, PRIORS, SEEDS = 4, 2, 4
 MOST_CHECKPOINTS = 12  # of a run, evenly over its steps
 MOST_TRAINING = 256  # pictures that likeness is told from, evenly over the data set
 PLACES = ("in the snow", "on a table")  # beside a caption that is the only one, without a trigger word
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # of a terminal; a tab and a new line are no harm
+SYNTAX = re.compile(r"[\\()\[\]{}]|_(?=_)|(?<=<)[lL]")  # of prompts, see docs/sampling.md
 FIRST_SEED = 4001  # away from the seeds of previews
 EVERYDAY = ("a photograph of a city street", "a bowl of fruit on a table", "a house by a lake")
 
@@ -174,6 +178,11 @@ def without_word(text: str, word: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def literal(text: str) -> str:
+    """A text as a prompt that says just that: brackets, wildcards and tags in it mean nothing."""
+    return SYNTAX.sub(r"\\\g<0>", text)
+
+
 def _plan(ws: "Workspace", base: str, subjects: tuple[Subject, ...], known: _Known, wishes: Wishes) -> Plan:
     if not 2 <= wishes.seeds <= 64:
         raise BadInput("seeds", f"{wishes.seeds} is not from 2 to 64", "without a second one nothing differs")
@@ -188,7 +197,7 @@ def _plan(ws: "Workspace", base: str, subjects: tuple[Subject, ...], known: _Kno
         seeds=tuple(range(FIRST_SEED, FIRST_SEED + wishes.seeds)),
         weights=weights,
         training=spread(known.blobs, MOST_TRAINING),
-        encoder=wishes.encoder,
+        encoder=checked(wishes.encoder) if wishes.encoder else "",
     )
 
 
@@ -251,7 +260,7 @@ def _there(ws: "Workspace", blobs: Sequence[str], owner: str) -> tuple[str, ...]
     found = tuple(blob for blob in dict.fromkeys(blobs) if ws.blobs.path(blob).is_file())
     if len(found) < 2:
         do = "likeness needs two at least: make a data set of such pictures"
-        raise BadInput(owner, f"has {len(found)} pictures that are still there", do)
+        raise BadInput(owner, f"has {several(len(found), 'different picture')} with a file", do)
     return found
 
 
@@ -269,16 +278,30 @@ def everyday(base: Base) -> tuple[str, ...]:
 
 def _prompts(known: _Known, wishes: Wishes, plain: Sequence[str]) -> tuple[Prompt, ...]:
     """What asks for the thing, then prior prompts."""
+    _check_texts(wishes)
     about = wishes.prompts or _about(known, plain)
+    prior = wishes.priors or _priors(known, about, plain)
+    if not wishes.prompts:  # training shows captions as they stand, without the sampler's syntax
+        about = tuple(literal(text) for text in about)
+        prior = wishes.priors or tuple(literal(text) for text in prior)
     if not about:
         raise BadInput("prompts", "there is no caption to take one from", "give two: --prompt")
     if len(set(about)) < 2:
         raise BadInput("prompts", "one alone asks for it", "give two: what differs between them is measured")
-    prior = wishes.priors or _priors(known, about, plain)
     both = dict.fromkeys(
         [*((text, True) for text in about), *((text, False) for text in prior if text not in about)]
     )
     return tuple(Prompt(text=text, about=asks) for text, asks in both)
+
+
+def _check_texts(wishes: Wishes) -> None:
+    for text in (*wishes.prompts, *wishes.priors):
+        if not text.strip() or CONTROL.search(text):
+            wrong = "has a control character" if text.strip() else "is empty"
+            raise BadInput(f"prompt {text[:40]!r}", wrong, "write what is to be drawn")
+    if same := set(wishes.prompts) & set(wishes.priors):
+        do = "take it out of one of them: a prior prompt does not ask for what was trained"
+        raise BadInput(f"prompt {min(same)[:40]!r}", "is both a prompt and a prior prompt", do)
 
 
 def _about(known: _Known, plain: Sequence[str]) -> tuple[str, ...]:
@@ -308,4 +331,4 @@ def _priors(known: _Known, about: Sequence[str], plain: Sequence[str]) -> tuple[
     class_word = known.recipe.data.class_word if known.recipe else ""
     called = f"{known.trigger} {class_word}".strip()
     stripped = dict.fromkeys(without_word(text.replace(called, class_word), known.trigger) for text in about)
-    return spread([text for text in stripped if text], PRIORS) or usual
+    return spread([text for text in stripped if text and text not in about], PRIORS) or usual

@@ -117,9 +117,8 @@ def training_pictures(pictures: Pictures, plan: Plan, size: tuple[int, int]) -> 
     for index, blob in enumerate(plan.training):
         picture = pictures.training(index)
         if picture is None:
-            raise BadInput(
-                f"picture {blob[:12]} of the data set", "is gone or damaged", "ask for the sheet anew"
-            )
+            do = "ask for the sheet again, which leaves out what is gone; a damaged one has to be put back"
+            raise BadInput(f"picture {blob[:12]} of the data set", "is gone or damaged", do)
         found.append(_fit(picture, size))
     return found
 

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from registry.errors import BadInput
+from registry.errors import BadInput, Damaged
 from studio.evidence.encoders import Encoder
 from studio.evidence.features import Floats, View, cut, encoder_view, latent_view, pixel_view
 
 CHUNK = 16  # pictures at once
 SMALLEST = 0.05  # of the median spread of its group: a statistic that hardly varies must not decide alone
 LEAST = 1e-9
+NAMES = {"latents": "the base's autoencoder", "encoder": "the encoder"}
 
 Say = Callable[[int, int], None]
 
@@ -52,7 +53,10 @@ class Eyes:
             self.done += len(small)
             if self.say is not None:
                 self.say(self.done, self.total)
-        return [View.joined(list(same)) for same in zip(*parts, strict=True)]
+        views = [View.joined(list(same)) for same in zip(*parts, strict=True)]
+        for view in views:
+            _require_finite(view)
+        return views
 
     def through(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """The pictures as the base could draw them at best: cut, and through its autoencoder."""
@@ -66,6 +70,17 @@ class Eyes:
         return back
 
 
+def _require_finite(view: View) -> None:
+    """Pixels are numbers always; a model with a damaged weight, or in 16 bits, may give what is none.
+
+    Raises:
+        Damaged: a value is not finite. It would spoil every figure, and JSON cannot say it.
+    """
+    if not all(np.isfinite(part).all() for part in (view.look, view.layout, *view.scene)):
+        name, do = NAMES.get(view.name, view.name), "check its files, or measure without it"
+        raise Damaged(name, "gives values that are not finite", do)
+
+
 def mirrored(pictures: Sequence[Image.Image]) -> list[Image.Image]:
     """Left and right exchanged."""
     return [ImageOps.mirror(picture) for picture in pictures]
@@ -75,15 +90,21 @@ def open_autoencoder(base: Path | None) -> Any | None:
     """The autoencoder in a diffusers folder; None without a base.
 
     Raises:
-        BadInput: the folder has none.
+        BadInput: the folder is gone, has none, or one that cannot be loaded.
     """
     if base is None:
         return None
     if not (base / "vae" / "config.json").is_file():
+        if not base.is_dir():
+            raise BadInput(str(base), "the base is not there any more", "bring it back, then ask again")
         raise BadInput(str(base), "holds no autoencoder (vae/config.json)", "give a diffusers folder")
     from studio.compare.floor import Autoencoder
 
-    return Autoencoder(base)
+    try:
+        return Autoencoder(base)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200].rstrip(".")
+        raise BadInput(str(base / "vae"), f"cannot be loaded ({said})", "bring its files back") from error
 
 
 @dataclass(frozen=True)

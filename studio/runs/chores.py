@@ -29,6 +29,7 @@ TASKS = {
 KINDS = tuple(TASKS)
 LOG = "imports.log"  # in cache/
 LOOK_EVERY = 1.0  # seconds
+ANEW = {JobKind.EVALUATE}  # begin again when they died: that they get as far in between says nothing
 TRIES = 3  # of a child that dies without having got any further
 
 
@@ -113,10 +114,9 @@ class Chores:
             self._finish(job, JobState.DONE, "", report)
         elif code in {1, 2}:
             self._finish(job, JobState.FAILED, self._last_line(), report)
-        elif self._is_stuck(report):
-            wrong = (
-                f"{job.kind} {job.id}: its process died {TRIES} times at the same place (exit code {code})."
-            )
+        elif self._is_stuck(job, report):
+            where = "" if job.kind in ANEW else " at the same place"
+            wrong = f"{job.kind} {job.id}: its process died {TRIES} times{where} (exit code {code})."
             self._finish(job, JobState.FAILED, wrong, report)
         else:
             self._start(job)
@@ -129,10 +129,10 @@ class Chores:
             self._renewed_at = time.monotonic()
             self._ws.catalog.renew_job(job.id, owner=self._owner, lease=timedelta(seconds=self._lease))
 
-    def _is_stuck(self, report: dict[str, Any]) -> bool:
+    def _is_stuck(self, job: Job, report: dict[str, Any]) -> bool:
         """Whether the child died often enough without progress."""
         reached = (report.get("phase"), report.get("files"), report.get("bytes_done"), report.get("done"))
-        self._died = self._died + 1 if reached == self._reached else 1
+        self._died = self._died + 1 if reached == self._reached or job.kind in ANEW else 1
         self._reached = reached
         return self._died >= TRIES
 

@@ -12,7 +12,7 @@ from studio.adapters import register_run_adapter
 from studio.evidence.evaluations import recommended
 from studio.made import require_free_name
 from studio.runs.ranking import ranking_of
-from studio.sampling.chosen import checkpoint_of
+from studio.sampling.chosen import DIGITS, checkpoint_of
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -35,8 +35,10 @@ def keep(ws: "Workspace", key: str, name: str = "") -> Kept:
         NotFound: there is no such run, or see `keep_step`.
     """
     run, mark, step = key.rpartition("@")
-    if not (mark and run and step.isdecimal()):
-        raise BadInput(f"checkpoint {key!r}", "names no step of a run", "write RUN@STEP, for example ink@400")
+    if not (mark and run and step.isdecimal() and len(step) <= DIGITS):
+        raise BadInput(
+            f"checkpoint {key[:60]!r}", "names no step of a run", "write RUN@STEP, for example ink@400"
+        )
     return keep_step(ws, ws.catalog.get(Run, run), int(step), name)
 
 

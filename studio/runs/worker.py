@@ -20,6 +20,7 @@ from uuid import uuid4
 from registry.errors import StudioError
 from registry.files import TEMPORARY, sweep_temporaries
 from registry.records import Job, JobKind, JobState, Run, RunState
+from studio.evidence.evaluations import queue_due
 from studio.runs.chores import Chores
 from studio.runs.device import has_gpu
 from studio.runs.executors import Executor, LocalExecutor
@@ -111,7 +112,8 @@ class Worker:
         return once and not self._training and self._sampling is None and not self._waiting()
 
     def _waiting(self) -> int:
-        return self._ws.catalog.count(Job, state=(JobState.QUEUED, JobState.LEASED))
+        waits = self._ws.catalog.count(Job, state=(JobState.QUEUED, JobState.LEASED))
+        return waits or queue_due(self._ws)  # the last picture of an evidence sheet may be drawn just now
 
     def _tick(self, kinds: tuple[JobKind, ...]) -> None:
         """One round. A full disk or a locked database is said once and tried again at the next."""

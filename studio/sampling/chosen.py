@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 CHECKPOINT = "checkpoint"  # origin of an adapter that is a checkpoint of a run
+DIGITS = 18  # of a step at most: a longer number is no step, and Python refuses to read one of thousands
 _SHOWN = 12  # steps in a message
 
 
@@ -28,7 +29,8 @@ def find_adapter(ws: "Workspace", key: str) -> Adapter | None:
     if found is not None:
         return found
     run, _, step = key.rpartition("@")
-    known = ws.catalog.find(Run, run) if run and step.isdecimal() else None
+    number = step.isdecimal() and len(step) <= DIGITS
+    known = ws.catalog.find(Run, run) if run and number else None
     return checkpoint_of(ws, known, int(step)) if known is not None else None
 
 

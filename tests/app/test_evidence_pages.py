@@ -51,7 +51,11 @@ def test_evidence_is_asked_for_on_the_page_of_a_run(empty: Workspace, run: Run, 
     at = open_page(empty, "runs", run=run.id)
     assert "No worker runs" in said(at)
     at.button(key="e-stop").click().run()
-    assert "The evidence is not complete" in said(open_page(empty, "runs", run=run.id))
+    at = open_page(empty, "runs", run=run.id)
+    assert "The evidence is not complete" in said(at)
+    at.button(key="e-other").click().run()
+    assert not at.exception
+    assert "e-asks-again" not in at.session_state, "the dialog opens once"
 
 
 def test_the_verdict_is_on_the_page_of_the_run_and_leads_to_the_sheet(

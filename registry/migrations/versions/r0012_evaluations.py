@@ -34,5 +34,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Without them; their pictures stay in the comparisons."""
+    """Without them; their pictures stay in the comparisons. Older programs know no jobs of this kind."""
+    op.execute("DELETE FROM jobs WHERE kind = 'evaluate'")
     op.drop_table("evaluations")

@@ -12,6 +12,8 @@ from studio.evidence.plan import Plan
 from studio.evidence.result import Evidence
 from studio.evidence.words import strength_line
 
+AGAIN = "e-asks-again"  # in the state of a session: the fragment asks the page for the dialog
+
 
 def evidence_of_run(run: Run) -> None:
     """On the page of a run that has something to judge."""
@@ -65,6 +67,8 @@ def _panel(about: Run | Adapter, evaluation: Evaluation) -> None:
     with st.container(key="panel-evidence"):
         if evidence is None:
             _live(evaluation.id)
+            if st.session_state.pop(AGAIN, False):
+                evidence_dialog(about)
             return
         verdict(plan_of(evaluation), evidence)
         _links(about, evaluation)
@@ -108,6 +112,10 @@ def _live(evaluation_id: str) -> None:
                 go_on(workspace, evaluation)
                 state.wake_worker()
                 st.rerun()
+        # What was asked for may be impossible by now, for example when a checkpoint was pruned.
+        if not stage.live and st.button("Gather again", icon=":material/refresh:", key="e-other"):
+            st.session_state[AGAIN] = True
+            st.rerun()
         if stage.live and st.button("Stop", icon=":material/stop:", key="e-stop"):
             stop(workspace, evaluation)
             st.rerun()

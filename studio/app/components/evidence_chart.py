@@ -22,13 +22,14 @@ def strength_chart(points: Sequence[Point], *, key: str) -> None:
         }
         for measure in MEASURES
     ]
+    low = min((0.0, *(point.weight for point in points)))  # an adapter may be drawn against its direction
     chart = {
         "animation": False,
         "color": colours,
         "legend": {"top": 0, "left": 0, "itemWidth": 14, "itemHeight": 8},
         "grid": {"left": 8, "right": 16, "top": 52, "bottom": 24, "containLabel": True},
         "tooltip": {"trigger": "axis", "valueFormatter": "%.0f %%"},
-        "xAxis": {"type": "value", "name": "strength", "nameLocation": "middle", "nameGap": 26, "min": 0},
+        "xAxis": {"type": "value", "name": "strength", "nameLocation": "middle", "nameGap": 26, "min": low},
         "yAxis": {"type": "value", "splitNumber": 4, "axisLabel": {"formatter": "{value} %"}},
         "series": series,
     }
