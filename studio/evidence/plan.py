@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from registry.errors import BadInput, several
 from registry.hashing import hash_json
-from registry.records import Adapter, Base, Dataset, Run
+from registry.records import Adapter, Base, Dataset, Run, RunState
 from studio.compare.axes import NONE, Value
 from studio.compare.build import base_request
 from studio.compare.spec import Spec, make_spec
@@ -217,6 +217,9 @@ def _subjects(ws: "Workspace", run: Run, wanted: Sequence[int]) -> tuple[Subject
             f"run {run.name}", f"has nothing at step {missing[0]}", f"there is {there}" if there else ""
         )
     if not made:
+        if not run.state.active and run.state is not RunState.QUEUED:
+            do = "go on with it, bring one back from the trash, or choose another run"
+            raise BadInput(f"run {run.name}", "has ended and nothing of it is left to judge", do)
         raise BadInput(
             f"run {run.name}", "has no checkpoint yet", "wait for the first, or choose another run"
         )

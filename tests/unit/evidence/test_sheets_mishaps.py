@@ -12,7 +12,8 @@ from PIL import Image
 
 from registry import journal, migrations
 from registry.errors import BadInput, Damaged, StudioError
-from registry.records import Adapter, Comparison, Evaluation, Job, JobKind, JobState, Run, Sample
+from registry.records import Adapter, Comparison, Evaluation, Job, JobKind, JobState, Run, RunState, Sample
+from studio.adapters import trash
 from studio.compare import floor, grids
 from studio.evidence import evaluations, views
 from studio.evidence.outputs import check_out
@@ -100,6 +101,15 @@ def test_prompts_without_the_trigger_have_other_prior_prompts(chained: Workspace
     wishes = Wishes(prompts=(prior, "b"))
     asked = evaluations.ask(chained, chained.catalog.get(Adapter, "ink"), wishes)
     assert len({prompt.text for prompt in asked.plan.prompts}) == len(asked.plan.prompts) == 3
+
+
+def test_a_run_of_which_nothing_is_left_is_not_waited_for(chained: Workspace):
+    run = chained.catalog.get(Run, "ink")
+    trash(chained, "ink")
+    with pytest.raises(BadInput, match="has no checkpoint yet"):
+        evaluations.ask(chained, run)
+    with pytest.raises(BadInput, match="has ended and nothing of it is left"):
+        evaluations.ask(chained, chained.catalog.update(Run, run.id, state=RunState.FINISHED))
 
 
 def test_a_caption_is_drawn_as_it_stands():
