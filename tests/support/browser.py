@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tests.support.debian import install, may_install
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 PATIENCE = 30_000  # milliseconds for what a busy machine shows late; the usual 5 s were too few
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -84,3 +84,15 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+def only(found: "Locator") -> "Locator":
+    """What is found, once it is there a single time.
+
+    While a page is drawn anew, an element may stand beside the one that takes its place, and to act on both
+    is refused at once.
+    """
+    from playwright.sync_api import expect
+
+    expect(found).to_have_count(1)
+    return found

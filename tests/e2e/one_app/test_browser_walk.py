@@ -13,7 +13,7 @@ from registry.formats.load import load_adapter
 from registry.records import Adapter, Dataset, Image, Run, Sample
 from studio.pocket.pictures import demo_set
 from studio.workspace import Workspace
-from tests.support.browser import page_at
+from tests.support.browser import only, page_at
 from trainers.recipe import preset_by_name
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -70,8 +70,8 @@ def test_the_whole_job(workspace: Workspace, address: str, page: Page, tmp_path:
 def drop_pictures(workspace: Workspace, page: Page, folder: Path) -> Dataset:
     press(page, "Add your pictures")
     expect(page.get_by_role("heading", name="Add pictures")).to_be_visible()
-    page.get_by_role("textbox", name="Name", exact=True).fill("walk")
-    page.get_by_role("textbox", name="Trigger word", exact=True).fill("neonsign")
+    only(page.get_by_role("textbox", name="Name", exact=True)).fill("walk")
+    only(page.get_by_role("textbox", name="Trigger word", exact=True)).fill("neonsign")
     page.locator("input[type=file]").set_input_files(uploads(folder / "pictures"))
     expect(page.get_by_role("button", name="Add", exact=True)).to_be_enabled()
     press(page, "Add")
@@ -84,7 +84,7 @@ def drop_pictures(workspace: Workspace, page: Page, folder: Path) -> Dataset:
 
 def write_captions(workspace: Workspace, page: Page, dataset: Dataset) -> None:
     field = page.get_by_role("textbox", name="Caption of picture 6", exact=True)
-    field.fill("a shape in neon, neonsign")
+    only(field).fill("a shape in neon, neonsign")
     field.blur()
     expect(page.get_by_text("Caption saved")).to_be_visible()
     images = {image.name: image for image in workspace.catalog.list(Image, dataset_id=dataset.id)}
@@ -95,14 +95,14 @@ def write_captions(workspace: Workspace, page: Page, dataset: Dataset) -> None:
 def train(workspace: Workspace, page: Page, folder: Path) -> Run:
     press(page, "Train on these")
     expect(page.get_by_role("heading", name="What it will cost")).to_be_visible()
-    page.get_by_text("Everything", exact=True).click()
-    page.get_by_text("As a file (TOML)").click()
+    only(page.get_by_text("Everything", exact=True)).click()
+    only(page.get_by_text("As a file (TOML)")).click()
     whole = preset_by_name("pocket-style").train.max_steps
     recipe = folder / "walk.toml"
     recipe.write_text(RECIPE)
     page.locator("input[type=file]").set_input_files(recipe)
     expect(page.get_by_text(f"{STEPS} instead of {whole}")).to_be_visible()
-    page.get_by_role("textbox", name="Name of the adapter", exact=True).fill("walked")
+    only(page.get_by_role("textbox", name="Name of the adapter", exact=True)).fill("walked")
     press(page, "Start training")
     expect(page.get_by_role("heading", name="walked")).to_be_visible()
     expect(page.get_by_text("Finished").first).to_be_visible(timeout=5 * MINUTES)
@@ -115,7 +115,7 @@ def train(workspace: Workspace, page: Page, folder: Path) -> Run:
 def see_adapter(workspace: Workspace, page: Page, run: Run) -> Adapter:
     made = workspace.catalog.list(Adapter, run_id=run.id)
     assert [adapter.step for adapter in made] == [STEPS]
-    page.get_by_role("button", name="walked", exact=True).click()
+    only(page.get_by_role("button", name="walked", exact=True)).click()
     expect(page.get_by_role("heading", name="Where it comes from")).to_be_visible()
     expect(page.get_by_text("While it learned")).to_be_visible()
     return made[0]
@@ -125,12 +125,12 @@ def compare_with_and_without(workspace: Workspace, page: Page, adapter: Adapter)
     press(page, "Make pictures")
     prompt = page.get_by_role("textbox", name="What to draw (prompt)", exact=True)
     expect(prompt).to_have_value("neonsign")
-    prompt.fill("a red circle, neonsign")
+    only(prompt).fill("a red circle, neonsign")
     prompt.blur()
-    page.get_by_text("Lock", exact=True).click()
+    only(page.get_by_text("Lock", exact=True)).click()
     pictures: list[np.ndarray] = []
     for expected in (1, 2):
-        page.get_by_role("button", name="Make pictures").click()
+        only(page.get_by_role("button", name="Make pictures")).click()
         expect(page.get_by_role("button", name="Use the settings of this picture")).to_have_count(
             expected, timeout=3 * MINUTES
         )
@@ -150,7 +150,7 @@ def export(workspace: Workspace, address: str, page: Page, adapter: Adapter, fol
     press(page, "Export")
     press(page, "Write and check")
     with page.expect_download() as download:
-        page.get_by_role("link", name="Save walked").click()
+        only(page.get_by_role("link", name="Save walked")).click()
     saved = folder / "saved.safetensors"
     download.value.save_as(saved)
     theirs, _, _ = load_adapter(saved, "sd15")

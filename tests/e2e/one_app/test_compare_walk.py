@@ -13,7 +13,7 @@ from studio.evidence.plan import Wishes
 from studio.pocket.pictures import demo_set
 from studio.runs.launch import launch
 from studio.workspace import Workspace
-from tests.support.browser import page_at
+from tests.support.browser import only, page_at
 from tests.support.pictures import encoded
 from tests.support.sampling import add_adapter
 from trainers.recipe import apply_sets, preset_by_name
@@ -53,12 +53,12 @@ def a_grid_of_nine(workspace: Workspace, page: Page) -> Comparison:
         choose(page, "Add an adapter", name)
         expect(page.get_by_role("button", name=name, exact=True)).to_be_visible()  # then the list is another
     prompts = page.get_by_role("textbox", name="What to draw: a prompt in each line")
-    prompts.fill("a red circle")
+    only(prompts).fill("a red circle")
     prompts.blur()
     choose(page, "Seeds", "3")
     page.keyboard.press("Escape")  # the list stays open for more
     expect(page.get_by_text("9 cells")).to_be_visible()
-    page.get_by_role("button", name="Draw the grid").click()
+    only(page.get_by_role("button", name="Draw the grid")).click()
     expect(page.get_by_role("button", name=re.compile("seed 3"))).to_have_count(3, timeout=2 * MINUTES)
     expect(page.locator(".face img")).to_have_count(9, timeout=2 * MINUTES)
     (made,) = workspace.catalog.list(Comparison, limit=1)
@@ -68,14 +68,13 @@ def a_grid_of_nine(workspace: Workspace, page: Page) -> Comparison:
 def choose(page: Page, label: str, option: str) -> None:
     """A value of a list."""
     box = page.get_by_role("combobox", name=re.compile(label))
-    expect(box).to_have_count(1)  # after a choice the list before stands beside the new one for a moment
-    box.click()
-    page.get_by_role("option", name=option, exact=True).click()
+    only(box).click()  # after a choice the list before stands beside the new one for a moment
+    only(page.get_by_role("option", name=option, exact=True)).click()
 
 
 def the_slider(page: Page) -> None:
     """The line moves with the keys, and what is left of it is the one picture."""
-    page.get_by_role("radio", name="Slider").click()
+    only(page.get_by_role("radio", name="Slider")).click()
     line = page.get_by_role("slider", name="Move between the two pictures")
     expect(line).to_have_attribute("aria-valuenow", "50")
     line.focus()
@@ -87,7 +86,7 @@ def the_slider(page: Page) -> None:
 
 def ten_votes(workspace: Workspace, page: Page, comparison: Comparison) -> None:
     """Names stay hidden until the vote; ten votes make a ranking."""
-    page.get_by_role("radio", name="Blind vote").click()
+    only(page.get_by_role("radio", name="Blind vote")).click()
     arena = page.locator("#arena")
     for count in range(1, VOTES + 1):
         expect(arena).to_have_count(1)  # the last pair is gone
@@ -132,11 +131,11 @@ def the_evidence(workspace: Workspace, address: str, page: Page, run: Run) -> No
     page.reload()
     expect(page.get_by_role("button", name="See the evidence")).to_be_visible(timeout=3 * MINUTES)
     assert workspace.catalog.get(Evaluation, made.id).result
-    page.get_by_role("button", name="See the evidence").click()
+    only(page.get_by_role("button", name="See the evidence")).click()
     expect(page.get_by_role("heading", name="Evidence: judged")).to_be_visible()
     expect(page.get_by_role("heading", name="Best first")).to_be_visible()
     with page.expect_download() as saved:
-        page.get_by_role("button", name="Save the report").click()
+        only(page.get_by_role("button", name="Save the report")).click()
     text = saved.value.path().read_text(encoding="utf-8")
     assert "default-src 'none'" in text
     assert "Use judged" in text

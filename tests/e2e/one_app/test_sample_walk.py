@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from registry.records import Adapter, Sample
 from studio.workspace import Workspace
-from tests.support.browser import page_at
+from tests.support.browser import only, page_at
 from tests.support.sampling import add_adapter
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -40,11 +40,11 @@ def test_the_sample_page(workspace: Workspace, page: Page):
 
 def with_two_adapters(workspace: Workspace, page: Page) -> Sample:
     for name in ("first", "second"):
-        page.get_by_role("button", name="Add an adapter", exact=True).click()
+        only(page.get_by_role("button", name="Add an adapter", exact=True)).click()
         page.get_by_role("dialog").get_by_role("button", name=name).first.click()
         expect(page.get_by_role("dialog")).to_have_count(0)
     prompt = page.get_by_role("textbox", name="What to draw (prompt)", exact=True)
-    prompt.fill("a red circle")
+    only(prompt).fill("a red circle")
     prompt.blur()
     page.get_by_text("More", exact=True).last.click()
     slide(page, "How many steps (inference steps)", "Home", 7)  # 1 + 7
@@ -70,7 +70,7 @@ def from_a_picture(workspace: Workspace, page: Page, drawn: Sample) -> Sample:
 def a_part_with_the_brush(workspace: Workspace, page: Page, start: Sample) -> Sample:
     """Two strokes on the left half, one on the right that is erased again."""
     page.get_by_role("button", name="Start from this").first.click()
-    page.get_by_text("Change only a part (inpaint)").click()
+    only(page.get_by_text("Change only a part (inpaint)")).click()
     slide(page, "Soft edge in pixels (mask blur)", "Home", 0)
     slide(page, "How much may change (denoising strength)", "End", 0)
     canvas = page.locator("canvas[role=img]")
@@ -79,9 +79,9 @@ def a_part_with_the_brush(workspace: Workspace, page: Page, start: Sample) -> Sa
     stroke(page, (0.1, 0.2), (0.35, 0.2))
     stroke(page, (0.1, 0.6), (0.35, 0.8))
     stroke(page, (0.8, 0.5), (0.8, 0.5))
-    page.get_by_role("button", name="Undo", exact=True).click()
+    only(page.get_by_role("button", name="Undo", exact=True)).click()
     stroke(page, (0.8, 0.2), (0.8, 0.4))
-    page.get_by_role("button", name="Erase", exact=True).click()
+    only(page.get_by_role("button", name="Erase", exact=True)).click()
     stroke(page, (0.8, 0.1), (0.8, 0.5), (0.75, 0.3), (0.85, 0.3))
     sample = make(workspace, page)
     mask = pixels(workspace.home / sample.request["mask"]).mean(axis=2)
@@ -101,7 +101,7 @@ def a_part_with_the_brush(workspace: Workspace, page: Page, start: Sample) -> Sa
 def settings_come_back(workspace: Workspace, page: Page, painted: Sample) -> None:
     """After the form was emptied by opening it anew, the picture that was written says everything."""
     page.reload()
-    page.get_by_role("button", name="Settings of a picture").click()
+    only(page.get_by_role("button", name="Settings of a picture")).click()
     field = page.get_by_test_id("stFileUploader").filter(has_text="Drop a picture that says how it was made")
     expect(field).to_be_visible()
     field.locator("input[type=file]").set_input_files(file_of(workspace, painted))
@@ -123,7 +123,7 @@ def make(workspace: Workspace, page: Page) -> Sample:
     """Press the button and wait for the picture."""
     made = page.get_by_role("button", name="Use the settings of this picture")
     before = made.count()
-    page.get_by_role("button", name="Make pictures").click()
+    only(page.get_by_role("button", name="Make pictures")).click()
     expect(made).to_have_count(before + 1, timeout=60 * SECONDS)
     return workspace.catalog.list(Sample, limit=1)[0]
 
