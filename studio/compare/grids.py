@@ -70,7 +70,7 @@ def create(ws: "Workspace", spec: Spec, name: str = "") -> Comparison:
     Raises:
         BadInput: the name is taken, or a cell cannot be drawn as it is; nothing is queued then.
     """
-    name = _checked_name(name) if name else _free_name(ws, spec)
+    name = _checked_name(name) if name else _made_up_name(ws, spec)
     if ws.catalog.find(Comparison, name) is not None:
         raise BadInput(f"comparison {name!r}", "is there already", "choose another name, or let it grow")
     spec = spec.model_copy(update={"base": _kept_files(ws, spec.base)})
@@ -308,16 +308,20 @@ def _kept_files(ws: "Workspace", request: SampleRequest) -> SampleRequest:
     return request.model_copy(update={**pictures, "controls": controls})
 
 
-def _free_name(ws: "Workspace", spec: Spec) -> str:
-    """What is compared, with a number when there is one like it already."""
-    base = ws.catalog.get(Base, spec.base.base).name
-    about = " x ".join(row.name for row in spec.varied or spec.axes)
-    plain, number = f"{base}, {about}"[:_LONGEST], 1
-    name = plain
+def free_name(ws: "Workspace", plain: str) -> str:
+    """`plain`, with a number when there is a comparison of this name already."""
+    name, number = plain, 1
     while ws.catalog.find(Comparison, name) is not None:
         number += 1
         name = f"{plain} {number}"
     return name
+
+
+def _made_up_name(ws: "Workspace", spec: Spec) -> str:
+    """What is compared."""
+    base = ws.catalog.get(Base, spec.base.base).name
+    about = " x ".join(row.name for row in spec.varied or spec.axes)
+    return free_name(ws, f"{base}, {about}"[:_LONGEST])
 
 
 def _checked_name(name: str) -> str:

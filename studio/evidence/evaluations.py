@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadInput, NotFound, StudioError
+from registry.grids import LIVE
 from registry.records import Adapter, Comparison, Evaluation, Job, JobKind, JobState, Run, Sample, now
 from studio.compare import grids
 from studio.evidence.plan import Plan, Wishes, plan_hash, plan_of_adapter, plan_of_run, spec_of_plan
@@ -18,8 +19,6 @@ from studio.sampling.chosen import ready_adapter
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
-
-LIVE = (JobState.QUEUED, JobState.LEASED)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def begin(ws: "Workspace", about: Run | Adapter, wishes: Wishes | None = None) -
         go_on(ws, known[0])
         return known[0]
     spec = spec_of_plan(ws, plan)
-    comparison = grids.create(ws, spec, _free_name(ws, f"Evidence of {about.name}"))
+    comparison = grids.create(ws, spec, grids.free_name(ws, f"Evidence of {about.name}"[:90]))
     made = Evaluation(
         **_owner(about), comparison_id=comparison.id, plan=plan.model_dump(mode="json"), plan_hash=hash_
     )
@@ -126,11 +125,12 @@ def stage_of(ws: "Workspace", evaluation: Evaluation) -> Stage:
     if jobs and jobs[0].state in (JobState.FAILED, JobState.CANCELLED):
         return Stage("failed", error=jobs[0].error or "it was called off")
     comparison = ws.catalog.get(Comparison, evaluation.comparison_id)
-    found = grids.progress(ws, comparison, grids.cells_of(ws, comparison))
+    cells = grids.cells_of(ws, comparison)
+    found = grids.progress(ws, comparison, cells)
     if found.live:
         return Stage("drawing", found.drawn, found.total, found.seconds_left)
     if found.drawn < found.total:
-        wrong = next((c.error for c in grids.cells_of(ws, comparison).values() if c.error), "")
+        wrong = next((c.error for c in cells.values() if c.error), "")
         return Stage("incomplete", found.drawn, found.total, error=wrong)
     return Stage("measuring", found.drawn, found.total)
 
@@ -270,14 +270,6 @@ def _owner(about: Run | Adapter) -> dict[str, Any]:
 
 def _enqueue(ws: "Workspace", evaluation: Evaluation) -> Job:
     return ws.catalog.enqueue(Job(kind=JobKind.EVALUATE, subject_id=evaluation.id))
-
-
-def _free_name(ws: "Workspace", plain: str) -> str:
-    name, number = plain[:90], 1
-    while ws.catalog.find(Comparison, name) is not None:
-        number += 1
-        name = f"{plain[:90]} {number}"
-    return name
 
 
 def about_of(ws: "Workspace", key: str) -> Run | Adapter:
