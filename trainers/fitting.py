@@ -17,6 +17,7 @@ from trainers.recipe_section import DIFFUSION, FLOW, Needs
 from trainers.recipe_text import flatten
 
 LAW = "objective.law"
+BITS = {"int8": 8, "nf4": 4}  # of a rounded weight
 _MARKS: dict[str, tuple[Any, ...]] = {
     name: tuple(info.metadata) for name, info in ObjectiveSection.model_fields.items()
 }
@@ -120,6 +121,14 @@ def check_recipe(recipe: Recipe, traits: Traits = Traits()) -> None:
             raise BadInput(f"{section}.scheduler", wrong, "set it to default")
 
 
+def rounds_by_itself(recipe: Recipe) -> bool:
+    """Whether a run that does not fit may round its base: nobody said how to keep it, and only an adapter on
+    the denoiser learns."""
+    adapter = recipe.adapter
+    beside = adapter.method == "full" or adapter.train_text_encoder or adapter.train_t5 or recipe.tokens.words
+    return recipe.train.base_weights == "auto" and not beside
+
+
 def check_rates(section: OptimizerSection, method: str, *, learns_text: bool = False) -> None:
     """Refuse rates that the optimizer or the method does not have.
 
@@ -194,6 +203,9 @@ def _check_precision(recipe: Recipe) -> None:
     """Weights of the base learn in the precision of the run, those of an adapter in fp32."""
     if recipe.adapter.method != "full":
         return
+    if recipe.train.base_weights not in ("auto", "whole"):
+        wrong = f"is {recipe.train.base_weights}, and rounded weights cannot learn"
+        raise BadInput("train.base_weights", wrong, "set it to whole, or choose another adapter.method")
     name, precision = recipe.optimizer.name, recipe.train.precision
     if precision == "fp16":
         raise BadInput("train.precision", "is fp16, in which weights cannot learn", "set it to bf16 or fp32")

@@ -3,22 +3,26 @@
     1  gradient checkpointing     activations are computed again: slower, far less memory
     2  8-bit optimizer            its state takes a quarter
     3  batches in pieces          2, 4, ... forward passes instead of one; same pictures, noise and mean
+    4  the base in 8, then 4 bits its blocks take a half, a quarter (trainers.stored); before the first step
 
 Each rung is said in the log and the status, and kept in memory.json, so that a resumed run is the same run.
-None of them changes what is learned, up to rounding. Below the last rung the run fails with advice.
+The first three do not change what is learned, up to rounding. Above the last rung the run fails with advice.
 """
 
 import gc
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from registry.files import read_json, write_json
+from trainers.base_weights import choose
 from trainers.data import Batch, BatchSource
+from trainers.fitting import BITS, rounds_by_itself
 from trainers.guards import is_memory
 from trainers.loop import backward
 from trainers.optim import make_optimizer, optimizer_kind
@@ -50,11 +54,13 @@ class Rungs:
         checkpointing: Gradient checkpointing.
         optimizer: Name of the optimizer in place of the recipe's; "" = the recipe's.
         pieces: Forward passes that a batch is cut into.
+        base: How the base's weights are kept in place of the recipe's choice; "" = as that says.
     """
 
     checkpointing: bool = False
     optimizer: str = ""
     pieces: int = 1
+    base: Literal["", "int8", "nf4"] = ""
 
     def section(self, section: OptimizerSection) -> OptimizerSection:
         """The optimizer section with the optimizer in force."""
@@ -89,7 +95,17 @@ def next_rung(rungs: Rungs, setting: "Setting", *, fresh: bool) -> tuple[Rungs, 
     if rungs.pieces < recipe.train.batch_size:
         pieces = min(2 * rungs.pieces, recipe.train.batch_size)
         return replace(rungs, pieces=pieces), f"batches are computed in {pieces} pieces"
+    if fresh and (coarser := _coarser(rungs, setting)):
+        return replace(rungs, base=coarser), f"the base's weights are rounded to {BITS[coarser]} bits"
     return None
+
+
+def _coarser(rungs: Rungs, setting: "Setting") -> Literal["", "int8", "nf4"]:
+    """The next way to keep the base; none where the recipe names one, or more than the denoiser learns."""
+    if not rounds_by_itself(setting.recipe):
+        return ""
+    kept = rungs.base or choose(setting.family, setting.family.denoiser_name, "auto")
+    return {"whole": "int8", "int8": "nf4"}.get(kept, "")  # pyright: ignore[reportReturnType]
 
 
 def wants_dry_run(setting: "Setting") -> bool:
@@ -106,6 +122,7 @@ def climb(
     rungs: Rungs,
     *,
     start: int,
+    make: "Callable[[Setting, Rungs], Learning]",
 ) -> tuple["Learning", Rungs]:
     """Try the largest batch; while it does not fit, take a rung. Nothing of the run's state changes.
 
@@ -116,9 +133,11 @@ def climb(
         learning: Restored already.
         rungs: Of earlier attempts, in force in `learning`.
         start: Steps done.
+        make: Makes what learns, on a base that is loaded anew.
 
     Returns:
-        `learning`, with another optimizer after the second rung, and the rungs in force.
+        `learning`, with another optimizer after the second rung, made anew after the fourth, and the rungs in
+        force.
 
     Raises:
         Exception: what the last rung ran into.
@@ -145,8 +164,17 @@ def climb(
             section, seed = rungs.section(setting.recipe.optimizer), setting.recipe.train.seed
             fresh = make_optimizer(section, learning.flats, setting.family.device, seed)
             learning = replace(learning, optimizer=fresh)
+        if rungs.base != before.base:
+            _let_go(setting.family)
+            learning = make(setting, rungs)
         if setting.writes:
             keep_rungs(setting.rundir, rungs)
+
+
+def _let_go(family: "Family") -> None:
+    """Free the denoiser's memory, whoever still refers to it."""
+    family.denoiser.to_empty(device="meta")
+    family.free(family.denoiser_name)
 
 
 def enable_checkpointing(family: "Family", trainables: "Trainables") -> None:

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from trainers.recipe_section import Alpha, BlockRanks, Needs, Rank, Section, check_pattern
 
 _RANKED = ("lora", "rslora", "dora", "loha", "lokr", "pissa")
-_ADDED = Needs("adapter.method", (*_RANKED, "oft"))  # not to a full fine-tune
+ADDED = Needs("adapter.method", (*_RANKED, "oft"))  # not to a full fine-tune
 HAVE_AB = ("lora", "rslora", "dora", "pissa")  # methods whose update is B A
 _TURNS = "oft has no strength, a turn has only its blocks"
 # Fields that mean nothing with some methods: what they fit, and why not the others.
@@ -50,7 +50,7 @@ class AdapterSection(Section):
     """Rank on the 3x3 convolutions of the UNet; 0 = off."""
     conv_alpha: Annotated[Alpha | None, _fits("conv_alpha"), Needs("adapter.conv_rank")] = None
     """Alpha of the convolutions; none = conv_rank."""
-    block_ranks: Annotated[BlockRanks, _ADDED] = Field(default_factory=dict)
+    block_ranks: Annotated[BlockRanks, ADDED] = Field(default_factory=dict)
     """Rank by regular expression that must match a layer's whole path: "mid_block.*" = 4. The first match
     counts, 0 leaves the layer out, alpha moves along. Layers of text encoders begin with their encoder's
     name."""
@@ -67,7 +67,7 @@ class AdapterSection(Section):
     """pissa: steps of a fast approximate decomposition (4 to 16 usual); 0 = exact, slow on large bases."""
     dropout: Annotated[float, Field(ge=0, lt=1), _fits("dropout")] = 0.0
     """Share dropped in training, 0 to below 1: of an adapter's inputs; loha, lokr: of the update's rows."""
-    targets: Annotated[str, Field(max_length=2000), _ADDED] = ""
+    targets: Annotated[str, Field(max_length=2000), ADDED] = ""
     """Regular expression that a module's whole path in the denoiser must match; empty = the family's list."""
     train_text_encoder: bool = False
     """Also train an adapter on the text encoder (on all CLIP encoders of a base that has several)."""

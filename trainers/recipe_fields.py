@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from trainers.recipe_adapter import FITS_SOME_METHODS, HAVE_AB, AdapterSection
+from trainers.recipe_adapter import ADDED, FITS_SOME_METHODS, HAVE_AB, AdapterSection
 from trainers.recipe_section import (
     DIFFUSION,
     FLOW,
@@ -251,6 +251,10 @@ class TrainSection(Section):
     that does not enlarge it. Sizes that are not below train.resolution do not count."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Compute precision; adapter weights stay fp32. auto = bf16 on a GPU that has it, else fp16; CPU fp32."""
+    base_weights: Annotated[Literal["auto", "whole", "int8", "nf4"], ADDED] = "auto"
+    """How the frozen base's weights are kept: whole, or rounded to 8 or 4 bits for half or a quarter of the
+    memory, a little slower (the blocks of the denoiser, and T5 where it is frozen). auto = whole, unless a
+    GPU has no room for that."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about 40 % slower, far less memory."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0
@@ -264,7 +268,8 @@ class TrainSection(Section):
     """Steps between updates of the running mean; its decay is per step all the same."""
     dry_run: Literal["auto", "on", "off"] = "auto"
     """Try the largest batch before the first step, and save memory if it does not fit: gradient
-    checkpointing, then an 8-bit optimizer, then batches in pieces. auto = on a GPU."""
+    checkpointing, then an 8-bit optimizer, then batches in pieces, then a base in 8 and in 4 bits. auto = on
+    a GPU."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes (one per GPU); the batch grows with them."""
     num_threads: Annotated[int, Field(ge=0, le=256)] = 0

@@ -165,7 +165,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     learning = make_learning(setting, rungs)
     store = Store(rundir, workspace_key(), recipe.checkpoints.keep)
     start, numbers = restore_newest(setting, store, learning)
-    learning, rungs = climb(setting, objective, source, learning, rungs, start=start)
+    learning, rungs = climb(setting, objective, source, learning, rungs, start=start, make=make_learning)
     # Accelerate's wrapper is for the scaler; without one it only costs (it looks for a package at each step).
     optimizer = accelerator.prepare(learning.optimizer) if accelerator.scaler else learning.optimizer
     schedule = schedule_in_force(recipe.optimizer, recipe.schedule, family.device)

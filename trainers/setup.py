@@ -16,6 +16,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from registry.errors import BadInput, Damaged
 from registry.hashing import HashMemo, hash_json
 from trainers import guards
+from trainers.base_weights import choose, load_part
 from trainers.cache import LatentCache, TextCache
 from trainers.captions import captions_needed, wording
 from trainers.checkpoints import Learning, Store, read_numbers, restore, same_optimizer
@@ -41,6 +42,7 @@ from trainers.priors import check_words_named, with_class_captions
 from trainers.recipe import OptimizerSection, Recipe, TrainSection
 from trainers.rundir import RunDir, RunEnv, checkpoint_step, verify_checkpoint
 from trainers.signals import StopFlag
+from trainers.stored import Precision
 from trainers.weight_first import apply_weight_first
 
 ENCODE_BATCH = 8  # pictures per VAE call at 512 px; fewer when they are larger
@@ -226,15 +228,16 @@ def encode_texts(
     names = (*(tokenizer_of(name) for name in encoders), *encoders)
     hashes = [family.component_hash(name, setting.memo) for name in names]
     new = [[list(words), recipe.tokens.vectors]] if words else []
-    encoder_hash = hash_json([*hashes, *family.cache_facts(), *live, *new])
+    encode, rounded = _encoding(setting, live)
+    encoder_hash = hash_json([*hashes, *family.cache_facts(), *live, *new, *rounded])
     cache = TextCache(setting.cache, encoder_hash, dtype=family.dtype)
     captions = with_class_captions(captions_needed(items, recipe.data, recipe.train.seed), recipe)
     texts = list(dict.fromkeys([*captions, *prompts, recipe.preview.negative]))
     setting.reporter.phase("caching", len(texts))
     with setting.first_process_first():
-        cache.fill(texts, encode=lambda texts: family.encode_text(texts, live), progress=setting.progress)
+        cache.fill(texts, encode=encode, progress=setting.progress)
         # By themselves: with others in a batch the last bit of those may be another.
-        cache.fill(priors, encode=lambda texts: family.encode_text(texts, live), progress=setting.progress)
+        cache.fill(priors, encode=encode, progress=setting.progress)
     family.free(*(name for name in encoders if name not in live))
 
     def on_device(texts: list[str]) -> Conditioning:
@@ -243,6 +246,22 @@ def encode_texts(
     if not words:
         check_encoder(setting, captions, on_device)
     return cache.get, on_device
+
+
+def _encoding(
+    setting: Setting, live: Sequence[str]
+) -> tuple[Callable[[list[str]], Conditioning], list[Precision]]:
+    """What encodes captions for the cache, and how T5's weights are kept for that where they are rounded."""
+    family, name, wanted = setting.family, setting.family.t5_encoder, setting.recipe.train.base_weights
+    if name not in family.text_encoder_names or name in live or wanted == "whole":
+        return (lambda texts: family.encode_text(texts, live)), []
+    kept = choose(family, name, wanted)
+
+    def encode(texts: list[str]) -> Conditioning:
+        load_part(family, name, kept)  # only now, for all may be cached
+        return family.encode_text(texts, live)
+
+    return encode, [] if kept == "whole" else [kept]
 
 
 def check_encoder(setting: Setting, captions: list[str], encode: Callable[[list[str]], Conditioning]) -> None:
@@ -299,6 +318,7 @@ def make_learning(setting: Setting, rungs: Rungs) -> Learning:
         rungs: Savings of memory that earlier attempts needed.
     """
     recipe, family = setting.recipe, setting.family
+    load_part(family, family.denoiser_name, rungs.base or recipe.train.base_weights)
     denoiser: Any = family.denoiser
     trainables = attach_all(family, recipe)
     if family.device.type == "cuda":

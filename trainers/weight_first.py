@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trainers.method_table import PEFT_NAME, is_plain_lora
 from trainers.methods import Trainables
+from trainers.stored import StoredLayer
 
 LARGEST = 1 << 17  # weights of a layer, in * out * kernel area; a 3x3 convolution of 96 channels has 83k
 
@@ -42,6 +43,7 @@ def apply_weight_first(trainables: Trainables, device: torch.device) -> int:
 def _fits(layer: Any) -> bool:
     return (
         is_plain_lora(layer)
+        and not isinstance(layer.base_layer, StoredLayer)  # whose whole weight would stay
         and isinstance(layer.lora_dropout[PEFT_NAME], nn.Identity)
         and (
             isinstance(base := layer.base_layer, nn.Linear)

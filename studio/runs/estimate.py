@@ -13,7 +13,7 @@ import json
 import math
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from registry.records import Base
 from studio.runs.device import has_gpu, physical_cores
 from studio.runs.layers import weights_of
 from trainers.families import FAMILIES
+from trainers.fitting import rounds_by_itself
 from trainers.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ STATE = {
     "adafactor": 0.1,
     "sgd": 0.0,
 }
+ROUNDED = {"int8": 1.02, "nf4": 0.58}  # bytes of a weight of the base, what stays whole included
 ADAMW_STATE = 2.0  # values that the optimizer keeps for each that learns
 
 Kind = Literal["measured", "scaled", "estimated"]
@@ -76,6 +78,7 @@ class Fit:
     checkpointing: bool = False
     small_state: bool = False
     pieces: int = 1
+    base: str = "whole"  # how its weights are kept, where the recipe leaves that open
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ def memory(recipe: Recipe, family: str, size: Size, learning: int, piece: int, f
     gpu = has_gpu()
     width = 4 if not gpu or recipe.train.precision == "fp32" else 2
     trained_text = recipe.adapter.train_text_encoder or recipe.adapter.train_t5
-    weights = (size.denoiser + (size.text if trained_text else 0)) * width
+    weights = size.denoiser * ROUNDED.get(_kept(recipe, fit), width)
+    weights += size.text * width if trained_text else 0
     state = 0.5 if fit.small_state else STATE.get(recipe.optimizer.name, ADAMW_STATE)
     if not gpu and (recipe.optimizer.name == "auto" or recipe.optimizer.name.endswith("8bit")):
         state = ADAMW_STATE  # there are none on a CPU
@@ -118,6 +122,12 @@ def memory(recipe: Recipe, family: str, size: Size, learning: int, piece: int, f
     learned = learning * 4 * (2 + state + mean)
     activations = activations_of(recipe, family, size, piece / fit.pieces, fit)
     return int((0 if gpu else LIBRARIES) + weights + learned + activations)
+
+
+def _kept(recipe: Recipe, fit: Fit) -> str:
+    """How the base's weights are kept."""
+    wanted = recipe.train.base_weights
+    return fit.base if wanted == "auto" else wanted
 
 
 def activations_of(recipe: Recipe, family: str, size: Size, piece: float, fit: Fit) -> float:
@@ -148,6 +158,8 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
     room, what = room_here()
     pieces = [2**k for k in range(1, 9) if 2**k <= recipe.train.batch_size]
     ladder = [Fit(), Fit(True), Fit(True, True), *(Fit(True, True, count) for count in pieces)]
+    if rounds_by_itself(recipe):
+        ladder += [replace(ladder[-1], base=kept) for kept in ROUNDED]
     for fit in ladder:
         need = memory(recipe, family, size, learning, piece, fit)
         if need <= room:

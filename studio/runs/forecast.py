@@ -17,6 +17,7 @@ from studio.runs.device import has_gpu
 from studio.runs.estimate import Kind
 from studio.runs.layers import Weight, rank_of, t5_parts, weights_of
 from trainers.families import FAMILIES, FamilyInfo
+from trainers.fitting import BITS
 from trainers.recipe import AdapterSection, Recipe
 
 if TYPE_CHECKING:
@@ -190,9 +191,11 @@ def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe) -> str:
         savings.append("an 8-bit optimizer")
     if fit.pieces > 1:
         savings.append(f"batches in {fit.pieces} pieces")
+    if fit.base != "whole":
+        savings.append(f"the base's weights rounded to {BITS[fit.base]} bits")
     if not savings:
         return f"It fits as it is: {why}."
-    return f"It fits with {' and '.join(savings)}: {why}. The trainer sees to it."
+    return f"It fits with {', '.join(savings)}: {why}. The trainer sees to it."
 
 
 def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int, str]:

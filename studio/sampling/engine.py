@@ -29,10 +29,10 @@ from studio.sampling.quicker import Speed
 from studio.sampling.request import SIDE, SampleRequest
 from studio.sampling.shelf import Loaded, Shelf
 from studio.sampling.stack import AdapterUseInStack, LoadReport
-from studio.sampling.stored import Precision
 from studio.sampling.task import SampleTask, TaskAdapter
 from trainers.families.base import Family
 from trainers.kernels import settle_kernels
+from trainers.stored import Precision
 
 GPU_BATCH = 4
 SMALL_BASE = 100 * 2**20  # bytes; below it a second CPU thread costs more than it brings

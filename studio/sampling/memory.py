@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from studio.sampling.stored import ROUNDED, Precision, bytes_saved
+from trainers.stored import ROUNDED, Precision, bytes_saved
 
 if TYPE_CHECKING:
     from trainers.families.base import Family

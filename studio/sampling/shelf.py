@@ -25,10 +25,10 @@ from studio.sampling.memory import (
 from studio.sampling.preview import LatentPreview
 from studio.sampling.quicker import Speed, quicken
 from studio.sampling.stack import AdapterStack
-from studio.sampling.stored import Precision, compress
 from studio.sampling.task import SampleTask, TaskBase
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Family
+from trainers.stored import Precision, compress
 
 CPU_SHARE = 0.5  # of the memory, for bases kept loaded
 GPU_SHARE = 0.8

@@ -11,7 +11,7 @@ from registry.errors import BadInput
 from registry.formats.families import TEXT_ROOT
 from registry.formats.internal import component_of
 from studio.sampling.layers import STEADY, Acting, Acts, AdaptedLayer, AdaptedNorm, Level
-from studio.sampling.stored import StoredLayer
+from trainers.stored import StoredLayer
 
 if TYPE_CHECKING:
     from trainers.families.base import Family

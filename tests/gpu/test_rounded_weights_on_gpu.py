@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from studio.sampling.engine import Engine
-from studio.sampling.stored import ROUNDED, StoredLinear
 from tests.support.bases import save_base
 from tests.support.modes import floats, task
+from trainers.stored import ROUNDED, StoredLinear
 
 pytestmark = [
     pytest.mark.gpu,

@@ -87,9 +87,9 @@ def test_a_dry_run_leaves_no_trace(tmp_path, tiny_sd15, pictures):
 @pytest.mark.parametrize(
     ("room", "found"),
     [
-        (2.0, {"checkpointing": True, "optimizer": "", "pieces": 1}),
-        (1.0, {"checkpointing": True, "optimizer": "adamw8bit", "pieces": 2}),
-        (0.5, {"checkpointing": True, "optimizer": "adamw8bit", "pieces": 4}),
+        (2.0, {"checkpointing": True, "optimizer": "", "pieces": 1, "base": ""}),
+        (1.0, {"checkpointing": True, "optimizer": "adamw8bit", "pieces": 2, "base": ""}),
+        (0.5, {"checkpointing": True, "optimizer": "adamw8bit", "pieces": 4, "base": ""}),
     ],
 )
 def test_the_ladder_is_climbed_said_and_remembered(room, found, tmp_path, monkeypatch, tiny_sd15, pictures):
@@ -163,7 +163,7 @@ def test_a_run_on_its_way_keeps_its_optimizer(tmp_path, monkeypatch, tiny_sd15, 
     ShortMemory(monkeypatch, 1.0)
     warnings = train_here(rundir).status.warnings
     assert len(warnings) == 1
-    assert rungs(rundir) == {"checkpointing": False, "optimizer": "", "pieces": 2}
+    assert rungs(rundir) == {"checkpointing": False, "optimizer": "", "pieces": 2, "base": ""}
 
 
 def test_other_errors_are_no_lack_of_memory(tmp_path, monkeypatch, tiny_sd15, pictures):

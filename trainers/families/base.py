@@ -215,6 +215,10 @@ class Family(ABC):
             self._loaded[name] = self._load(name)
         return self._loaded[name]
 
+    def holds(self, name: str) -> bool:
+        """Whether a component is loaded."""
+        return name in self._loaded
+
     def put(self, name: str, part: Any) -> None:
         """Use `part` as a component from now on."""
         self._loaded[name] = part
@@ -236,7 +240,7 @@ class Family(ABC):
 
     def component_hash(self, name: str, memo: FileHasher | None = None) -> str:
         """Hex hash of a component's files: the part of a cache key that says which weights made the entry."""
-        if self._checkpoint and self._checkpoint.holds(name):
+        if self.in_single_file(name):
             path = Path(self.base.location)
             return memo.sha256(path) if memo else sha256_file(path)
         return hash_folder(self._folder() / name, memo)
@@ -298,6 +302,10 @@ class Family(ABC):
             live: Text encoders that are being trained: their token ids stay, beside the outputs of the
                 others, for `conditioning` to finish.
         """
+
+    def in_single_file(self, name: str) -> bool:
+        """Whether a component's weights lie in the checkpoint that the base is."""
+        return self._checkpoint is not None and self._checkpoint.holds(name)
 
     @cached_property
     def _checkpoint(self) -> SingleFile | None:

@@ -80,14 +80,25 @@ def test_memory_grows_with_pictures_and_shrinks_with_savings(ws: Workspace):
     plain = need(64**2, estimate.Fit())
     assert need(16 * 64**2, estimate.Fit()) > plain > need(64**2, estimate.Fit(checkpointing=True))
     assert need(64**2, estimate.Fit(pieces=2)) < plain
+    whole, int8, nf4 = (need(64**2, estimate.Fit(base=kept)) for kept in ("whole", "int8", "nf4"))
+    assert whole - nf4 > 1.1 * (whole - int8) > 2 * size.denoiser
+    asked = apply_sets(chosen, ["train.base_weights=int8"])
+    assert estimate.memory(asked, "sd15", size, 10**6, 64**2, estimate.Fit()) == int8
 
 
 def test_the_fit_is_said_with_its_reason(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
     assert cost(ws).fit.startswith("It fits as it is: 0.5 GiB of")
     monkeypatch.setattr(estimate, "room_here", lambda: (int(0.60 * 2**30), "of memory"))
     assert "gradient checkpointing" in cost(ws, "train.batch_size=32").fit
+    for room in range(600, 440, -1):  # down to where nothing but a base of fewer bits helps
+        monkeypatch.setattr(estimate, "room_here", lambda room=room: (room << 20, "of memory"))
+        said = cost(ws, "train.batch_size=1").fit
+        if "rounded to 8 bits" in said or said.startswith("It will not fit"):
+            break
+    assert "the base's weights rounded to 8 bits" in said
+    assert cost(ws, "train.batch_size=1", "train.base_weights=whole").fit.startswith("It will not fit")
     monkeypatch.setattr(estimate, "room_here", lambda: (100 << 20, "of memory"))
-    assert cost(ws).fit.startswith("It will not fit: it needs 0.5 GiB at least")
+    assert cost(ws).fit.startswith("It will not fit: it needs 0.4 GiB at least")
 
 
 def test_a_probe_measures_and_leaves_nothing_else(ws: Workspace):

@@ -19,10 +19,10 @@ from studio.sampling.metadata.reading import read_metadata
 from studio.sampling.metadata.said import OWN
 from studio.sampling.server import _Writer
 from studio.sampling.stack import AdapterStack, AdapterUseInStack
-from studio.sampling.stored import LEVELS, ROUNDED, StoredConv2d, StoredLayer, StoredLinear, compress
 from tests.support.bases import save_base
 from tests.support.methods import SECTIONS, draw, load, save, trained
 from tests.support.modes import floats, task
+from trainers.stored import LEVELS, ROUNDED, StoredConv2d, StoredLayer, StoredLinear, compress
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -4,6 +4,9 @@
     nf4    w = t[c] s     c one of 16 levels t, s = max |w| of each block of 64
                           (Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, section 3 and appendix E)
 
+Training goes through them, too: a pass keeps the codes for the way back, never the whole weight, so an
+adapter learns over a base that takes a half or a quarter of its memory (QLoRA, section 3).
+
 Only weights are rounded. What flows through a layer stays in the base's dtype: LLM.int8() rounds that as
 well, by way of fp16, which T5 and FLUX.1 overflow. Everything is plain torch, so the CPU draws by the same
 formulas, and whoever asks a layer for its weight gets it whole: adapters of every method act as they do
@@ -14,10 +17,12 @@ are: they are small, and much depends on them.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
@@ -46,6 +51,13 @@ class StoredLayer(nn.Module):
         device: Where the rounding is done; what comes of it lies where the layer lay.
     """
 
+    plain: ClassVar[Callable[..., nn.Module]]
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """PEFT makes its convolutions by the class of the layer they act on: those are plain ones."""
+        of_layer = not args or isinstance(args[0], nn.Module)
+        return super().__new__(cls) if of_layer else cls.plain(*args, **options)
+
     def __init__(self, layer: Any, precision: Precision, device: torch.device) -> None:
         nn.Module.__init__(self)
         for name, value in vars(layer).items():  # in_features, stride, ...
@@ -67,23 +79,76 @@ class StoredLayer(nn.Module):
         """(out, in) or (out, in, kh, kw), in the base's dtype."""
         return _WHOLE[self.precision](self.codes, self.scales, self.shape, self.dtype)
 
+    def forward(self, input: Tensor) -> Tensor:  # torch's name
+        """What the plain layer gives with the rounded weight."""
+        if torch.is_grad_enabled() and input.requires_grad:
+            return cast(Tensor, _Passed.apply(input, self))
+        return self.applied(input)
+
+    def applied(self, x: Tensor) -> Tensor:
+        """(.., in) -> (.., out), or (B, in, H, W) -> (B, out, H', W')."""
+        raise NotImplementedError
+
+    def turned_back(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        """Gradient of the input, which is of `shape`, from that of the output."""
+        raise NotImplementedError
+
 
 class StoredLinear(StoredLayer, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A linear layer."""
+
+    plain = nn.Linear
+
+    def applied(self, x: Tensor) -> Tensor:
+        """See `StoredLayer.applied`."""
+        return F.linear(x, self.weight, self.bias)
+
+    def turned_back(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        """See `StoredLayer.turned_back`."""
+        return (gradient @ self.weight.to(gradient.dtype)).view(shape)
 
 
 class StoredConv2d(StoredLayer, nn.Conv2d):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A convolution."""
 
+    plain = nn.Conv2d
+
+    def applied(self, x: Tensor) -> Tensor:
+        """See `StoredLayer.applied`."""
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def turned_back(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        """See `StoredLayer.turned_back`."""
+        weight = self.weight.to(gradient.dtype)
+        ways: Any = (self.stride, self.padding, self.dilation, self.groups)
+        return conv2d_input(list(shape), weight, gradient, *ways)
+
+
+class _Passed(torch.autograd.Function):
+    """A stored layer on the way there and back. Its weight is frozen, so the way back needs nothing but the
+    weight, which is made whole again: autograd would keep the whole one of every layer until then."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: StoredLayer) -> Tensor:
+        ctx.layer, ctx.shape, ctx.dtype = layer, x.shape, x.dtype
+        return layer.applied(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return ctx.layer.turned_back(gradients[0], ctx.shape).to(ctx.dtype), None
+
 
 def compress(family: "Family", precision: Precision) -> None:
-    """Round the large parts of a freshly loaded base, layer by layer, so that little is there twice."""
-    if precision == "whole":
-        return
-    for part in _large_parts(family).values():
-        for holder, attribute, layer in list(_layers(part)):
-            kind = StoredConv2d if isinstance(layer, nn.Conv2d) else StoredLinear
-            setattr(holder, attribute, kind(layer, precision, family.device))
+    """Round the large parts of a freshly loaded base; see `compress_part`."""
+    for part in _large_parts(family).values() if precision != "whole" else ():
+        compress_part(part, precision, family.device)
+
+
+def compress_part(part: nn.Module, precision: Precision, device: torch.device) -> None:
+    """Round a freshly loaded part layer by layer, so that little is there twice; computed on `device`."""
+    for holder, attribute, layer in list(_layers(part)) if precision != "whole" else ():
+        kind = StoredConv2d if isinstance(layer, nn.Conv2d) else StoredLinear
+        setattr(holder, attribute, kind(layer, precision, device))
 
 
 def bytes_saved(family: "Family", precision: Precision) -> dict[str, int]:
@@ -109,7 +174,7 @@ def _layers(part: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     for path, module in part.named_modules():
         for name, layer in module.named_children():
             where = f"{path}.{name}" if path else name
-            plain = type(layer) in (nn.Linear, nn.Conv2d) and not isinstance(module, StoredLayer)
+            plain = type(layer) in (nn.Linear, nn.Conv2d)
             if plain and _REPEATED.search(where):
                 yield module, name, layer
 

@@ -1,0 +1,215 @@
+"""A base in 8 or 4 bits while an adapter learns: gradients, what is kept for the way back, runs, memory."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.runs import resume, write_run
+from tests.unit.test_ladder import ShortMemory, equal, losses, tensors, train_here
+from trainers.base_weights import choose, load_part, parameters
+from trainers.families.base import BaseFiles
+from trainers.families.flux1 import Flux1
+from trainers.families.sd import StableDiffusion15
+from trainers.metrics import Reporter
+from trainers.run import run
+from trainers.signals import StopFlag
+from trainers.stored import ROUNDED, StoredConv2d, StoredLayer, StoredLinear
+
+CPU = torch.device("cpu")
+TRAIN = {"train.max_steps": 2, "checkpoints.every": 1, "optimizer.lr": 1e-3}
+METHODS = {
+    "lora": {"adapter.conv_rank": 2},
+    "dora": {"adapter.conv_rank": 2},
+    "loha": {},
+    "lokr": {},
+    "oft": {"adapter.oft_block": 8, "adapter.alpha": None},
+    "pissa": {},
+}
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("trainers.run.spare_bitsandbytes", lambda _: None)
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(32, 48), StoredLinear, (3, 5, 32)),
+    "conv": (lambda: nn.Conv2d(8, 12, 3, padding=1, stride=2), StoredConv2d, (2, 8, 9, 7)),
+    "grouped": (
+        lambda: nn.Conv2d(8, 12, 3, padding=2, dilation=2, groups=4, bias=False),
+        StoredConv2d,
+        (2, 8, 9, 7),
+    ),
+    "pointwise": (lambda: nn.Conv2d(8, 12, 1), StoredConv2d, (2, 8, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("precision", ROUNDED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_is_that_of_the_rounded_weight_and_no_weight_is_kept(name, precision, dtype):
+    torch.manual_seed(0)
+    make, kind, shape = LAYERS[name]
+    plain = make().to(dtype).requires_grad_(False)
+    x = torch.randn(shape).to(dtype)
+    same = make().to(dtype).requires_grad_(False)
+    same.load_state_dict(plain.state_dict())
+    stored = kind(plain, precision, CPU)
+    same.weight.data = stored.weight
+    kept = []
+    left, right = x.clone().requires_grad_(), x.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        found = stored(left)
+    expected = same(right)
+    assert torch.equal(found, expected)
+    assert not kept
+    seed = torch.randn_like(expected)
+    found.backward(seed)
+    expected.backward(seed)
+    torch.testing.assert_close(left.grad, right.grad)
+    assert left.grad.dtype == dtype
+
+
+def test_under_autocast_gradients_come_in_the_dtype_of_the_input():
+    torch.manual_seed(0)
+    stored = StoredLinear(nn.Linear(32, 48).bfloat16().requires_grad_(False), "int8", CPU)
+    x = torch.randn(3, 32, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = stored(x)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert x.grad.dtype == torch.float32
+    torch.testing.assert_close(x.grad[0], stored.weight.sum(0).float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux1"])
+def test_runs_lose_what_rounding_loses_and_no_more(family, request, tmp_path, pictures):
+    base = request.getfixturevalue(f"tiny_{family}")
+    found = {}
+    for kept in ("whole", *ROUNDED):
+        changes = TRAIN | {"train.base_weights": kept}
+        rundir = write_run(tmp_path / kept, base, pictures, changes, family=family)
+        assert train_here(rundir).status.warnings == []
+        found[kept] = (losses(rundir), torch.cat([t.flatten() for t in tensors(rundir).values()]))
+    for kept, near in (("int8", 0.01), ("nf4", 0.1)):
+        assert found[kept][0] == pytest.approx(found["whole"][0], rel=near)
+        assert found[kept][0] != found["whole"][0]
+        cosine = torch.cosine_similarity(found[kept][1], found["whole"][1], dim=0)
+        assert cosine > 1 - near
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_over_a_rounded_base(method, tmp_path, pictures, tiny_sd15):
+    changes = TRAIN | {
+        "adapter.method": method,
+        "train.base_weights": "nf4",
+        "preview.every": 2,
+        **METHODS[method],
+    }
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures, changes)
+    train_here(rundir)
+    assert all(torch.isfinite(t).all() for t in tensors(rundir).values())
+    assert any(t.abs().max() > 0 for t in tensors(rundir).values())
+
+
+@pytest.mark.parametrize("precision", ROUNDED)
+def test_stopped_and_resumed_it_is_the_same_run(precision, tmp_path, pictures, tiny_sd15):
+    changes = TRAIN | {"train.max_steps": 4, "train.base_weights": precision}
+    whole = write_run(tmp_path / "whole", tiny_sd15, pictures, changes)
+    train_here(whole)
+    broken = write_run(tmp_path / "broken", tiny_sd15, pictures, changes)
+    assert run(Reporter(broken), AfterOne(broken)) == 0
+    assert 0 < len(broken.read_metrics()) < 4
+    resume(broken)
+    train_here(broken)
+    assert equal(broken, whole)
+
+
+class AfterOne(StopFlag):
+    """Asks for a stop when a step is in the file."""
+
+    def __init__(self, rundir):
+        super().__init__()
+        self.rundir = rundir
+
+    def __bool__(self):
+        return len(self.rundir.read_metrics()) >= 1
+
+
+def bytes_of(part: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*part.parameters(), *part.buffers()))
+
+
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.30), ("nf4", 0.20)])
+def test_a_base_takes_less(precision, share, tiny_sd15):
+    sizes = {}
+    for kept in ("whole", precision):
+        family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.float32, device=CPU)
+        assert load_part(family, "unet", kept) == kept
+        sizes[kept] = bytes_of(family.denoiser)
+        assert any(isinstance(layer, StoredLayer) for layer in family.denoiser.modules()) == (kept != "whole")
+    assert parameters(family, "unet") * 4 == sizes["whole"]
+    assert sizes[precision] < share * sizes["whole"] * 1.2
+
+
+def test_a_gpu_without_room_gets_the_finest_that_fits(tiny_sd15, monkeypatch):
+    family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.bfloat16, device=torch.device("cuda"))
+    size = parameters(family, "unet") * 2
+
+    class Card:
+        total_memory = 0
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
+    for room, kept in ((1.3, "whole"), (0.7, "int8"), (0.4, "nf4"), (0.1, "nf4")):
+        Card.total_memory = int(room * size)
+        assert choose(family, "unet", "auto") == kept
+        assert choose(family, "unet", "whole") == "whole"
+    assert (
+        choose(StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.float32, device=CPU), "unet", "auto")
+        == "whole"
+    )
+
+
+def test_captions_read_by_a_rounded_t5_are_cached_apart(tmp_path, pictures, tiny_flux1, monkeypatch):
+    loaded = []
+    real = Flux1._load
+    monkeypatch.setattr(Flux1, "_load", lambda family, name: loaded.append(name) or real(family, name))
+    entries = []
+    for name, kept in (("a", "whole"), ("b", "nf4"), ("c", "nf4")):
+        changes = TRAIN | {"train.base_weights": kept, "train.max_steps": 1}
+        train_here(write_run(tmp_path / name, tiny_flux1, pictures, changes, family="flux1"))
+        entries.append(len(list((tmp_path / "cache" / "text").rglob("*.safetensors"))))
+    assert entries[1] == 2 * entries[0]
+    assert entries[2] == entries[1]
+    assert loaded.count("text_encoder_2") == 2  # not for the third, whose captions are all there
+
+
+def test_rounding_is_the_last_rung(tmp_path, monkeypatch, tiny_sd15, pictures):
+    """No room for a single picture over a whole base, and room over one of four bits."""
+    changes = TRAIN | {"train.dry_run": "on", "train.batch_size": 2, "optimizer.name": "adamw8bit"}
+    ShortMemory(monkeypatch, 0.5)
+    short = StableDiffusion15.predict
+
+    def predict(family, x_t, t, cond, geometry):
+        kinds = {layer.precision for layer in family.denoiser.modules() if isinstance(layer, StoredLayer)}
+        if torch.is_grad_enabled() and kinds != {"nf4"}:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return short(family, x_t, t, cond, geometry)
+
+    monkeypatch.setattr(StableDiffusion15, "predict", predict)
+    rundir = write_run(tmp_path / "short", tiny_sd15, pictures, changes)
+    said = [warning.partition("memory: ")[2] for warning in train_here(rundir).status.warnings]
+    assert said[-2:] == [
+        "the base's weights are rounded to 8 bits",
+        "the base's weights are rounded to 4 bits",
+    ]
+    assert json.loads(rundir.file("memory.json").read_text())["base"] == "nf4"
+    asked = write_run(
+        tmp_path / "asked", tiny_sd15, pictures,
+        changes | {"train.base_weights": "nf4", "train.gradient_checkpointing": True},
+    )  # fmt: skip
+    train_here(asked)
+    assert equal(rundir, asked)
