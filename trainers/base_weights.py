@@ -1,65 +1,84 @@
-"""How the weights of the frozen base are kept while an adapter learns: whole, or in 8 or 4 bits.
+"""How the weights of the frozen base are kept while an adapter learns, and where.
 
-A part comes from the disk into the main memory, is rounded there layer by layer, and only then goes to the
-device: a GPU never has to hold what it has no room for.
+Whole, or in 8 or 4 bits (`stored`); on the device, or in the main memory, from where they come in time
+(`streaming`). A part comes from the disk into the main memory, is rounded there layer by layer, and only then
+goes to the device: a GPU never has to hold what it has no room for.
 """
 
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from registry.formats.checkpoints import CHECKPOINT_PARTS, weight_files
 from registry.formats.header import read_header
 from trainers.stored import ROUNDED, Precision, compress_part
+from trainers.streaming import stream_part
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
+    from trainers.recipe_fields import TrainSection
 
-ROOM = 0.8  # of a GPU's free memory, for weights that nobody asked to round; the rest is for computing
+ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the rest is for computing
 SHARE: dict[Precision, float] = {"int8": 0.52, "nf4": 0.29}  # of 16 bits; nearly all of a part is blocks
 
 
-def load_part(family: "Family", name: str, wanted: str) -> Precision:
-    """Load a part of the base and put it on the device, its weights kept as `wanted`.
+@dataclass(frozen=True)
+class Keeping:
+    """How a part's weights are kept, and whether its blocks rest in the main memory."""
+
+    precision: Precision = "whole"
+    streamed: bool = False
+
+
+def load_part(family: "Family", name: str, keeping: Keeping) -> None:
+    """Load a part of the base and put it on the device; one that is loaded stays as it is.
 
     Args:
-        family: The base; a part that it has stays as it is.
+        family: The base.
         name: Of the part.
-        wanted: "whole", "int8", "nf4", or "auto", see `choose`.
-
-    Returns:
-        How its weights are kept.
+        keeping: How its weights are kept.
     """
-    kept, home = choose(family, name, wanted), family.home
-    if kept == "whole" or family.holds(name):
+    if keeping == Keeping() or family.holds(name):
         family.part(name)
-        return kept
-    family.home = torch.device("cpu")
+        return
+    home, family.home = family.home, torch.device("cpu")
     try:
         part: Any = family.part(name)
     finally:
         family.home = home
-    compress_part(part, kept, family.device)
+    compress_part(part, keeping.precision, family.device)
+    if keeping.streamed:
+        stream_part(part, home)
     part.to(home)
-    return kept
 
 
-def choose(family: "Family", name: str, wanted: str) -> Precision:
-    """How a part's weights are kept, before it is loaded; for one base and device always the same.
+def choose(family: "Family", name: str, train: "TrainSection") -> Keeping:
+    """How a part is kept, before it is loaded; for one base, recipe and device always the same.
 
-    "auto" is whole, but on a GPU that it would fill: then as fine as leaves room to compute.
+    What the recipe leaves open is whole and on the device, but on a GPU that it would fill: then as fine as
+    leaves room to compute, and where nothing does, streamed.
+
+    Args:
+        family: The base.
+        name: Of the part.
+        train: The section of the recipe.
     """
-    if wanted != "auto":
-        return cast(Precision, wanted)
-    if family.device.type != "cuda":
-        return "whole"
+    streamed = train.base_streaming == "on"
+    if train.base_weights != "auto":
+        return Keeping(train.base_weights, streamed)
+    if streamed or family.device.type != "cuda":
+        return Keeping(streamed=streamed)
     size = parameters(family, name) * family.dtype.itemsize
     room = ROOM * torch.cuda.get_device_properties(family.device).total_memory
     if size <= room:
-        return "whole"
-    return next((kept for kept in ROUNDED if SHARE[kept] * size <= room), ROUNDED[-1])
+        return Keeping()
+    for precision in ROUNDED:
+        if SHARE[precision] * size <= room:
+            return Keeping(precision)
+    return Keeping(ROUNDED[-1], streamed=train.base_streaming == "auto")
 
 
 def parameters(family: "Family", name: str) -> int:

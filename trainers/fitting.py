@@ -121,12 +121,11 @@ def check_recipe(recipe: Recipe, traits: Traits = Traits()) -> None:
             raise BadInput(f"{section}.scheduler", wrong, "set it to default")
 
 
-def rounds_by_itself(recipe: Recipe) -> bool:
-    """Whether a run that does not fit may round its base: nobody said how to keep it, and only an adapter on
-    the denoiser learns."""
+def only_denoiser(recipe: Recipe) -> bool:
+    """Whether nothing learns but an adapter on the denoiser, so that its base can be loaded anew."""
     adapter = recipe.adapter
     beside = adapter.method == "full" or adapter.train_text_encoder or adapter.train_t5 or recipe.tokens.words
-    return recipe.train.base_weights == "auto" and not beside
+    return not beside
 
 
 def check_rates(section: OptimizerSection, method: str, *, learns_text: bool = False) -> None:
@@ -206,6 +205,9 @@ def _check_precision(recipe: Recipe) -> None:
     if recipe.train.base_weights not in ("auto", "whole"):
         wrong = f"is {recipe.train.base_weights}, and rounded weights cannot learn"
         raise BadInput("train.base_weights", wrong, "set it to whole, or choose another adapter.method")
+    if recipe.train.base_streaming == "on":
+        wrong = "is on, and weights that rest elsewhere cannot learn"
+        raise BadInput("train.base_streaming", wrong, "set it to off, or choose another adapter.method")
     name, precision = recipe.optimizer.name, recipe.train.precision
     if precision == "fp16":
         raise BadInput("train.precision", "is fp16, in which weights cannot learn", "set it to bf16 or fp32")

@@ -3,10 +3,12 @@
     1  gradient checkpointing     activations are computed again: slower, far less memory
     2  8-bit optimizer            its state takes a quarter
     3  batches in pieces          2, 4, ... forward passes instead of one; same pictures, noise and mean
-    4  the base in 8, then 4 bits its blocks take a half, a quarter (trainers.stored); before the first step
+    4  the base in 8, then 4 bits its blocks take a half, a quarter (trainers.stored)
+    5  the base streamed          its blocks come from the main memory (trainers.streaming)
 
 Each rung is said in the log and the status, and kept in memory.json, so that a resumed run is the same run.
-The first three do not change what is learned, up to rounding. Above the last rung the run fails with advice.
+Only the fourth changes what is learned beyond rounding. It and the fifth are for before the first step. Above
+the last rung the run fails with advice.
 """
 
 import gc
@@ -20,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from registry.files import read_json, write_json
-from trainers.base_weights import choose
+from trainers.base_weights import Keeping, choose
 from trainers.data import Batch, BatchSource
-from trainers.fitting import BITS, rounds_by_itself
+from trainers.fitting import BITS, only_denoiser
 from trainers.guards import is_memory
 from trainers.loop import backward
 from trainers.optim import make_optimizer, optimizer_kind
@@ -55,16 +57,23 @@ class Rungs:
         optimizer: Name of the optimizer in place of the recipe's; "" = the recipe's.
         pieces: Forward passes that a batch is cut into.
         base: How the base's weights are kept in place of the recipe's choice; "" = as that says.
+        streamed: The base's blocks rest in the main memory.
     """
 
     checkpointing: bool = False
     optimizer: str = ""
     pieces: int = 1
     base: Literal["", "int8", "nf4"] = ""
+    streamed: bool = False
 
     def section(self, section: OptimizerSection) -> OptimizerSection:
         """The optimizer section with the optimizer in force."""
         return section.model_copy(update={"name": self.optimizer}) if self.optimizer else section
+
+    def keeping(self, setting: "Setting") -> Keeping:
+        """How the denoiser's weights are kept."""
+        usual = choose(setting.family, setting.family.denoiser_name, setting.recipe.train)
+        return Keeping(self.base or usual.precision, self.streamed or usual.streamed)
 
 
 def read_rungs(rundir: RunDir) -> Rungs:
@@ -95,17 +104,19 @@ def next_rung(rungs: Rungs, setting: "Setting", *, fresh: bool) -> tuple[Rungs, 
     if rungs.pieces < recipe.train.batch_size:
         pieces = min(2 * rungs.pieces, recipe.train.batch_size)
         return replace(rungs, pieces=pieces), f"batches are computed in {pieces} pieces"
-    if fresh and (coarser := _coarser(rungs, setting)):
+    return _base_rung(rungs, setting) if fresh and only_denoiser(recipe) else None
+
+
+def _base_rung(rungs: Rungs, setting: "Setting") -> tuple[Rungs, str] | None:
+    """The next way to keep the base, as far as the recipe leaves it open."""
+    train, keeping = setting.recipe.train, rungs.keeping(setting)
+    if train.base_weights == "auto" and keeping.precision != "nf4":
+        coarser = "int8" if keeping.precision == "whole" else "nf4"
         return replace(rungs, base=coarser), f"the base's weights are rounded to {BITS[coarser]} bits"
+    if train.base_streaming == "auto" and not keeping.streamed:
+        said = "the base's weights come from the main memory (steps take longer)"
+        return replace(rungs, streamed=True), said
     return None
-
-
-def _coarser(rungs: Rungs, setting: "Setting") -> Literal["", "int8", "nf4"]:
-    """The next way to keep the base; none where the recipe names one, or more than the denoiser learns."""
-    if not rounds_by_itself(setting.recipe):
-        return ""
-    kept = rungs.base or choose(setting.family, setting.family.denoiser_name, "auto")
-    return {"whole": "int8", "int8": "nf4"}.get(kept, "")  # pyright: ignore[reportReturnType]
 
 
 def wants_dry_run(setting: "Setting") -> bool:
@@ -164,7 +175,7 @@ def climb(
             section, seed = rungs.section(setting.recipe.optimizer), setting.recipe.train.seed
             fresh = make_optimizer(section, learning.flats, setting.family.device, seed)
             learning = replace(learning, optimizer=fresh)
-        if rungs.base != before.base:
+        if (rungs.base, rungs.streamed) != (before.base, before.streamed):
             _let_go(setting.family)
             learning = make(setting, rungs)
         if setting.writes:

@@ -255,6 +255,9 @@ class TrainSection(Section):
     """How the frozen base's weights are kept: whole, or rounded to 8 or 4 bits for half or a quarter of the
     memory, a little slower (the blocks of the denoiser, and T5 where it is frozen). auto = whole, unless a
     GPU has no room for that."""
+    base_streaming: Annotated[Literal["auto", "on", "off"], ADDED] = "auto"
+    """Let the blocks of the frozen base rest in the main memory and copy each to the GPU in time: a tenth of
+    its GPU memory, at the speed of the bus. auto = when nothing else fits."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about 40 % slower, far less memory."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0
@@ -268,8 +271,8 @@ class TrainSection(Section):
     """Steps between updates of the running mean; its decay is per step all the same."""
     dry_run: Literal["auto", "on", "off"] = "auto"
     """Try the largest batch before the first step, and save memory if it does not fit: gradient
-    checkpointing, then an 8-bit optimizer, then batches in pieces, then a base in 8 and in 4 bits. auto = on
-    a GPU."""
+    checkpointing, then an 8-bit optimizer, then batches in pieces, then a base in 8 and in 4 bits, then
+    streamed. auto = on a GPU."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes (one per GPU); the batch grows with them."""
     num_threads: Annotated[int, Field(ge=0, le=256)] = 0

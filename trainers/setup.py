@@ -252,16 +252,16 @@ def _encoding(
     setting: Setting, live: Sequence[str]
 ) -> tuple[Callable[[list[str]], Conditioning], list[Precision]]:
     """What encodes captions for the cache, and how T5's weights are kept for that where they are rounded."""
-    family, name, wanted = setting.family, setting.family.t5_encoder, setting.recipe.train.base_weights
-    if name not in family.text_encoder_names or name in live or wanted == "whole":
+    family, name = setting.family, setting.family.t5_encoder
+    if name not in family.text_encoder_names or name in live:
         return (lambda texts: family.encode_text(texts, live)), []
-    kept = choose(family, name, wanted)
+    kept = choose(family, name, setting.recipe.train)
 
     def encode(texts: list[str]) -> Conditioning:
         load_part(family, name, kept)  # only now, for all may be cached
         return family.encode_text(texts, live)
 
-    return encode, [] if kept == "whole" else [kept]
+    return encode, [] if kept.precision == "whole" else [kept.precision]
 
 
 def check_encoder(setting: Setting, captions: list[str], encode: Callable[[list[str]], Conditioning]) -> None:
@@ -318,7 +318,7 @@ def make_learning(setting: Setting, rungs: Rungs) -> Learning:
         rungs: Savings of memory that earlier attempts needed.
     """
     recipe, family = setting.recipe, setting.family
-    load_part(family, family.denoiser_name, rungs.base or recipe.train.base_weights)
+    load_part(family, family.denoiser_name, rungs.keeping(setting))
     denoiser: Any = family.denoiser
     trainables = attach_all(family, recipe)
     if family.device.type == "cuda":

@@ -47,7 +47,7 @@ class StoredLayer(nn.Module):
 
     Args:
         layer: nn.Linear or nn.Conv2d, whose weight is taken from it.
-        precision: "int8" or "nf4".
+        precision: How it is kept; "whole" as it is, for what rests elsewhere.
         device: Where the rounding is done; what comes of it lies where the layer lay.
     """
 
@@ -64,6 +64,7 @@ class StoredLayer(nn.Module):
             self.__dict__.setdefault(name, value)
         self.training = layer.training
         self.precision: Precision = precision
+        self._fetch: Fetch | None = None
         self.shape, self.dtype = tuple(layer.weight.shape), layer.weight.dtype
         self.register_parameter("bias", layer.bias)
         codes, scales = _ROUND[precision](layer.weight.detach().to(device))
@@ -77,7 +78,25 @@ class StoredLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """(out, in) or (out, in, kh, kw), in the base's dtype."""
-        return _WHOLE[self.precision](self.codes, self.scales, self.shape, self.dtype)
+        codes, scales = self._fetch(self) if self._fetch else (self.codes, self.scales)
+        return _WHOLE[self.precision](codes, scales, self.shape, self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Of codes and scales."""
+        return sum(tensor.nbytes for tensor in (self.resting if self._fetch else (self.codes, self.scales)))
+
+    def rest(self, fetch: "Fetch", *, pinned: bool) -> None:
+        """Stay in the main memory when the base is moved.
+
+        Args:
+            fetch: This layer -> its codes and scales where it computes.
+            pinned: In memory that a GPU can copy from beside its work.
+        """
+        tensors = self._buffers.pop("codes"), self._buffers.pop("scales")
+        codes, scales = (t.pin_memory() if pinned else t for t in tensors if t is not None)
+        self.resting: tuple[Tensor, Tensor] = (codes, scales)
+        self._fetch = fetch
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         """What the plain layer gives with the rounded weight."""
@@ -146,9 +165,15 @@ def compress(family: "Family", precision: Precision) -> None:
 
 def compress_part(part: nn.Module, precision: Precision, device: torch.device) -> None:
     """Round a freshly loaded part layer by layer, so that little is there twice; computed on `device`."""
-    for holder, attribute, layer in list(_layers(part)) if precision != "whole" else ():
+    if precision != "whole":
+        store_part(part, precision, device)
+
+
+def store_part(part: nn.Module, precision: Precision = "whole", device: torch.device | None = None) -> None:
+    """Turn what is still plain in a part's blocks into stored layers, whole or rounded (on `device`)."""
+    for holder, attribute, layer in list(_layers(part)):
         kind = StoredConv2d if isinstance(layer, nn.Conv2d) else StoredLinear
-        setattr(holder, attribute, kind(layer, precision, device))
+        setattr(holder, attribute, kind(layer, precision, device or layer.weight.device))
 
 
 def bytes_saved(family: "Family", precision: Precision) -> dict[str, int]:
@@ -223,8 +248,14 @@ def _from_nf4(codes: Tensor, scales: Tensor, shape: tuple[int, ...], dtype: torc
     return blocks.view(-1)[: prod(shape)].view(shape)
 
 
-_ROUND: Mapping[Precision, Callable[[Tensor], tuple[Tensor, Tensor]]] = {"int8": _int8, "nf4": _nf4}
+Fetch = Callable[[StoredLayer], tuple[Tensor, Tensor]]
+_ROUND: Mapping[Precision, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "whole": lambda weight: (weight, weight.new_empty(0)),
+    "int8": _int8,
+    "nf4": _nf4,
+}
 _WHOLE: Mapping[Precision, Callable[[Tensor, Tensor, tuple[int, ...], torch.dtype], Tensor]] = {
+    "whole": lambda codes, *_: codes,
     "int8": _from_int8,
     "nf4": _from_nf4,
 }

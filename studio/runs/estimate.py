@@ -21,7 +21,7 @@ from registry.records import Base
 from studio.runs.device import has_gpu, physical_cores
 from studio.runs.layers import weights_of
 from trainers.families import FAMILIES
-from trainers.fitting import rounds_by_itself
+from trainers.fitting import only_denoiser
 from trainers.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ STATE = {
     "sgd": 0.0,
 }
 ROUNDED = {"int8": 1.02, "nf4": 0.58}  # bytes of a weight of the base, what stays whole included
+STREAMED = 0.15  # of the denoiser's weights are on the GPU: three of its largest blocks, and what has none
 ADAMW_STATE = 2.0  # values that the optimizer keeps for each that learns
 
 Kind = Literal["measured", "scaled", "estimated"]
@@ -79,6 +80,7 @@ class Fit:
     small_state: bool = False
     pieces: int = 1
     base: str = "whole"  # how its weights are kept, where the recipe leaves that open
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def memory(recipe: Recipe, family: str, size: Size, learning: int, piece: int, f
     width = 4 if not gpu or recipe.train.precision == "fp32" else 2
     trained_text = recipe.adapter.train_text_encoder or recipe.adapter.train_t5
     weights = size.denoiser * ROUNDED.get(_kept(recipe, fit), width)
+    if gpu and (fit.streamed or recipe.train.base_streaming == "on"):
+        weights *= STREAMED
     weights += size.text * width if trained_text else 0
     state = 0.5 if fit.small_state else STATE.get(recipe.optimizer.name, ADAMW_STATE)
     if not gpu and (recipe.optimizer.name == "auto" or recipe.optimizer.name.endswith("8bit")):
@@ -158,8 +162,11 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
     room, what = room_here()
     pieces = [2**k for k in range(1, 9) if 2**k <= recipe.train.batch_size]
     ladder = [Fit(), Fit(True), Fit(True, True), *(Fit(True, True, count) for count in pieces)]
-    if rounds_by_itself(recipe):
-        ladder += [replace(ladder[-1], base=kept) for kept in ROUNDED]
+    if only_denoiser(recipe):
+        if recipe.train.base_weights == "auto":
+            ladder += [replace(ladder[-1], base=kept) for kept in ROUNDED]
+        if recipe.train.base_streaming == "auto" and has_gpu():
+            ladder.append(replace(ladder[-1], streamed=True))
     for fit in ladder:
         need = memory(recipe, family, size, learning, piece, fit)
         if need <= room:

@@ -193,6 +193,8 @@ def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe) -> str:
         savings.append(f"batches in {fit.pieces} pieces")
     if fit.base != "whole":
         savings.append(f"the base's weights rounded to {BITS[fit.base]} bits")
+    if fit.streamed:
+        savings.append("the base's weights coming from the main memory (steps take longer)")
     if not savings:
         return f"It fits as it is: {why}."
     return f"It fits with {', '.join(savings)}: {why}. The trainer sees to it."

@@ -1,17 +1,19 @@
 """A base in 8 or 4 bits while an adapter learns: gradients, what is kept for the way back, runs, memory."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch import nn
 
-from tests.support.runs import resume, write_run
+from tests.support.runs import recipe, resume, write_run
 from tests.unit.test_ladder import ShortMemory, equal, losses, tensors, train_here
-from trainers.base_weights import choose, load_part, parameters
+from trainers.base_weights import Keeping, choose, load_part, parameters
 from trainers.families.base import BaseFiles
 from trainers.families.flux1 import Flux1
 from trainers.families.sd import StableDiffusion15
+from trainers.ladder import Rungs
 from trainers.metrics import Reporter
 from trainers.run import run
 from trainers.signals import StopFlag
@@ -148,7 +150,7 @@ def test_a_base_takes_less(precision, share, tiny_sd15):
     sizes = {}
     for kept in ("whole", precision):
         family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.float32, device=CPU)
-        assert load_part(family, "unet", kept) == kept
+        load_part(family, "unet", Keeping(kept))
         sizes[kept] = bytes_of(family.denoiser)
         assert any(isinstance(layer, StoredLayer) for layer in family.denoiser.modules()) == (kept != "whole")
     assert parameters(family, "unet") * 4 == sizes["whole"]
@@ -157,20 +159,26 @@ def test_a_base_takes_less(precision, share, tiny_sd15):
 
 def test_a_gpu_without_room_gets_the_finest_that_fits(tiny_sd15, monkeypatch):
     family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.bfloat16, device=torch.device("cuda"))
-    size = parameters(family, "unet") * 2
+    size, train = parameters(family, "unet") * 2, recipe().train
 
     class Card:
         total_memory = 0
 
+    def chosen(**changes: str) -> Keeping:
+        return choose(family, "unet", train.model_copy(update=changes))
+
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Card)
-    for room, kept in ((1.3, "whole"), (0.7, "int8"), (0.4, "nf4"), (0.1, "nf4")):
+    for room, kept in ((1.3, "whole"), (0.7, "int8"), (0.4, "nf4")):
         Card.total_memory = int(room * size)
-        assert choose(family, "unet", "auto") == kept
-        assert choose(family, "unet", "whole") == "whole"
-    assert (
-        choose(StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.float32, device=CPU), "unet", "auto")
-        == "whole"
-    )
+        assert chosen() == Keeping(kept)
+        assert chosen(base_weights="whole") == Keeping()
+    Card.total_memory = int(0.1 * size)
+    assert chosen() == Keeping("nf4", streamed=True)
+    assert chosen(base_streaming="off") == Keeping("nf4")
+    assert chosen(base_streaming="on") == Keeping("whole", streamed=True)
+    assert chosen(base_streaming="on", base_weights="int8") == Keeping("int8", streamed=True)
+    family.device = CPU
+    assert chosen() == Keeping()
 
 
 def test_captions_read_by_a_rounded_t5_are_cached_apart(tmp_path, pictures, tiny_flux1, monkeypatch):
@@ -187,29 +195,29 @@ def test_captions_read_by_a_rounded_t5_are_cached_apart(tmp_path, pictures, tiny
     assert loaded.count("text_encoder_2") == 2  # not for the third, whose captions are all there
 
 
-def test_rounding_is_the_last_rung(tmp_path, monkeypatch, tiny_sd15, pictures):
-    """No room for a single picture over a whole base, and room over one of four bits."""
+def test_the_last_rungs_load_the_base_in_another_way(tmp_path, monkeypatch, tiny_sd15, pictures):
+    """No room for a single picture over a whole base, and room over one of four bits that is streamed."""
     changes = TRAIN | {"train.dry_run": "on", "train.batch_size": 2, "optimizer.name": "adamw8bit"}
     ShortMemory(monkeypatch, 0.5)
     short = StableDiffusion15.predict
 
     def predict(family, x_t, t, cond, geometry):
-        kinds = {layer.precision for layer in family.denoiser.modules() if isinstance(layer, StoredLayer)}
-        if torch.is_grad_enabled() and kinds != {"nf4"}:
+        layers = [layer for layer in family.denoiser.modules() if isinstance(layer, StoredLayer)]
+        fits = {layer.precision for layer in layers} == {"nf4"} and all(hasattr(n, "resting") for n in layers)
+        if torch.is_grad_enabled() and not fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return short(family, x_t, t, cond, geometry)
 
     monkeypatch.setattr(StableDiffusion15, "predict", predict)
     rundir = write_run(tmp_path / "short", tiny_sd15, pictures, changes)
     said = [warning.partition("memory: ")[2] for warning in train_here(rundir).status.warnings]
-    assert said[-2:] == [
+    assert said[-3:] == [
         "the base's weights are rounded to 8 bits",
         "the base's weights are rounded to 4 bits",
+        "the base's weights come from the main memory (steps take longer)",
     ]
-    assert json.loads(rundir.file("memory.json").read_text())["base"] == "nf4"
-    asked = write_run(
-        tmp_path / "asked", tiny_sd15, pictures,
-        changes | {"train.base_weights": "nf4", "train.gradient_checkpointing": True},
-    )  # fmt: skip
-    train_here(asked)
-    assert equal(rundir, asked)
+    assert json.loads(rundir.file("memory.json").read_text()) == asdict(Rungs(True, "", 2, "nf4", True))
+    asked = {"train.base_weights": "nf4", "train.base_streaming": "on", "train.gradient_checkpointing": True}
+    other = write_run(tmp_path / "asked", tiny_sd15, pictures, changes | asked)
+    train_here(other)
+    assert equal(rundir, other)

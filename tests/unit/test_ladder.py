@@ -1,6 +1,7 @@
 """Memory that is short: the dry run leaves no trace, the ladder is climbed, said and remembered."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from tests.support.runs import resume, write_run
 from trainers.data import Batch
 from trainers.families.sd import StableDiffusion15
-from trainers.ladder import SETTLED, SLOW_STEPS, TYPICAL, SlowWatch, largest_batch
+from trainers.ladder import SETTLED, SLOW_STEPS, TYPICAL, Rungs, SlowWatch, largest_batch
 from trainers.loop import cuts
 from trainers.metrics import Reporter
 from trainers.plan import Geometry
@@ -87,9 +88,9 @@ def test_a_dry_run_leaves_no_trace(tmp_path, tiny_sd15, pictures):
 @pytest.mark.parametrize(
     ("room", "found"),
     [
-        (2.0, {"checkpointing": True, "optimizer": "", "pieces": 1, "base": ""}),
-        (1.0, {"checkpointing": True, "optimizer": "adamw8bit", "pieces": 2, "base": ""}),
-        (0.5, {"checkpointing": True, "optimizer": "adamw8bit", "pieces": 4, "base": ""}),
+        (2.0, Rungs(True)),
+        (1.0, Rungs(True, "adamw8bit", 2)),
+        (0.5, Rungs(True, "adamw8bit", 4)),
     ],
 )
 def test_the_ladder_is_climbed_said_and_remembered(room, found, tmp_path, monkeypatch, tiny_sd15, pictures):
@@ -99,12 +100,12 @@ def test_the_ladder_is_climbed_said_and_remembered(room, found, tmp_path, monkey
     memory = ShortMemory(monkeypatch, room)
     rundir = write_run(tmp_path / "short", tiny_sd15, pictures, changes)
     warnings = train_here(rundir).status.warnings
-    assert rungs(rundir) == found
+    assert rungs(rundir) == asdict(found)
     assert memory.refused == len(warnings)
     said = [warning.partition("memory: ")[2] for warning in warnings]
     assert said[0] == "gradient checkpointing is on (steps take longer)"
     assert said[1:] == ["the optimizer is adamw8bit"][: len(said) - 1] + [
-        f"batches are computed in {pieces} pieces" for pieces in (2, 4) if pieces <= found["pieces"]
+        f"batches are computed in {pieces} pieces" for pieces in (2, 4) if pieces <= found.pieces
     ]
     assert warnings[0].startswith("the largest batch (4 x 32x32) does not fit")
     assert losses(rundir) == pytest.approx(losses(plain), rel=1e-3)  # the same pictures, noise and mean
@@ -163,7 +164,13 @@ def test_a_run_on_its_way_keeps_its_optimizer(tmp_path, monkeypatch, tiny_sd15, 
     ShortMemory(monkeypatch, 1.0)
     warnings = train_here(rundir).status.warnings
     assert len(warnings) == 1
-    assert rungs(rundir) == {"checkpointing": False, "optimizer": "", "pieces": 2, "base": ""}
+    assert rungs(rundir) == {
+        "checkpointing": False,
+        "optimizer": "",
+        "pieces": 2,
+        "base": "",
+        "streamed": False,
+    }
 
 
 def test_other_errors_are_no_lack_of_memory(tmp_path, monkeypatch, tiny_sd15, pictures):
