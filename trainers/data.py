@@ -28,6 +28,7 @@ from trainers.plan import (
     final_caption,
     load_items,
     replace_trigger,
+    share,
     shown_flipped,
 )
 from trainers.preservation import PriorRows
@@ -57,6 +58,27 @@ class Batch:
     index: int  # of this batch in its epoch; resume with BatchSource.batches(epoch, index + 1)
     mask: Tensor | None = None  # (B, 1, h, w) fp32 weight of each latent cell, mean 1 a sample; None = all 1
     from_base: Tensor | None = None  # (B,) bool, on the CPU: rows whose target the base gives
+    rank: int = 0  # whose share of all processes' batch this is
+    world: int = 1
+    total: int = 0  # pictures of all processes' batch; 0 = this one's alone
+
+    @property
+    def portion(self) -> float:
+        """What this share counts in a mean over the processes; 1 but where shares differ by a picture."""
+        return len(self.names) * self.world / self.total if self.total and self.from_base is None else 1.0
+
+    @property
+    def drawn(self) -> tuple[torch.Size, slice]:
+        """Shape (N, C, h, w) of the batch of all processes, and this share's rows of it.
+
+        Each process draws for all of them and takes its rows, so that several draw what one would.
+        """
+        own, total = len(self.latents), self.total
+        first = share(total, self.rank, self.world).start if total else 0
+        if self.from_base is not None:  # every share has rows of its own beside the pictures
+            first, total = self.rank * own, self.world * own
+        shape = torch.Size((total or own, *self.latents.shape[1:]))
+        return shape, slice(first, first + own)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; copies to a GPU are from pinned memory and do not wait."""
@@ -123,8 +145,8 @@ class BatchSource:
     prior: PriorRows | None = None
 
     def plan(self, epoch: int) -> list[tuple[Slot, ...]]:
-        """This process's batches of an epoch."""
-        return batch_plan(self.items, self.seed, epoch, self.batch_size, rank=self.rank, world=self.world)
+        """The batches of an epoch, of all processes together."""
+        return batch_plan(self.items, self.seed, epoch, self.batch_size, world=self.world)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -140,16 +162,19 @@ class BatchSource:
             epoch, index = epoch + 1, 0
 
     def load(self, slots: Sequence[Slot], epoch: int, index: int) -> Batch:
-        """Collate one batch of the plan."""
-        generator = torch.Generator().manual_seed(draw_seed(self.seed, "posterior", epoch, index, self.rank))
+        """Collate this process's share of one batch of the plan."""
+        generator = torch.Generator().manual_seed(draw_seed(self.seed, "posterior", epoch, index, 0))
+        own = share(len(slots), self.rank, self.world)
         latents: list[Tensor] = []
         geometry: list[Geometry] = []
         captions: list[str] = []
         shown: list[tuple[Item, bool]] = []
-        for slot in slots:
+        for slot in slots[own]:
             item = shown_view(self.items[slot.item], slot.copy, seed=self.seed, epoch=epoch)
             flip = shown_flipped(item, slot.copy, data=self.data, seed=self.seed, epoch=epoch)
             mean, std = self.latents.get(item, flip=flip)
+            if not latents:  # what the shares before this one draw
+                torch.randn((own.start, *mean.shape), generator=generator)
             latents.append(mean.float() + std.float() * torch.randn(mean.shape, generator=generator))
             geometry.append(item.geometry.mirrored() if flip else item.geometry)
             captions.append(shown_caption(item, slot.copy, data=self.data, seed=self.seed, epoch=epoch))
@@ -164,6 +189,9 @@ class BatchSource:
             epoch=epoch,
             index=index,
             mask=self.masks.batch(shown) if self.masks else None,
+            rank=self.rank,
+            world=self.world,
+            total=len(slots),
         )
         return self.prior.added(batch, [item.source.role for item, _ in shown]) if self.prior else batch
 

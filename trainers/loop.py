@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def train(session: "Session") -> None:
     """Steps until the recipe's last one, or until the run is asked to stop.
 
-    All random numbers of a step come from (seed, step, micro-batch, process), so a run that is resumed at any
-    checkpoint goes on bit for bit.
+    All random numbers of a step come from (seed, step, micro-batch), so a run that is resumed at any
+    checkpoint goes on bit for bit, and several processes learn what one would from all their pictures.
 
     Raises:
         NotFinite: loss or gradient became NaN or infinite at most `readback.LAG` steps ago.
@@ -71,16 +71,17 @@ def backward(
 ) -> Tensor:
     """Add the gradients of a batch at drawn noise and timesteps; returns its loss, a scalar without a graph.
 
-    In several pieces it is the same mean over the same draws, with less in memory at a time.
+    In several pieces it is the same mean over the same draws, with less in memory at a time. With several
+    processes their mean is that of all pictures together.
     """
-    noise = objective.sample_noise(batch.latents.shape, generator)
-    t = objective.sample_t(batch.latents.shape, generator)
-    shown = objective.perturb(noise, generator)
+    shape, own = batch.drawn
+    noise, t = objective.sample_noise(shape, generator), objective.sample_t(shape, generator)
+    noise, t, shown = noise[own], t[own], objective.perturb(noise, generator)[own]
     count, total = len(batch.latents), torch.zeros((), device=batch.latents.device)
     for rows in cuts(count, pieces):
         with accelerator.autocast():
             part = error(family, objective, batch.rows(rows), noise[rows], t[rows], shown[rows], base)
-        part = part * (len(range(*rows.indices(count))) / count)
+        part = part * (len(range(*rows.indices(count))) / count * batch.portion)
         accelerator.backward(part)
         total += part.detach()
     return total
@@ -125,12 +126,13 @@ def error(
 
 
 def step_generator(seed: int, step: int, micro: int, rank: int) -> torch.Generator:
-    """CPU generator of one micro-batch's noise and timesteps; the global ones are seeded too, for dropout."""
+    """CPU generator of one micro-batch's noise and timesteps, of all processes together; the global ones are
+    seeded too, for dropout, which each process has of its own."""
     place = draw_seed(seed, "noise", step, micro, rank)
     torch.default_generator.manual_seed(place)  # torch.manual_seed would visit every kind of device: 1 ms
     if torch.cuda.is_available():
         torch.cuda.manual_seed(place)
-    return torch.Generator().manual_seed(place)
+    return torch.Generator().manual_seed(draw_seed(seed, "noise", step, micro, 0))
 
 
 def share_gradients(session: "Session", loss: Tensor) -> tuple[Tensor, Tensor]:

@@ -208,17 +208,24 @@ def draw_seed(seed: int, *place: int | str) -> int:
 
 
 def batch_plan(
-    items: Sequence[Item], seed: int, epoch: int, batch_size: int, *, rank: int = 0, world: int = 1
+    items: Sequence[Item], seed: int, epoch: int, batch_size: int, *, world: int = 1
 ) -> list[tuple[Slot, ...]]:
-    """The batches of one epoch for one process; order depends on (seed, epoch) alone.
+    """The batches of one epoch, of all processes together; order depends on (seed, epoch) alone.
 
     Pictures of a batch share a bucket, also across processes. With several buckets the rest of each forms a
     smaller batch; with a single bucket the last batch is filled up from the epoch's beginning, so that all
-    batches have one shape. Every process gets the same number of batches: where fewer pictures than processes
-    are left, some meet twice.
+    batches have one shape. Every process has a share of every batch: where fewer pictures than processes are
+    left, some meet twice.
+
+    Args:
+        items: Pictures with their buckets.
+        seed: train.seed.
+        epoch: From 0.
+        batch_size: Pictures per process.
+        world: Processes.
 
     Returns:
-        For each batch its slots; every showing occurs in at least one batch of one rank.
+        For each batch its slots, dealt out by `share`; every showing occurs in at least one of them.
     """
     buckets: defaultdict[Size, list[tuple[float, Slot]]] = defaultdict(list)
     for position, copy in showings(items, epoch):
@@ -234,16 +241,16 @@ def batch_plan(
         for start in range(0, len(slots), size):
             part = slots[start : start + size]
             whole.append((draw(seed, "batch", epoch, *target, start), _filled(part, max(len(part), world))))
-    return [_share(part, rank, world) for _, part in sorted(whole)]
+    return [tuple(part) for _, part in sorted(whole)]
 
 
 def _filled(slots: list[Slot], count: int) -> list[Slot]:
     return [slots[i % len(slots)] for i in range(count)]
 
 
-def _share(slots: list[Slot], rank: int, world: int) -> tuple[Slot, ...]:
-    """Rank's contiguous part; parts differ by at most one."""
-    return tuple(slots[len(slots) * rank // world : len(slots) * (rank + 1) // world])
+def share(count: int, rank: int, world: int) -> slice:
+    """Rank's contiguous part of `count` rows; parts differ by at most one."""
+    return slice(count * rank // world, count * (rank + 1) // world)
 
 
 def replace_trigger(text: str, trigger: str, class_word: str = "") -> str:

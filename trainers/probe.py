@@ -151,7 +151,7 @@ def make_probe(
     """
     recipe, device = setting.recipe, setting.family.device
     seed = recipe.train.seed
-    still = replace(source, data=_calm(recipe.data), prior=None)
+    still = replace(source, data=_calm(recipe.data), prior=None, rank=0, world=1)
     positions = probe_items(source.items, seed)
     batch = still.load([Slot(position, 0) for position in positions], 0, 0)
     generator = torch.Generator().manual_seed(draw_seed(seed, "probe"))

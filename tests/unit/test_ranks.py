@@ -2,15 +2,17 @@
 
 import os
 import subprocess
+import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from tests.support.forked import Forked
-from tests.support.runs import environment, start_trainer, write_run
+from tests.support.runs import environment, resume, start_trainer, train, write_run
 from tests.support.serving import free_port
 from trainers.loop import share_gradients
 
@@ -38,6 +40,40 @@ def test_two_ranks_train_and_one_writes(tmp_path, tiny_sd15, pictures):
     assert [line["step"] for line in rundir.read_metrics()] == [1, 2, 3, 4]
     assert len(rundir.previews()) == 2 + 2 * 2
     assert all(torch.isfinite(tensor).all() for tensor in load_file(rundir.adapter).values())
+
+
+def test_two_ranks_learn_what_one_with_twice_the_batch_does(tmp_path, tiny_sd15, pictures):
+    """Five pictures of two shapes: shares of one picture and of two, at the same noise and timesteps."""
+    changes = {"train.max_steps": 4, "optimizer.name": "adamw", "data.caption_dropout": 0.0}
+    one = write_run(tmp_path / "one", tiny_sd15, pictures, changes | {"train.batch_size": 4})
+    assert train(one) == 0
+    two = write_run(tmp_path / "two", tiny_sd15, pictures, changes | {"train.batch_size": 2})
+    assert start_ranks(two).wait(240) == 0, two.file("log.txt").read_text()
+    for left, right in zip(one.read_metrics(), two.read_metrics(), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4)
+    theirs = load_file(two.adapter)
+    assert all((theirs[key] - value).abs().max() < 1e-5 for key, value in load_file(one.adapter).items())
+
+
+def test_a_rank_that_is_killed_ends_the_run_and_it_resumes_to_the_bit(tmp_path, tiny_sd15, pictures):
+    changes = {"train.max_steps": 12, "train.batch_size": 1, "checkpoints.every": 2, "adapter.dropout": 0.1}
+    whole = write_run(tmp_path / "whole", tiny_sd15, pictures, changes)
+    assert start_ranks(whole).wait(240) == 0, whole.file("log.txt").read_text()
+    broken = write_run(tmp_path / "broken", tiny_sd15, pictures, changes)
+    launcher = start_ranks(broken)
+    while len(broken.read_metrics()) < 5:
+        time.sleep(0.01)
+    ranks = psutil.Process(launcher.pid).children()
+    assert len(ranks) == 2
+    ranks[1].kill()
+    assert launcher.wait(240) != 0
+    assert not any(rank.is_running() and rank.status() != "zombie" for rank in ranks)
+    assert len(broken.read_metrics()) < 12
+    resume(broken)
+    assert start_ranks(broken).wait(240) == 0, broken.file("log.txt").read_text()
+    theirs = load_file(broken.adapter)
+    assert all(torch.equal(theirs[key], value) for key, value in load_file(whole.adapter).items())
 
 
 def test_one_rank_is_asked_to_stop_and_all_do(tmp_path, tiny_sd15, pictures):
