@@ -47,7 +47,9 @@ def filled(_filled_once: Path, tmp_path: Path) -> Workspace:
 @pytest.fixture
 def open_page() -> Iterator[Open]:
     """`open_page(workspace, "runs", run=id)` -> the page, drawn with the server's way to run scripts."""
-    config.set_option("runner.magicEnabled", options(8501, "127.0.0.1")["runner.magicEnabled"])
+    for name, value in options(8501, "127.0.0.1").items():
+        if name.startswith("runner."):
+            config.set_option(name, value)
 
     def opener(workspace: Workspace, page: str = "home", **params: str) -> AppTest:
         state.use(workspace)
