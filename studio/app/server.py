@@ -88,6 +88,9 @@ def options(port: int, listen: str) -> dict[str, object]:
         # Nothing here is shown by standing on a line alone, and Python before 3.11.8 sometimes fails to parse
         # pages for that while another thread works (cpython issue 106905).
         "runner.magicEnabled": False,
+        # A look through all objects after each run of a script, so every second while something is drawn,
+        # was most of what the server took. Python looks for garbage by itself.
+        "runner.postScriptGC": False,
         "server.port": port,
         "server.address": listen,
         "server.headless": True,

@@ -3,10 +3,12 @@
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from streamlit import config
+from streamlit.components.v2 import manifest_scanner
 from streamlit.testing.v1 import AppTest
 
 from studio.app import state, theme
@@ -15,6 +17,15 @@ from studio.workspace import Workspace
 from tests.app.filled import fill
 
 Open = Callable[..., AppTest]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _installed_once() -> Iterator[None]:
+    """Every AppTest reads what each installed package says of itself: 0.2 s, more than most pages take."""
+    with pytest.MonkeyPatch.context() as patch:
+        known = cache(manifest_scanner.scan_component_manifests)
+        patch.setattr(manifest_scanner, "scan_component_manifests", known)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +58,9 @@ def filled(_filled_once: Path, tmp_path: Path) -> Workspace:
 @pytest.fixture
 def open_page() -> Iterator[Open]:
     """`open_page(workspace, "runs", run=id)` -> the page, drawn with the server's way to run scripts."""
-    config.set_option("runner.magicEnabled", options(8501, "127.0.0.1")["runner.magicEnabled"])
+    for name, value in options(8501, "127.0.0.1").items():
+        if name.startswith("runner."):
+            config.set_option(name, value)
 
     def opener(workspace: Workspace, page: str = "home", **params: str) -> AppTest:
         state.use(workspace)

@@ -13,7 +13,7 @@ from studio.workspace import Workspace
 from tests.app.conftest import Open
 from tests.app.forms import open_form
 from tests.support.provenance import make_adapter, make_dataset, make_run
-from tests.support.sheets import add_checkpoints, evidence, judged_run, note_checkpoints
+from tests.support.sheets import FEW, add_checkpoints, evidence, judged_run, note_checkpoints
 
 STEPS = (5, 10)
 
@@ -61,7 +61,7 @@ def test_evidence_is_asked_for_on_the_page_of_a_run(empty: Workspace, run: Run, 
 def test_the_verdict_is_on_the_page_of_the_run_and_leads_to_the_sheet(
     empty: Workspace, run: Run, open_page: Open, monkeypatch: pytest.MonkeyPatch
 ):
-    made = judged_run(empty, run, memorised=True)
+    made = judged_run(empty, run, FEW, memorised=True)
     at = open_page(empty, "runs", run=run.id)
     assert "Use ink@10, strength 0.75; 0.5 to 1 are about as good" in said(at)
     assert "9 of 16 pictures copy 3 training pictures." in said(at)
@@ -82,7 +82,7 @@ def test_the_verdict_is_on_the_page_of_the_run_and_leads_to_the_sheet(
 def test_the_strength_is_on_the_page_of_the_adapter(empty: Workspace, run: Run, open_page: Open):
     adapter = make_adapter(empty, run)
     assert "It can be drawn at several strengths" in said(open_page(empty, "adapters", adapter=adapter.id))
-    judged_run(empty, run)  # of the checkpoints and of this adapter, which is the last
+    judged_run(empty, run, FEW)  # of the checkpoints and of this adapter, which is the last
     at = open_page(empty, "adapters", adapter=adapter.id)
     assert "Of its run, **ink@10** was found to be better" in said(at)
     own = evaluations.begin(empty, adapter, Wishes(seeds=2))

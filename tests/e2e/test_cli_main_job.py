@@ -69,11 +69,12 @@ def test_sampling_shows_the_adapter_and_weight_zero_is_the_base(studio, trained,
         ]
         return Image.open(studio("sample", *options, *more)["files"][0]).convert("RGB")
 
+    here = Studio(studio.home)
     with studio.working():
-        base = draw("base")
-        off = draw("off", "--adapter", "strokes:0")
+        base = draw("base", studio=here)
+        off = draw("off", "--adapter", "strokes:0", studio=here)
         full = draw("on", "--adapter", "strokes:1")
-    again = draw("again", "--adapter", "strokes:1", studio=Studio(studio.home))  # nobody works: the call does
+    again = draw("again", "--adapter", "strokes:1", studio=here)  # nobody works: the call does
     assert ImageChops.difference(base, off).getbbox() is None
     assert ImageChops.difference(full, again).getbbox() is None
     assert ImageChops.difference(base, full).getbbox() is not None

@@ -51,16 +51,19 @@ def browser() -> "Iterator[Browser]":
 
 
 @contextlib.contextmanager
-def page_at(address: str, *, width: int = 1280, height: int = 900) -> "Iterator[Page]":
-    """An open page; what it is to show is waited for up to `PATIENCE`."""
+def page_at(
+    address: str, *, width: int = 1280, height: int = 900, within: "Browser | None" = None
+) -> "Iterator[Page]":
+    """An open page, in a browser of its own or `within` one; what it shows is waited for up to `PATIENCE`."""
     from playwright.sync_api import expect
 
     expect.set_options(timeout=PATIENCE)
-    with browser() as chromium:
+    with contextlib.nullcontext(within) if within else browser() as chromium:
         page = chromium.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(PATIENCE)
         page.goto(address)
         yield page
+        page.close()
 
 
 def install_browser() -> None:

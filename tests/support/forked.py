@@ -26,6 +26,7 @@ MODULES = (
     "studio.sampling.server",
     "studio.datasets.captioners.child",
     "studio.pocket.build.worker",
+    "studio.evidence.task",
 )
 FILE_LIMIT = "STUDIO_TEST_FILE_LIMIT"  # environment: bytes that the process may write into one file
 USERS = (
@@ -33,6 +34,7 @@ USERS = (
     "studio.sampling.client",
     "studio.datasets.captioners.run",
     "studio.pocket.build.together",
+    "studio.runs.chores",
 )
 
 

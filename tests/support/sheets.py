@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from registry.records import Checkpoint, Comparison, Evaluation, Run
 from studio.compare.grids import cells_of, spec_of
@@ -15,6 +16,8 @@ from tests.support.adapters import make_form, write_run_file
 from tests.support.sampling import MODULES, pocket_shapes
 from trainers.rundir import checkpoint_name, write_manifest
 
+MANY = Wishes(seeds=2, weights=(0.5, 0.75, 1.0))
+FEW = replace(MANY, prompts=("a heron, inkstyle", "a boat, inkstyle"), priors=("a heron",))
 GOALS = {"undertrained": "concept", "good": "style", "overtrained": "character"}
 
 
@@ -49,9 +52,11 @@ def evidence(order: Sequence[str], weights: Sequence[float], *, memorised: bool 
     return Evidence(points=tuple(points), judgement=judgement, seconds=2.5)
 
 
-def judged_run(ws: Workspace, run: Run, *, memorised: bool = False, measured: bool = True) -> Evaluation:
+def judged_run(
+    ws: Workspace, run: Run, wishes: Wishes = MANY, *, memorised: bool = False, measured: bool = True
+) -> Evaluation:
     """An evidence sheet of a run whose pictures are the demo's own."""
-    evaluation = begin(ws, run, Wishes(seeds=2, weights=(0.5, 0.75, 1.0)))
+    evaluation = begin(ws, run, wishes)
     comparison = ws.catalog.get(Comparison, evaluation.comparison_id)
     spec, done = spec_of(comparison), set[str]()
     for place, cell in cells_of(ws, comparison).items():

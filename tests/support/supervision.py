@@ -67,12 +67,12 @@ def state_of(ws: Workspace, run: Run) -> RunState:
     return ws.catalog.get(Run, run.id).state
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for `condition`; fail after `seconds`."""
+def until(condition: Callable[[], bool], seconds: float = 20.0, every: float = 0.02) -> None:
+    """Wait for `condition`, looked at `every` so many seconds; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(every)
 
 
 def starts(ws: Workspace, run: Run) -> list[int]:

@@ -18,6 +18,7 @@ from trainers.rundir import LOG
 
 PER_PAGE = 12
 LOG_LINES = 200
+SOON, NOW_AND_THEN = 2, 15  # seconds between looks
 
 
 def page() -> None:
@@ -60,7 +61,7 @@ def listing() -> None:
     shell.pager(past, PER_PAGE, "runs-page")
 
 
-@st.fragment(run_every=2)
+@st.fragment(run_every=SOON)
 def queue() -> None:
     """Running and waiting runs."""
     workspace = shell.workspace()
@@ -91,14 +92,15 @@ def detail(run: Run) -> None:
     shell.heading(md(run.name))
     with st.container():  # there also while it is empty: what follows keeps its place when the run ends
         run_compare.once_more(run)
-    watch(run.id, run.state)
+    going_on = run.state.active or run.state is RunState.QUEUED
+    # What has ended changes only when it is taken up again elsewhere, for example from a terminal.
+    st.fragment(watch, run_every=SOON if going_on else NOW_AND_THEN)(run.id, run.state)
     outcome(run)
     settings(run)
     run_compare.compare(run)
     log(run.id)
 
 
-@st.fragment(run_every=2)
 def watch(run_id: str, state_before: RunState) -> None:
     """Progress, buttons, previews, curves, checkpoints; the whole page is shown anew when the run ends."""
     workspace = shell.workspace()

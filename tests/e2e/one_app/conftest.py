@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser
 
 from studio.workspace import Workspace
+from tests.support.browser import browser
 from tests.support.serving import running_app
 
 TOKEN = "sixteen-characters-long"  # of the API
@@ -20,3 +22,10 @@ def address(workspace: Workspace) -> Iterator[str]:
     """Where the app answers."""
     with running_app(workspace.home, STUDIO_API_TOKEN=TOKEN) as address:
         yield address
+
+
+@pytest.fixture(scope="package")
+def chromium() -> Iterator[Browser]:
+    """One browser for all walks; each has a page, with cookies and storage, of its own."""
+    with browser() as chromium:
+        yield chromium

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from registry.formats.load import load_adapter
 from registry.records import Adapter, Dataset, Image, Run, Sample
@@ -34,8 +34,8 @@ MINUTES = 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Page]:
-    with page_at(address) as page:
+def page(address: str, chromium: Browser) -> Iterator[Page]:
+    with page_at(address, within=chromium) as page:
         yield page
 
 

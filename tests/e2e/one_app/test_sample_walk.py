@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from registry.records import Adapter, Sample
 from studio.workspace import Workspace
@@ -26,8 +26,8 @@ def _adapters(workspace: Workspace) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(address: str) -> Iterator[Page]:
-    with page_at(f"{address}/sample", height=1000) as page:
+def page(address: str, chromium: Browser) -> Iterator[Page]:
+    with page_at(f"{address}/sample", height=1000, within=chromium) as page:
         yield page
 
 

@@ -19,7 +19,7 @@ from tests.support.cli import Studio, call_here
 from tests.support.painter import Painter
 from tests.support.provenance import make_adapter, make_dataset, make_run
 from tests.support.sampling import add_adapter
-from tests.support.sheets import add_checkpoints, judged_run
+from tests.support.sheets import FEW, add_checkpoints, judged_run
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_sheet_is_asked_for_once_and_measured_when_it_is_drawn(chained: Worksp
 def test_what_is_found_goes_to_the_adapter_and_warns(chained: Workspace, run: Run):
     adapter = chained.catalog.list(Adapter, run_id=run.id)[0]
     assert evaluations.memorised(chained, adapter) == ""
-    made = judged_run(chained, run)
+    made = judged_run(chained, run, FEW)
     assert facts(chained, made)["adapters"] == []  # the pick is a checkpoint
     assert chained.catalog.get(Adapter, adapter.id).recommended_weight == 1.0
     own = evaluations.begin(chained, adapter, Wishes(seeds=2))
@@ -130,10 +130,10 @@ def test_what_is_found_goes_to_the_adapter_and_warns(chained: Workspace, run: Ru
 
 def test_the_report_needs_no_network_and_tells_of_the_run_before(chained: Workspace, run: Run):
     dataset = next(iter(chained.catalog.list(type(make_dataset(chained, "more")), name="herons")))
-    judged_run(chained, run)
+    judged_run(chained, run, FEW)
     later = make_run(chained, dataset, "ink again")
     add_checkpoints(chained, later, (5, 10))
-    made = judged_run(chained, later, memorised=True)
+    made = judged_run(chained, later, FEW, memorised=True)
     page = page_of(chained, made)
     assert "default-src 'none'" in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
