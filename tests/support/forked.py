@@ -21,6 +21,8 @@ from typing import IO, Any
 
 import pytest
 
+from studio.runs.process import start_time
+
 PYTHON = sys.executable
 PRELOAD = "tests.support.preload"
 MODULES = (
@@ -110,7 +112,9 @@ class Forked:
         return self._process.exitcode
 
     def poll(self) -> int | None:
-        """The same."""
+        """The same; how one that is gone has ended is waited for: the server is about to say it."""
+        if self.returncode is None and start_time(self.pid) is None:
+            self._process.join(10.0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
