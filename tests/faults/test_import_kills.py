@@ -10,8 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -134,6 +138,7 @@ CALLS = (
     "openat", "write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "unlink",
     "unlinkat", "mkdir", "ftruncate", "link",
 )  # fmt: skip
+UNIQUE = re.compile(r"[0-9a-z]{10}(?=\.)|(?<=\.)\d+-[0-9a-f]{8}(?=\.partial)|(?<=pipe:\[)\d+")
 
 
 @pytest.fixture
@@ -180,7 +185,7 @@ def traced(work, inject: str, tmp_path: Path) -> tuple[int, str]:
         finally:
             os._exit(code)
     os.close(go[0])
-    command = ["strace", "-f", "-o", str(ready), "-p", str(child), "-e", f"trace={','.join(CALLS)}"]
+    command = ["strace", "-f", "-y", "-o", str(ready), "-p", str(child), "-e", f"trace={','.join(CALLS)}"]
     tracer = subprocess.Popen(
         [*command, *(["-e", f"inject={inject}"] if inject else [])], stderr=subprocess.PIPE, text=True
     )
@@ -194,8 +199,17 @@ def traced(work, inject: str, tmp_path: Path) -> tuple[int, str]:
     return status, ready.read_text(errors="replace")
 
 
-def points(template: Path, tmp_path: Path) -> list[tuple[str, int]]:
-    """(system call, how often) of one undisturbed import."""
+@dataclass(frozen=True)
+class Point:
+    """One system call of an import."""
+
+    call: str
+    file: str  # what it writes, without what differs from import to import
+    number: int  # among the calls of that name; the first is 1
+
+
+def points(template: Path, tmp_path: Path) -> list[Point]:
+    """The changing system calls of one undisturbed import, in their order."""
     home = tmp_path / "counted"
     shutil.copytree(template, home)
     status, trace = traced(lambda: import_again(home, tmp_path / "in"), "", tmp_path)
@@ -204,12 +218,43 @@ def points(template: Path, tmp_path: Path) -> list[tuple[str, int]]:
     assert ws.catalog.get(Adapter, "new").preview
     ws.catalog.close()
     counts: dict[str, int] = {}
-    for line in trace.splitlines():
-        found = re.match(r"\d+ +(\w+)\(", line)
-        if found:
-            counts[found[1]] = counts.get(found[1], 0) + 1
-    counts.pop("openat", None)  # most of them read
-    return sorted(counts.items())
+    found: list[Point] = []
+    pid = trace.partition(" ")[0]  # strace counts the calls of each process by themselves
+    for line in re.findall(rf"^{pid} +(\w+\(.*)", trace, re.MULTILINE):
+        call, _, rest = line.partition("(")
+        counts[call] = counts.get(call, 0) + 1
+        path = re.search(r'\d<([^>]*)>|"([^"]*)"', rest)
+        assert path is not None, line
+        name = (path[1] or path[2]).rpartition("/")[2]
+        found.append(Point(call, UNIQUE.sub("*", name), counts[call]))
+    return [point for point in found if point.call != "openat"]  # most of them read
+
+
+def grouped(points: Iterable[Point], place: Callable[[Point], Any]) -> list[list[Point]]:
+    """The points of each place."""
+    places: dict[Any, list[Point]] = {}
+    for point in points:
+        places.setdefault(place(point), []).append(point)
+    return list(places.values())
+
+
+def sampled(points: list[Point], fault: str) -> list[Point]:
+    """What stands for all: what lies between goes the same way.
+
+    An error: the first of each call on each file, and the last call on it. A kill: the first and last time
+    that a call on a file follows the same one; of pages written in a row the first and the last page.
+    """
+    if fault != "signal=KILL":
+        firsts = [found[0] for found in grouped(points, lambda p: (p.call, p.file))]
+        lasts = [found[-1] for found in grouped(points, lambda p: p.file)]
+        return list(dict.fromkeys(firsts + lasts))
+    before, done, ends = "", "", dict[Point, tuple[str, bool]]()
+    for _, group in groupby(points, key=lambda p: (p.call, p.file)):
+        series = list(group)
+        before, done = done, f"{series[0].call} {series[0].file}"
+        ends |= {series[-1]: (before, False), series[0]: (before, True)}
+    places = grouped(ends, lambda p: (p.call, p.file, *ends[p]))
+    return list(dict.fromkeys(point for found in places for point in (found[0], found[-1])))
 
 
 @pytest.mark.slow
@@ -219,26 +264,25 @@ def test_the_sweep_over_every_changing_system_call(template, tmp_path, fault, ca
     need("strace")
     shutil.rmtree(tmp_path / "gone")
     every = pytestconfig.getoption("--all-points")
-    step = (1 if every else 4) if fault == "signal=KILL" else (3 if every else 10)  # paths of errors repeat
+    found = points(template, tmp_path)
     tried = 0
     expected = None
-    for call, count in points(template, tmp_path):
-        for number in range(1, count + 1, step):
-            home = tmp_path / "home"
-            shutil.rmtree(home, ignore_errors=True)
-            shutil.copytree(template, home)
-            inject = f"{call}:{fault}:when={number}"
-            traced(lambda home=home: import_again(home, tmp_path / "in"), inject, tmp_path)
-            ws = Workspace.open(home)
-            check_rows_but_lost(ws)
-            import_again(home, tmp_path / "in")
-            check_rows(ws)
-            names = sorted(a.name for a in ws.catalog.list(Adapter))
-            expected = expected or names
-            assert names == expected == ["lost", "new", "old"], inject
-            assert not list((home / "adapters").glob("*.safetensors.partial"))
-            ws.catalog.close()
-            tried += 1
+    for point in found if every else sampled(found, fault):
+        home = tmp_path / "home"
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.copytree(template, home)
+        inject = f"{point.call}:{fault}:when={point.number}"
+        traced(lambda home=home: import_again(home, tmp_path / "in"), inject, tmp_path)
+        ws = Workspace.open(home)
+        check_rows_but_lost(ws)
+        import_again(home, tmp_path / "in")
+        check_rows(ws)
+        names = sorted(a.name for a in ws.catalog.list(Adapter))
+        expected = expected or names
+        assert names == expected == ["lost", "new", "old"], inject
+        assert not list((home / "adapters").glob("*.safetensors.partial"))
+        ws.catalog.close()
+        tried += 1
     with capsys.disabled():
         sys.stdout.write(f"\nimport, {fault}: {tried} points, rows without file 0, torn files 0\n")
     assert tried >= 10

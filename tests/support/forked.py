@@ -4,6 +4,7 @@ Only their start is another one: they are processes of their own, with pipes and
 Walks that call `studio` in a process (`Studio(apart=True)`, `studio app`) start them the usual way.
 """
 
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -14,10 +15,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
+from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
+
+from studio.runs.process import start_time
 
 PYTHON = sys.executable
 PRELOAD = "tests.support.preload"
@@ -27,6 +31,7 @@ MODULES = (
     "studio.datasets.captioners.child",
     "studio.pocket.build.worker",
     "studio.evidence.task",
+    "tests.support.fake_trainer",
 )
 FILE_LIMIT = "STUDIO_TEST_FILE_LIMIT"  # environment: bytes that the process may write into one file
 USERS = (
@@ -109,7 +114,9 @@ class Forked:
         return self._process.exitcode
 
     def poll(self) -> int | None:
-        """The same."""
+        """The same; how one that is gone has ended is waited for: the server is about to say it."""
+        if self.returncode is None and start_time(self.pid) is None:
+            self._process.join(10.0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -166,6 +173,7 @@ def become(
         os.setsid()
     os.environ.clear()
     os.environ.update(env)
+    _show([PYTHON, "-m", module, *arguments], env)
     for target, source in enumerate(streams):
         if source == subprocess.DEVNULL:
             source = os.open(os.devnull, os.O_RDWR)
@@ -179,6 +187,19 @@ def become(
     sys.argv = [module, *arguments]
     sys.modules.pop(module, None)  # runpy warns of a module that is loaded already
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _show(words: Sequence[str], env: Mapping[str, str]) -> None:
+    """Let the system say of this process what it would of the other: trainers are found by these two.
+
+    As much as there is room for in what the server was started with; nothing else reads that memory any more.
+    """
+    ours = sorted(env.items(), key=lambda item: not item[0].startswith("STUDIO_"))
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    for start, texts in ((45, words), (47, [f"{name}={value}" for name, value in ours])):
+        place, size = int(fields[start]), int(fields[start + 1]) - int(fields[start])
+        content = "".join(f"{text}\0" for text in texts).encode(errors="surrogateescape")[: size - 1]
+        ctypes.memmove(place, content.ljust(size, b"\0"), size)
 
 
 class _Inherited:

@@ -140,7 +140,9 @@ def work_kind(work: Work, device: torch.device) -> None:
     run_stage(
         stage, lambda g: kind.draw(material, batch, g), loss_of, say, resume=work.resume, at_mark=desk.report
     )
-    desk.report(None)
+    if not desk.judged:  # else the last mark was at the end
+        desk.report(None)
+    say(f"{work.stage}: end: {desk.judged}")
     files.finished(work.stage).touch()
 
 
@@ -167,10 +169,11 @@ class _Desk:
             scaling_factor=saved.config.scaling_factor, shift_factor=saved.config.shift_factor
         )
         self._vae.to(device).eval()
+        self.judged = ""  # what was seen last, in words
         self._figures = json.loads(work.files.figures(channels).read_text(encoding="utf-8"))
 
     def report(self, mark: Mark | None) -> None:
-        """Draw, check, save and pack; None = the end."""
+        """Draw, check, save and pack; None = there was no mark on the way."""
         work, kind = self._work, self._kind
         folder = work.files.result(work.stage)
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +186,9 @@ class _Desk:
         for model in kind.models.values():
             model.train()
         result = fidelity(pictures, scenes)
-        say(f"{work.stage}: {'end' if mark is None else f'step {mark.step}'}: {check.in_words(result)}")
+        self.judged = check.in_words(result)
+        if mark:
+            say(f"{work.stage}: step {mark.step}: {self.judged}")
         check.contact_sheet(pictures, scenes).save(folder / "sheet.png")
         if mark:
             seen = {"samples": mark.step * self._batch, **asdict(mark), **asdict(result)}

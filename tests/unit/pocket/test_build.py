@@ -162,7 +162,7 @@ def test_each_base_learns_what_it_is_shown(name):
     weights = [p for model in kind.models.values() for p in model.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=2e-3)
     losses = []
-    for _ in range(8):
+    for _ in range(4):
         optimizer.zero_grad()
         losses.append(kind.loss(inputs))
         losses[-1].backward()
