@@ -271,10 +271,13 @@ class SlowWatch:
 
     Drivers that move GPU memory into system memory instead of failing (Windows, above all) make training
     crawl without an error.
+
+    Args:
+        on_gpu: Whether steps run there.
     """
 
-    def __init__(self) -> None:
-        self._seen, self._said = 0, False
+    def __init__(self, *, on_gpu: bool) -> None:
+        self._seen, self._said, self._on_gpu = 0, False, on_gpu
         self._first: list[float] = []
         self._last: deque[float] = deque(maxlen=SLOW_STEPS)
 
@@ -291,8 +294,13 @@ class SlowWatch:
         if len(self._last) < SLOW_STEPS or min(self._last) < SLOW_FACTOR * typical:
             return ""
         self._said = True
-        return (
+        said = (
             f"steps take {now:.2g} s, {now / typical:.1f} times as long as at the start ({typical:.2g} s): "
-            "GPU memory may have moved to system memory, or another program is busy; close it, or start "
+        )
+        if not self._on_gpu:
+            return said + "another program is busy, or memory is short; close what you can spare"
+        return (
+            said
+            + "GPU memory may have moved to system memory, or another program is busy; close it, or start "
             "again with train.gradient_checkpointing=true or a smaller train.batch_size"
         )

@@ -49,7 +49,7 @@ class ReadBack:
     ) -> None:
         self.reporter, self.device, self.track, self.scaled = reporter, device, track, scaled
         self.stop = False
-        self._slow = SlowWatch()
+        self._slow = SlowWatch(on_gpu=device.type == "cuda")
         self._waiting: deque[_Figures] = deque()
         self._clock = time.perf_counter()
 

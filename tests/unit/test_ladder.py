@@ -236,8 +236,8 @@ def test_the_largest_batch_has_the_most_pixels():
     assert largest_batch(Source()) == 1
 
 
-def watched(*seconds: float) -> list[str]:
-    watch = SlowWatch()
+def watched(*seconds: float, on_gpu: bool = True) -> list[str]:
+    watch = SlowWatch(on_gpu=on_gpu)
     return [said for each in seconds if (said := watch.see(each))]
 
 
@@ -246,5 +246,7 @@ def test_steps_that_become_three_times_as_slow_are_told_once():
     assert watched(*start, *[0.11] * 50) == []
     assert watched(*start, *[0.9, 0.9, 0.1] * 20) == []  # buckets of other sizes
     (said,) = watched(*start, *[0.4] * (SLOW_STEPS + 30))
-    assert said.startswith("steps take 0.4 s, 4.0 times as long as at the start (0.1 s)")
+    assert said.startswith("steps take 0.4 s, 4.0 times as long as at the start (0.1 s): GPU memory")
+    (said,) = watched(*start, *[0.4] * (SLOW_STEPS + 30), on_gpu=False)
+    assert said.endswith("(0.1 s): another program is busy, or memory is short; close what you can spare")
     assert watched(*start, *[0.4] * (SLOW_STEPS - 1)) == []
