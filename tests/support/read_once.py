@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainers.families.base import Family
+
 READERS = {"diffusers.models.modeling_utils": "ModelMixin", "transformers.modeling_utils": "PreTrainedModel"}
 LARGEST = 2**26  # bytes of a folder that is kept in memory
 PLAIN = (str, int, float, bool, type(None), torch.dtype, Path)
@@ -67,11 +69,20 @@ class _Unpickler(pickle.Unpickler):
 def read_models_once(patch: pytest.MonkeyPatch) -> None:
     """The second time a folder is read whose files are the same, and from then on, the model is cast.
 
-    Only of libraries that are loaded: what needs none shall not wait for them.
+    Only of libraries that are loaded: what needs none shall not wait for them. A family loads them late.
     """
-    for module, name in READERS.items():
-        if module in sys.modules:
-            _read_once(getattr(sys.modules[module], name), patch)
+    waiting, load = dict(READERS), Family._load_folder  # pyright: ignore[reportPrivateUsage]
+
+    def look() -> None:
+        for module in waiting.keys() & sys.modules.keys():
+            _read_once(getattr(sys.modules[module], waiting.pop(module)), patch)
+
+    def load_folder(family: Family, name: str, cls: Any) -> Any:
+        look()
+        return load(family, name, cls)
+
+    look()
+    patch.setattr(Family, "_load_folder", load_folder)
 
 
 def _read_once(reader: Any, patch: pytest.MonkeyPatch) -> None:

@@ -60,15 +60,17 @@ def use(path: Path, weight: float = 1.0, text: float | None = None, **more) -> A
 
 def merged(model, uses: list[AdapterUseInStack], moving: float = 1.0) -> torch.Tensor:
     """What the model draws with the changes added to its own weights; leaves it changed."""
+    layers = {
+        name: dict(model.part(name).named_modules()) for name in (model.denoiser_name, *model.clip_encoders)
+    }
     for item in uses:
         blocks = ",".join(f"{name}={factor}" for name, factor in item.blocks.items())
         strength = make_strength(item.weight, item.text_weight, blocks)
         form, _, _ = load_adapter(item.path, model.name)
         for module in form.modules:
             component, _, path = module.partition(".")
-            part = model.part(component)
+            known = layers[component]
             spelled = path if component in ("unet", "transformer") else path.removeprefix("text_model.")
-            known = dict(part.named_modules())
             layer = known[spelled] if spelled in known else known[path]
             factor = moving if component == model.denoiser_name else 1.0
             delta = torch.from_numpy(strength.of(model.name, module) * factor * form.delta(module))
