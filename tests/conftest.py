@@ -61,13 +61,15 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_starts(tmp_path_factory) -> Iterator[None]:
-    """New catalogs, packaged bases, trainers and samplers are there at once."""
+    """New catalogs, packaged bases, toy models, trainers and samplers are there at once."""
     from tests.support.forked import fork_starts
     from tests.support.new_workspaces import copy_new_catalogs, hash_packaged_bases_once
+    from tests.support.read_once import read_models_once
 
     with pytest.MonkeyPatch.context() as patch:
         copy_new_catalogs(patch, tmp_path_factory.mktemp("catalog"))
         hash_packaged_bases_once(patch)
+        read_models_once(patch)
         fork_starts(patch)
         yield
 

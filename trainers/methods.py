@@ -65,8 +65,12 @@ class Trainables:
     @cached_property
     def layers(self) -> list[Any]:
         """The adapted layers of all components: PEFT's, and embeddings with new words."""
-        modules = (module for part in self.components.values() for module in part.modules())
-        return [module for module in modules if hasattr(module, "_disable_adapters")]
+        return [module for module in self._modules if hasattr(module, "_disable_adapters")]
+
+    @cached_property
+    def _modules(self) -> list[nn.Module]:
+        """Every module of the components; to look for them is as much work as a look at each of them."""
+        return [module for part in self.components.values() for module in part.modules()]
 
     def movement(self) -> float:
         """Largest absolute value of what an untrained adapter has at zero: 0 = no effect, infinity = there is
@@ -96,14 +100,14 @@ class Trainables:
     @contextmanager
     def evaluating(self) -> Generator[None]:
         """Dropout off: pictures and probes show the adapter as it is saved, and draw no random numbers."""
-        before = {module: module.training for part in self.components.values() for module in part.modules()}
-        for module in self.components.values():
-            module.eval()
+        learning = [module for module in self._modules if module.training]  # all, or none without dropout
+        for module in learning:
+            module.training = False
         try:
             yield
         finally:
-            for module, training in before.items():
-                module.training = training
+            for module in learning:
+                module.training = True
 
     @contextmanager
     def disabled(self) -> Generator[None]:

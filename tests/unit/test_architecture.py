@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ class Import:
         return f"{self.where}:{self.line} imports {self.module}"
 
 
+@cache
 def sources() -> list[Path]:
     return sorted(
         path
@@ -69,7 +71,14 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path) -> Iterator[Import]:
+@cache
+def tree(path: Path) -> ast.Module:
+    """What a file says, read once for all tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> tuple[Import, ...]:
     """Every import of a file; relative ones are resolved."""
 
     def visit(node: ast.AST, at_start: bool, for_types: bool) -> Iterator[Import]:
@@ -87,7 +96,7 @@ def imports(path: Path) -> Iterator[Import]:
             below = for_types or (typing_only and child in node.body)  # pyright: ignore[reportAttributeAccessIssue]
             yield from visit(child, inner_start, below)
 
-    yield from visit(ast.parse(path.read_text(encoding="utf-8")), True, False)
+    return tuple(visit(tree(path), True, False))
 
 
 def allowed(package: str, module: str, names: tuple[str, ...]) -> bool:
@@ -147,7 +156,7 @@ def test_the_catalog_has_one_door():
         name(path)
         for path in sources()
         if not name(path).startswith("trainers/")  # its `Session` is one of training
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Session"
     ]
     assert set(openers) == {"registry/sessions.py"}
@@ -160,7 +169,7 @@ def test_nobody_asks_which_family_it_is():
     for path in sources():
         if name(path).startswith(FAMILY_ROOMS):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Compare):
                 texts = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
                 if texts & families:

@@ -9,7 +9,7 @@ from trainers.rundir import MODEL
 
 KEPT = {
     "preservation.mode": "base_prediction", "data.trigger": "zork", "train.gradient_checkpointing": True,
-    "train.max_steps": 3, "preview.every": 3, "checkpoints.every": 3,
+    "train.max_steps": 2, "preview.every": 2, "checkpoints.every": 2,
 }  # fmt: skip
 CASES = {
     "text encoder": {"adapter.train_text_encoder": True},

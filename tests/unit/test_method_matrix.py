@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -18,7 +19,7 @@ from registry.formats.factors import change_of, merged_weight
 from registry.formats.load import load_adapter
 from registry.hashing import hash_adapter
 from studio.sampling.stack import AdapterStack, AdapterUseInStack
-from tests.support.methods import SECTIONS, draw, load, save, train_some, trained
+from tests.support.methods import SECTIONS, draw, load, save, train_some
 from tests.support.runs import resume, train, write_run
 from trainers.methods import PEFT_KEY, attach
 from trainers.recipe import AdapterSection
@@ -56,13 +57,37 @@ def stages(request):
     return stage
 
 
+@dataclass(frozen=True)
+class Untrained:
+    """What was there before the first step."""
+
+    movement: float
+    drawn: torch.Tensor
+    learning: dict[torch.nn.Parameter, torch.dtype]  # of the whole model
+
+
+@pytest.fixture(scope="module")
+def made(base, tmp_path_factory):
+    """Name of a section -> (untrained, trained model, its trainables, the file they were saved to), once."""
+
+    @cache
+    def make(name):
+        model = load(*base)
+        trainables = attach(model, SECTIONS[name], seed=3)
+        parts = (model.denoiser, *model.text_encoders.values())
+        learning = {p: p.dtype for part in parts for p in part.parameters() if p.requires_grad}
+        untrained = Untrained(trainables.movement(), draw(model), learning)
+        train_some(model, trainables)
+        path = save(trainables, tmp_path_factory.mktemp("file") / "a.safetensors")
+        return untrained, model, trainables, path
+
+    return make
+
+
 @pytest.fixture(scope="module", params=SECTIONS)
-def adapter(request, base, tmp_path_factory):
+def adapter(request, made):
     """(section, trained model, its trainables, the file they were saved to)"""
-    section = SECTIONS[request.param]
-    model, trainables = trained(*base, section)
-    path = save(trainables, tmp_path_factory.mktemp("file") / "a.safetensors")
-    return section, model, trainables, path
+    return SECTIONS[request.param], *made(request.param)[1:]
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +116,13 @@ def staged(stages, family, path):
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_an_untrained_adapter_is_the_base(name, base, plain):
-    model = load(*base)
-    trainables = attach(model, SECTIONS[name], seed=1)
-    assert trainables.movement() == 0
+def test_an_untrained_adapter_is_the_base(name, made, plain):
+    untrained, _, trainables, _ = made(name)
+    assert untrained.movement == 0
     atol = 2e-6 if SECTIONS[name].method == "pissa" else 0.0  # W - D + D
-    torch.testing.assert_close(draw(model), plain, atol=atol, rtol=0)
-    assert all(p.dtype == torch.float32 and p.requires_grad for p in trainables.parameters)
-    learning = {id(p) for p in trainables.parameters}
-    for component in (model.denoiser, *model.text_encoders.values()):
-        assert all(id(p) in learning for p in component.parameters() if p.requires_grad)
+    torch.testing.assert_close(untrained.drawn, plain, atol=atol, rtol=0)
+    assert set(untrained.learning.values()) == {torch.float32}
+    assert set(untrained.learning) == set(trainables.parameters)
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -130,10 +152,11 @@ def test_gradients_only_where_trained(adapter, plain, drawn):
     assert not torch.allclose(drawn, plain, atol=1e-3)
 
 
-def test_the_stack_draws_what_the_trainer_draws_and_weight_zero_is_the_base(adapter, base, plain, drawn):
+def test_the_stack_draws_what_the_trainer_draws_and_weight_zero_is_the_base(
+    adapter, base, plain, drawn, stages
+):
     _, _, _, path = adapter
-    fresh = load(*base)
-    stack = AdapterStack(fresh)
+    fresh, stack, _ = stages(base[0])
     (report,) = stack.use([use(path)])
     assert not report.unmatched
     torch.testing.assert_close(draw(fresh), drawn, atol=2e-6, rtol=1e-5)
@@ -194,9 +217,9 @@ def test_exported_and_read_back_it_draws_the_same(layout, adapter, drawn, base, 
 
 
 @pytest.mark.parametrize("name", ["rslora", "dora", "pissa", "block ranks"])
-def test_diffusers_loads_the_run_s_file_and_its_own_layout(name, base, tmp_path):
-    model, trainables = trained(*base, SECTIONS[name])
-    path = save(trainables, tmp_path / "run.safetensors")
+def test_diffusers_loads_the_run_s_file_and_its_own_layout(name, base, made, tmp_path):
+    _, model, _, path = made(name)
+    expected = draw(model)
     report = export_adapter(path, tmp_path / "out.safetensors", "diffusers", family=base[0])
     assert report.tools[0].verdict == "loads"
     for file in (path, tmp_path / "out.safetensors"):
@@ -204,7 +227,7 @@ def test_diffusers_loads_the_run_s_file_and_its_own_layout(name, base, tmp_path)
         pipe.load_lora_weights(file.parent, weight_name=file.name)
         fresh = load(*base)
         fresh._loaded |= {"unet": pipe.unet.eval(), "text_encoder": pipe.text_encoder.eval()}
-        torch.testing.assert_close(draw(fresh), draw(model), atol=5e-6, rtol=1e-4)
+        torch.testing.assert_close(draw(fresh), expected, atol=5e-6, rtol=1e-4)
 
 
 def test_what_inspect_says(adapter):
@@ -221,11 +244,8 @@ def test_what_inspect_says(adapter):
         assert facts.alpha == pytest.approx(strength)
 
 
-def test_adapters_of_all_methods_act_together_on_one_base(base, tmp_path):
-    parts = {}
-    for index, name in enumerate(("lora", "dora", "loha", "lokr", "oft")):
-        _, trainables = trained(*base, SECTIONS[name])
-        parts[name] = save(trainables, tmp_path / f"{index}.safetensors")
+def test_adapters_of_all_methods_act_together_on_one_base(base, made):
+    parts = {name: made(name)[3] for name in ("lora", "dora", "loha", "lokr", "oft")}
     weights = (1, 0.7, 0.5, 1, 0.4)
     uses = [
         AdapterUseInStack(name, path, f"{name:0<40}", weight, weight)
@@ -256,7 +276,7 @@ def test_resumed_in_the_middle_it_is_bit_identical(name, tmp_path, tiny_sd15, pi
     changes = {f"adapter.{key}": value for key, value in section.model_dump().items()}
     if section.method in ("lora", "rslora", "dora", "loha", "lokr"):
         changes["adapter.dropout"] = 0.2
-    changes |= {"train.max_steps": 3, "checkpoints.every": 1, "checkpoints.keep": 3, "train.ema_decay": 0.9}
+    changes |= {"train.max_steps": 2, "checkpoints.every": 1, "checkpoints.keep": 2, "train.ema_decay": 0.9}
     if name == "block ranks":
         changes |= {"optimizer.block_lrs": {".*attn2.*": 0.5}, "optimizer.lora_plus_ratio": 4.0}
     whole = write_run(tmp_path / "whole", tiny_sd15, pictures, changes)
@@ -302,7 +322,7 @@ def test_every_family_takes_every_method(family, method, request, stages, tmp_pa
     trainables = attach(model, AdapterSection(method=method, train_text_encoder=True, **sizes), seed=1)
     assert trainables.movement() == 0
     torch.testing.assert_close(draw(model), plain, atol=1e-5 if method == "pissa" else 0.0, rtol=0)
-    train_some(model, trainables)
+    train_some(model, trainables, steps=2)
     assert trainables.movement() > 0
     learning = {id(p) for p in trainables.parameters}
     unread = {key for key, p in trainables.named.items() if p.grad is None}

@@ -173,7 +173,7 @@ def drift(base, rundir, prompts):
 
 def test_the_class_drifts_less_with_preservation(tmp_path, tiny_sd15, pictures, capsys):
     plain = {
-        "train.max_steps": 40, "data.trigger": "zork", "optimizer.lr": 3e-3, "checkpoints.every": 40,
+        "train.max_steps": 24, "data.trigger": "zork", "optimizer.lr": 3e-3, "checkpoints.every": 24,
         "train.ema_decay": 0.0, "schedule.name": "constant",
     }  # fmt: skip
     kept = plain | {"preservation.mode": "base_prediction", "preservation.weight": 1.0}

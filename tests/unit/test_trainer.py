@@ -91,7 +91,7 @@ def test_text_encoder_is_frozen_after_its_time(finished):
 
 
 def test_previews_do_not_change_the_training(tmp_path, tiny_sd15, pictures):
-    changes = {"train.max_steps": 3, "adapter.dropout": 0.2}
+    changes = {"train.max_steps": 2, "adapter.dropout": 0.2}
     plain = write_run(tmp_path / "plain", tiny_sd15, pictures, changes)
     shown = write_run(
         tmp_path / "shown", tiny_sd15, pictures, changes | {"preview.every": 1, "preview.scheduler": "Euler"}
@@ -286,8 +286,8 @@ def test_half_precision_with_gradient_checkpointing(precision, tmp_path, tiny_sd
         "train.precision": precision,
         "train.gradient_checkpointing": True,
         "adapter.train_text_encoder": True,
-        "train.max_steps": 3,
-        "preview.every": 3,
+        "train.max_steps": 2,
+        "preview.every": 2,
     }
     rundir = write_run(tmp_path / "run", tiny_sd15, pictures, changes)
     assert train(rundir) == 0, log(rundir)
@@ -298,7 +298,7 @@ def test_half_precision_with_gradient_checkpointing(precision, tmp_path, tiny_sd
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path, tiny_sd15, pictures):
-    changes = {"train.max_steps": 3, "adapter.train_text_encoder": True}
+    changes = {"train.max_steps": 2, "adapter.train_text_encoder": True}
     plain = write_run(tmp_path / "plain", tiny_sd15, pictures, changes)
     less = write_run(tmp_path / "less", tiny_sd15, pictures, changes | {"train.gradient_checkpointing": True})
     assert train(plain) == train(less) == 0

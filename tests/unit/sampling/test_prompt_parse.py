@@ -202,18 +202,18 @@ def test_escaped_text_says_itself(text: str):
 )  # fmt: skip
 def test_ten_thousand_characters_take_a_moment(unit: str):
     """Less than 100 ms each, and no more than in proportion to their length."""
-    assert seconds((unit * 10_000)[:10_000]) < 0.1
-    assert seconds((unit * 80_000)[:80_000]) < 0.8
+    assert read_within(0.1, (unit * 10_000)[:10_000])
+    assert read_within(0.8, (unit * 80_000)[:80_000])
 
 
-def seconds(text: str, step: int = 1, steps: int = 2) -> float:
-    """CPU time to read it, the least of three: a look for garbage may fall into one."""
-    best = 9.0
+def read_within(seconds: float, text: str, step: int = 1, steps: int = 2) -> bool:
+    """Whether it takes less CPU time in one try of three: a look for garbage may fall into one."""
     for _ in range(3):
         start = process_time()
         parse(text).at(step, steps)
-        best = min(best, process_time() - start)
-    return best
+        if process_time() - start < seconds:
+            return True
+    return False
 
 
 @pytest.mark.parametrize(
@@ -221,4 +221,4 @@ def seconds(text: str, step: int = 1, steps: int = 2) -> float:
 )
 def test_nested_brackets_take_a_moment(start: str, end: str):
     count = 10_000 // (len(start) + len(end))
-    assert seconds(start * count + "x" + end * count, 0, 20) < 0.1
+    assert read_within(0.1, start * count + "x" + end * count, 0, 20)

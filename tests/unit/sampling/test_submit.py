@@ -201,7 +201,7 @@ def test_cancel_while_drawing_and_while_queued(warm: tuple[Workspace, SamplerCli
 @pytest.mark.fault
 def test_a_sampler_that_dies_gets_a_second_chance_and_then_it_is_said(warm: tuple[Workspace, SamplerClient]):
     ws, client = warm
-    sample = submit(ws, request(ws, steps=80))
+    sample = submit(ws, request(ws, steps=40))
     killed: set[int] = set()
 
     def kill_at_work(times: int) -> bool:
@@ -215,7 +215,7 @@ def test_a_sampler_that_dies_gets_a_second_chance_and_then_it_is_said(warm: tupl
     work(warm).run(until=lambda: kill_at_work(1))
     assert job_of(ws, sample).state is JobState.DONE
     assert len(killed) == 1
-    sample = submit(ws, request(ws, steps=200))
+    sample = submit(ws, request(ws, steps=100))
     killed.clear()
     work(warm).run(until=lambda: kill_at_work(2))
     job = job_of(ws, sample)
@@ -266,7 +266,7 @@ def test_the_sampler_ends_with_its_input_and_stays_clean_on_stdout():
 
 @pytest.mark.fault
 def test_a_sampler_never_outlives_its_worker(ws: Workspace):
-    sample = submit(ws, request(ws, steps=100))
+    sample = submit(ws, request(ws, steps=40))
     worker = WorkerProcess(ws)
     until(lambda: progress(ws, sample)["step"] > 0, 60)
     children = psutil.Process(worker.process.pid).children()
