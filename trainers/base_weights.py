@@ -6,14 +6,12 @@ goes to the device: a GPU never has to hold what it has no room for.
 """
 
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from registry.formats.checkpoints import CHECKPOINT_PARTS, weight_files
-from registry.formats.header import read_header
+from registry.formats.checkpoints import parameters_of_file, parameters_of_folder
 from trainers.stored import ROUNDED, Precision, compress_part
 from trainers.streaming import stream_part
 
@@ -84,8 +82,5 @@ def choose(family: "Family", name: str, train: "TrainSection") -> Keeping:
 def parameters(family: "Family", name: str) -> int:
     """How many parameters a part has, from the headers of its files."""
     if family.in_single_file(name):
-        starts = CHECKPOINT_PARTS[family.name][name]
-        tensors = read_header(Path(family.base.location)).tensors
-        return sum(prod(info.shape) for key, info in tensors.items() if key.startswith(starts))
-    headers = [read_header(file) for file in weight_files(family.config_folder / name)]
-    return sum(prod(info.shape) for header in headers for info in header.tensors.values())
+        return parameters_of_file(family.name, Path(family.base.location), name)
+    return parameters_of_folder(family.config_folder / name)

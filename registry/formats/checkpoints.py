@@ -7,6 +7,7 @@ with a prefix or without), and ComfyUI's `text_encoders.`.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from registry.formats.families import FORMATS
@@ -66,6 +67,21 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a component; those in half precision when there are no others."""
     files = sorted(folder.glob("*.safetensors"))
     return [file for file in files if ".fp16." not in file.name] or files
+
+
+def parameters_of_file(family: str, file: Path, part: str) -> int:
+    """How many parameters a component has in a checkpoint."""
+    starts = CHECKPOINT_PARTS[family][part]
+    return sum(
+        prod(info.shape) for name, info in read_header(file).tensors.items() if name.startswith(starts)
+    )
+
+
+def parameters_of_folder(folder: Path) -> int:
+    """How many parameters a component has in its folder."""
+    return sum(
+        prod(info.shape) for file in weight_files(folder) for info in read_header(file).tensors.values()
+    )
 
 
 @dataclass(frozen=True)
