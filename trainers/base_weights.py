@@ -7,20 +7,18 @@ goes to the device: a GPU never has to hold what it has no room for.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from registry.formats.checkpoints import parameters_of_file, parameters_of_folder
-from trainers.stored import ROUNDED, Precision, compress_part
+from trainers.fitting import first_keeping
+from trainers.stored import Precision, compress_part
 from trainers.streaming import stream_part
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
     from trainers.recipe_fields import TrainSection
-
-ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the rest is for computing
-SHARE: dict[Precision, float] = {"int8": 0.52, "nf4": 0.29}  # of 16 bits; nearly all of a part is blocks
 
 
 @dataclass(frozen=True)
@@ -56,27 +54,19 @@ def load_part(family: "Family", name: str, keeping: Keeping) -> None:
 def choose(family: "Family", name: str, train: "TrainSection") -> Keeping:
     """How a part is kept, before it is loaded; for one base, recipe and device always the same.
 
-    What the recipe leaves open is whole and on the device, but on a GPU that it would fill: then as fine as
-    leaves room to compute, and where nothing does, streamed.
+    See `fitting.first_keeping`; without a GPU nothing has to be rounded to begin with.
 
     Args:
         family: The base.
         name: Of the part.
         train: The section of the recipe.
     """
-    streamed = train.base_streaming == "on"
-    if train.base_weights != "auto":
-        return Keeping(train.base_weights, streamed)
-    if streamed or family.device.type != "cuda":
-        return Keeping(streamed=streamed)
-    size = parameters(family, name) * family.dtype.itemsize
-    room = ROOM * torch.cuda.get_device_properties(family.device).total_memory
-    if size <= room:
-        return Keeping()
-    for precision in ROUNDED:
-        if SHARE[precision] * size <= room:
-            return Keeping(precision)
-    return Keeping(ROUNDED[-1], streamed=train.base_streaming == "auto")
+    size = memory = 0
+    if family.device.type == "cuda" and train.base_weights == "auto":
+        size = parameters(family, name) * family.dtype.itemsize
+        memory = torch.cuda.get_device_properties(family.device).total_memory
+    precision, streamed = first_keeping(train, size, memory)
+    return Keeping(cast("Precision", precision), streamed)
 
 
 def parameters(family: "Family", name: str) -> int:

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from registry.errors import StudioError
 from registry.files import atomic_path
 from registry.hashing import hash_json
+from trainers.base_weights import Keeping, choose, load_part
 from trainers.preview import sample, to_image
 from trainers.priors import CLASS
 from trainers.recipe_fields import PreviewSection
@@ -71,9 +72,12 @@ def class_key(setting: "Setting", side: int) -> str:
     section, family = setting.recipe.preservation, setting.family
     names = sorted(family.parts)
     base = setting.env.base_hash or [family.component_hash(name, setting.memo) for name in names]
+    kept = {name: keeping.precision for name, keeping in _keepings(setting).items()}
+    rounded = {name: precision for name, precision in kept.items() if precision != "whole"}
     return hash_json(
         {
             "base": base,
+            **({"weights": rounded} if rounded else {}),
             "dtype": str(family.dtype),
             "prompt": section.class_prompt.strip(),
             "side": side,
@@ -90,14 +94,25 @@ def guidance_scale(setting: "Setting") -> float:
     return recipe.preview.cfg if recipe.preservation.cfg is None else recipe.preservation.cfg
 
 
+def _keepings(setting: "Setting") -> dict[str, Keeping]:
+    """How the weights of the large parts are kept: they are no smaller here than in training."""
+    family, train = setting.family, setting.recipe.train
+    large = [name for name in (family.t5_encoder,) if name in family.text_encoder_names]
+    return {name: choose(family, name, train) for name in (*large, family.denoiser_name)}
+
+
 def _draw(setting: "Setting", paths: list[Path], numbers: list[int], side: int) -> None:
     """One picture after the other, so that none depends on how many are drawn at once."""
     section, family = setting.recipe.preservation, setting.family
     setting.reporter.phase("class pictures", len(paths))
+    keepings = _keepings(setting)
     how = PreviewSection(steps=section.steps, cfg=guidance_scale(setting), scheduler=section.scheduler)
+    if family.t5_encoder in keepings:
+        load_part(family, family.t5_encoder, keepings[family.t5_encoder])
     cond, empty = (family.encode_text([text]) for text in (section.class_prompt.strip(), ""))
     negative = family.unguided(empty)
     family.free(*family.text_encoder_names)
+    load_part(family, family.denoiser_name, keepings[family.denoiser_name])
     channels = int(family.config("vae")["latent_channels"])
     cells = side // family.latent_factor
     for done, (path, number) in enumerate(zip(paths, numbers, strict=True)):

@@ -173,8 +173,8 @@ class BatchSource:
             item = shown_view(self.items[slot.item], slot.copy, seed=self.seed, epoch=epoch)
             flip = shown_flipped(item, slot.copy, data=self.data, seed=self.seed, epoch=epoch)
             mean, std = self.latents.get(item, flip=flip)
-            if not latents:  # what the shares before this one draw
-                torch.randn((own.start, *mean.shape), generator=generator)
+            for _ in range(0 if latents else own.start):  # what the shares before this one draw, one by one:
+                torch.randn(mean.shape, generator=generator)  # the generator counts in sixteens
             latents.append(mean.float() + std.float() * torch.randn(mean.shape, generator=generator))
             geometry.append(item.geometry.mirrored() if flip else item.geometry)
             captions.append(shown_caption(item, slot.copy, data=self.data, seed=self.seed, epoch=epoch))

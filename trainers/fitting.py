@@ -12,12 +12,21 @@ from registry.errors import BadInput
 from trainers.families import FAMILIES
 from trainers.priors import check_preservation, check_words
 from trainers.recipe import Recipe, recipe_fields
-from trainers.recipe_fields import HAVE_AB, ONE_RATE, OWN_MEAN, ObjectiveSection, OptimizerSection
+from trainers.recipe_fields import (
+    HAVE_AB,
+    ONE_RATE,
+    OWN_MEAN,
+    ObjectiveSection,
+    OptimizerSection,
+    TrainSection,
+)
 from trainers.recipe_section import DIFFUSION, FLOW, Needs
 from trainers.recipe_text import flatten
 
 LAW = "objective.law"
 BITS = {"int8": 8, "nf4": 4}  # of a rounded weight
+ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the rest is for computing
+ROUNDED_SHARE = {"int8": 0.52, "nf4": 0.29}  # of 16 bits; nearly all of a part is blocks
 _MARKS: dict[str, tuple[Any, ...]] = {
     name: tuple(info.metadata) for name, info in ObjectiveSection.model_fields.items()
 }
@@ -126,6 +135,28 @@ def only_denoiser(recipe: Recipe) -> bool:
     adapter = recipe.adapter
     beside = adapter.method == "full" or adapter.train_text_encoder or adapter.train_t5 or recipe.tokens.words
     return not beside
+
+
+def first_keeping(train: TrainSection, size: int, memory: int) -> tuple[str, bool]:
+    """How a GPU keeps a frozen part before anything is tried, and whether it is streamed.
+
+    What the recipe leaves open is whole and resident; where that would fill the GPU, as fine as leaves room
+    to compute, and where nothing does, streamed.
+
+    Args:
+        train: The section of the recipe.
+        size: Bytes of the part in the compute dtype.
+        memory: Bytes of the GPU.
+    """
+    streamed, room = train.base_streaming == "on", ROOM * memory
+    if train.base_weights != "auto":
+        return train.base_weights, streamed
+    if streamed or size <= room:
+        return "whole", streamed
+    for kept, share in ROUNDED_SHARE.items():
+        if share * size <= room:
+            return kept, False
+    return "nf4", train.base_streaming == "auto"
 
 
 def check_rates(section: OptimizerSection, method: str, *, learns_text: bool = False) -> None:

@@ -31,7 +31,7 @@ from trainers.optim import make_optimizer, optimizer_kind
 from trainers.plan import Item
 from trainers.preservation import BasePrediction
 from trainers.recipe_fields import OptimizerSection
-from trainers.rundir import RunDir
+from trainers.rundir import MEMORY, RunDir
 
 if TYPE_CHECKING:
     from trainers.checkpoints import Learning
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MEMORY = "memory.json"  # in the run directory: the rungs taken
 SETTLED = 5  # steps that do not count: kernels are chosen, and a GPU's queue fills
 TYPICAL = 10  # steps after these, whose median is what a step should take
 SLOW_FACTOR, SLOW_STEPS = 3.0, 10  # so many times as long, for so many steps in a row
@@ -56,7 +55,7 @@ class Rungs:
         checkpointing: Gradient checkpointing.
         optimizer: Name of the optimizer in place of the recipe's; "" = the recipe's.
         pieces: Forward passes that a batch is cut into.
-        base: How the base's weights are kept in place of the recipe's choice; "" = as that says.
+        base: How the base's weights are kept where the recipe leaves it open; "" = as that says.
         streamed: The base's blocks rest in the main memory.
     """
 
@@ -71,9 +70,14 @@ class Rungs:
         return section.model_copy(update={"name": self.optimizer}) if self.optimizer else section
 
     def keeping(self, setting: "Setting") -> Keeping:
-        """How the denoiser's weights are kept."""
-        usual = choose(setting.family, setting.family.denoiser_name, setting.recipe.train)
-        return Keeping(self.base or usual.precision, self.streamed or usual.streamed)
+        """How the denoiser's weights are kept; where the whole base learns, they are whole."""
+        recipe = setting.recipe
+        if recipe.adapter.method == "full":
+            return Keeping()
+        usual, train = choose(setting.family, setting.family.denoiser_name, recipe.train), recipe.train
+        # A branch has its parent's rungs, and may have a recipe that leaves less open.
+        precision = self.base if self.base and train.base_weights == "auto" else usual.precision
+        return Keeping(precision, usual.streamed or (self.streamed and train.base_streaming == "auto"))
 
 
 def read_rungs(rundir: RunDir) -> Rungs:

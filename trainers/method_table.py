@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from registry.errors import BadInput
 from trainers.recipe_fields import AdapterSection
+from trainers.stored import StoredLayer
 
 PEFT_NAME = "default"  # PEFT's name of the adapter that learns; not part of a key in a file
 INITIAL = "initial"  # PEFT's name of the frozen copy that PiSSA subtracts
@@ -138,9 +139,22 @@ def exact_magnitude(name: str, layer: Any, section: AdapterSection) -> None:
         return of_rows(weight.float(), lora_weight.float(), scaling)
 
     dora_layer.get_weight_norm = norm
-    weight = layer.get_base_layer().weight.detach()
+    if isinstance(base := layer.get_base_layer(), StoredLayer):
+        _ask_the_layer(dora_layer)
+    weight = base.weight.detach()
     rows = norm(weight, torch.zeros_like(weight), layer.scaling[PEFT_NAME])
     dora_layer.weight.data = rows.reshape(dora_layer.weight.shape)
+
+
+def _ask_the_layer(dora_layer: Any) -> None:
+    """With dropout PEFT multiplies with the base's weight itself, which autograd would keep whole."""
+    through = dora_layer.forward
+
+    def forward(x: Tensor, *, base_layer: Any, base_result: Tensor | None = None, **more: Any) -> Tensor:
+        result = base_layer(x) if base_result is None else base_result
+        return through(x, base_layer=base_layer, base_result=result, **more)
+
+    dora_layer.forward = forward
 
 
 def principal_directions(name: str, layer: Any, section: AdapterSection) -> None:

@@ -6,7 +6,7 @@
     process.json    identity of the trainer process       (worker writes)
     status.json     Status, replaced atomically           (trainer writes)
     metrics.jsonl   one optimizer step a line: step, loss, lr, ...
-    memory.json     savings of memory, when the run needed any (trainer writes, later attempts read)
+    memory.json     savings of memory, when it needed any (trainer writes; later attempts and branches read)
     heartbeat       touched at least every 2 s while the trainer lives
     log.txt         stdout and stderr of the trainer
     previews/       step-000000-p0.png ... and base-p0.png (without adapter); previews.jsonl names them
@@ -40,6 +40,7 @@ ENV = "env.json"
 PROCESS = "process.json"
 STATUS = "status.json"
 METRICS = "metrics.jsonl"
+MEMORY = "memory.json"
 HEARTBEAT = "heartbeat"
 LOG = "log.txt"
 PREVIEWS = "previews"

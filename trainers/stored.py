@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Precision = Literal["whole", "int8", "nf4"]
 ROUNDED: tuple[Precision, ...] = ("int8", "nf4")  # from fine to coarse
 BLOCK = 64  # weights of nf4 that share a scale
+TINY = 2.0**-24  # the smallest number above 0 in fp16
 # Where a normal distribution, cut to 16 parts of the same share, has its middles; 0 is exact.
 LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -199,9 +200,15 @@ def _layers(part: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     for path, module in part.named_modules():
         for name, layer in module.named_children():
             where = f"{path}.{name}" if path else name
-            plain = type(layer) in (nn.Linear, nn.Conv2d)
-            if plain and _REPEATED.search(where):
+            if _plain(layer) and _REPEATED.search(where):
                 yield module, name, layer
+
+
+def _plain(layer: nn.Module) -> bool:
+    """A linear layer, or a convolution with a number of zeros around: the way back knows no other edges."""
+    if type(layer) is nn.Conv2d:
+        return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return type(layer) is nn.Linear
 
 
 def _saved(weight: Tensor, precision: Precision) -> int:
@@ -216,9 +223,10 @@ def _saved(weight: Tensor, precision: Precision) -> int:
 
 def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     rows = weight.float().flatten(1)
-    tiny = torch.finfo(weight.dtype).tiny
+    # fp16 goes on below its smallest normal number, and the scales of quiet outputs lie there.
+    least = TINY if weight.dtype == torch.float16 else torch.finfo(weight.dtype).tiny
     # Codes are found with the scale as it is kept: bf16 has eight bits for it.
-    scales = (rows.abs().amax(1, keepdim=True) / 127).clamp_min(tiny).to(weight.dtype)
+    scales = (rows.abs().amax(1, keepdim=True) / 127).clamp_min(least).to(weight.dtype)
     codes = (rows / scales.float()).round_().clamp_(-127, 127)
     return codes.to(torch.int8).view(weight.shape), scales.view(-1, *[1] * (weight.ndim - 1))
 
@@ -235,7 +243,7 @@ def _nf4(weight: Tensor) -> tuple[Tensor, Tensor]:
     blocks = nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
     scales = blocks.abs().amax(1, keepdim=True).to(torch.float16)  # finer than what it scales
     levels = torch.tensor(LEVELS, device=flat.device)
-    shares = blocks / scales.float().clamp_min(torch.finfo(torch.float16).tiny)
+    shares = blocks / scales.float().clamp_min(TINY)
     codes = torch.bucketize(shares, (levels[1:] + levels[:-1]) / 2, out_int32=True).view(-1, 2)
     return (codes[:, 0] * 16 + codes[:, 1]).to(torch.uint8), scales
 

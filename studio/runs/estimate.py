@@ -21,7 +21,7 @@ from registry.records import Base
 from studio.runs.device import has_gpu, physical_cores
 from studio.runs.layers import weights_of
 from trainers.families import FAMILIES
-from trainers.fitting import only_denoiser
+from trainers.fitting import first_keeping, only_denoiser
 from trainers.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ SMALL_STEP = 8 * 128**2  # pixels of a step below which the trainer takes one th
 SLOWEST, FASTEST = 10e9, 150e9  # operations a second of one core that are believed
 EFFICIENCY = 0.25  # share of the speed of a large product that a whole step reaches
 GPU_FLOPS = 60e12  # a second that a step reaches on a card we know nothing of
+USABLE = 0.94  # of a GPU's memory; the rest is its driver's
 STATE = {
     "adamw8bit": 0.5,
     "lion8bit": 0.25,
@@ -161,10 +162,14 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
     """The first savings with which the run fits into this machine, and why; None when none does."""
     room, what = room_here()
     pieces = [2**k for k in range(1, 9) if 2**k <= recipe.train.batch_size]
-    ladder = [Fit(), Fit(True), Fit(True, True), *(Fit(True, True, count) for count in pieces)]
+    first = _first_fit(recipe, size, room)
+    small = replace(first, checkpointing=True, small_state=True)
+    ladder = [first, replace(first, checkpointing=True), small]
+    ladder += [replace(small, pieces=count) for count in pieces]
     if only_denoiser(recipe):
         if recipe.train.base_weights == "auto":
-            ladder += [replace(ladder[-1], base=kept) for kept in ROUNDED]
+            coarser = list(ROUNDED)[list(ROUNDED).index(first.base) + 1 if first.base in ROUNDED else 0 :]
+            ladder += [replace(ladder[-1], base=kept) for kept in coarser]
         if recipe.train.base_streaming == "auto" and has_gpu():
             ladder.append(replace(ladder[-1], streamed=True))
     for fit in ladder:
@@ -175,11 +180,22 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
     return None, f"it needs {least / GIB:.1f} GiB at least, and there are {room / GIB:.1f} GiB {what}"
 
 
+def _first_fit(recipe: Recipe, size: Size, room: int) -> Fit:
+    """How the trainer begins: a base that would fill a GPU is loaded as finely as leaves room."""
+    train = recipe.train
+    if not has_gpu() or recipe.adapter.method == "full":
+        return Fit()
+    width = 4 if train.precision == "fp32" else 2
+    kept, streamed = first_keeping(train, size.denoiser * width, int(room / USABLE))
+    left_open = train.base_weights == "auto"
+    return Fit(base=kept if left_open else "whole", streamed=streamed and train.base_streaming == "auto")
+
+
 @cache
 def room_here() -> tuple[int, str]:
     """Bytes that a trainer may have, and of what."""
     if has_gpu() and (total := _gpu_memory()):
-        return int(total * 0.94), "on the GPU"
+        return int(total * USABLE), "on the GPU"
     import psutil
 
     return int(psutil.virtual_memory().total * 0.9), "of memory"

@@ -17,7 +17,7 @@ from studio.runs.device import has_gpu
 from studio.runs.estimate import Kind
 from studio.runs.layers import Weight, rank_of, t5_parts, weights_of
 from trainers.families import FAMILIES, FamilyInfo
-from trainers.fitting import BITS
+from trainers.fitting import BITS, only_denoiser
 from trainers.recipe import AdapterSection, Recipe
 
 if TYPE_CHECKING:
@@ -181,9 +181,10 @@ def _scaled_memory(
 def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe) -> str:
     """Which savings the run will need, in words."""
     if fit is None:
-        return (
-            f"It will not fit: {why}. Lower train.resolution or train.batch_size, or choose a smaller base."
-        )
+        todo = "lower train.resolution or train.batch_size, or choose a smaller base"
+        if only_denoiser(recipe) and recipe.train.base_weights not in ("auto", "nf4"):
+            todo = f"set train.base_weights=auto, {todo}"
+        return f"It will not fit: {why}. {todo[0].upper()}{todo[1:]}."
     savings: list[str] = []
     if fit.checkpointing and not recipe.train.gradient_checkpointing:
         savings.append("gradient checkpointing (steps take longer)")

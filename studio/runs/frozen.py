@@ -15,9 +15,9 @@ from registry.errors import StudioError
 from registry.files import atomic_folder, atomic_write, write_json
 from registry.hashing import canonical_json
 from registry.ids import new_id
-from registry.records import Base, Dataset, Image, Run, RunImage
+from registry.records import JSON, Base, Dataset, Image, Run, RunImage
 from trainers.recipe import Recipe, recipe_hash
-from trainers.rundir import CHECKPOINTS, MANIFEST, RECIPE, ManifestItem, RunDir, RunEnv
+from trainers.rundir import CHECKPOINTS, MANIFEST, MEMORY, RECIPE, ManifestItem, RunDir, RunEnv
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -66,6 +66,7 @@ def enter(
     items: Sequence[ManifestItem],
     *,
     checkpoint: Path | None = None,
+    memory: JSON | None = None,
 ) -> Run:
     """Write the run's directory, then its row, its job and its pictures in one transaction.
 
@@ -76,6 +77,7 @@ def enter(
         base: What to train on.
         items: The pictures, paths relative to the run directory.
         checkpoint: Folder of a checkpoint to start from.
+        memory: Savings of memory that it begins with, see `trainers.ladder`.
 
     Raises:
         StudioError: the disk is full, or the row could not be written (the directory is removed then).
@@ -86,6 +88,8 @@ def enter(
         if checkpoint:
             # Its own copy: the parent may prune the checkpoint, or be removed, before the branch starts.
             shutil.copytree(checkpoint, temporary / inside, copy_function=_link_or_copy)
+        if memory:
+            write_json(temporary / MEMORY, memory)
         write_files(ws, RunDir(temporary), run, recipe, base, items, place=folder, parent=inside)
     try:
         return ws.catalog.add_run(run, run_images(run.id, items))

@@ -10,9 +10,9 @@ from platform import python_version
 from typing import TYPE_CHECKING
 
 from registry.errors import BadInput, NotFound, StudioError
-from registry.files import check_name, require_space
+from registry.files import check_name, read_json, require_space
 from registry.ids import new_id
-from registry.records import Base, Dataset, Image, Job, JobKind, JobState, Run, RunState, now
+from registry.records import JSON, Base, Dataset, Image, Job, JobKind, JobState, Run, RunState, now
 from studio.runs.checkpoints import verified_checkpoints
 from studio.runs.checks import check_base, check_fit, check_run, with_trigger
 from studio.runs.forecast import forecast
@@ -20,7 +20,7 @@ from studio.runs.frozen import enter, manifest_item, new_run
 from trainers.held_out import held_out, teaching
 from trainers.priors import REGULARISATION
 from trainers.recipe import Recipe, apply_sets, recipe_hash, thaw
-from trainers.rundir import ManifestItem
+from trainers.rundir import MEMORY, ManifestItem, RunDir
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -159,7 +159,17 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
     check_fit(ws, recipe, base)
     made = anew(run, recipe, name or f"{run.name[:80]}-from-{step}")
     made = replace(made, step=step, parent_run_id=run.id, parent_step=step)
-    return enter(ws, made, recipe, base, items, checkpoint=verified[step].folder)
+    memory = _memory_of(source, keep_optimizer=recipe.optimizer.name == parent.optimizer.name)
+    return enter(ws, made, recipe, base, items, checkpoint=verified[step].folder, memory=memory)
+
+
+def _memory_of(rundir: RunDir, *, keep_optimizer: bool) -> JSON | None:
+    """The savings of memory that a run needed: its branch begins in the middle, where some come too late."""
+    path = rundir.file(MEMORY)
+    if not path.exists():
+        return None
+    memory: JSON = read_json(path)
+    return memory if keep_optimizer else memory | {"optimizer": ""}
 
 
 def anew(run: Run, recipe: Recipe, name: str) -> Run:

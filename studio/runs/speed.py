@@ -66,8 +66,11 @@ def _way(recipe: JSON) -> list[str]:
     way = [name for name, trained in wanted.items() if trained] or ["unet"]
     if adapter.get("method", "lora") != "lora":
         way.append(adapter["method"])
-    if (base := recipe.get("train", {}).get("base_weights", "auto")) not in ("auto", "whole"):
+    train = recipe.get("train", {})
+    if (base := train.get("base_weights", "auto")) not in ("auto", "whole"):
         way.append(base)
+    if train.get("base_streaming") == "on":
+        way.append("streamed")
     if kept.get("mode") == "base_prediction":
         way.append(f"base{kept.get('rows')}")
     return way

@@ -1,10 +1,14 @@
 """A base in 8 or 4 bits while an adapter learns: gradients, what is kept for the way back, runs, memory."""
 
+import gc
 import json
+import weakref
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from tests.support.runs import recipe, resume, write_run
@@ -14,10 +18,11 @@ from trainers.families.base import BaseFiles
 from trainers.families.flux1 import Flux1
 from trainers.families.sd import StableDiffusion15
 from trainers.ladder import Rungs
+from trainers.methods import attach
 from trainers.metrics import Reporter
 from trainers.run import run
 from trainers.signals import StopFlag
-from trainers.stored import ROUNDED, StoredConv2d, StoredLayer, StoredLinear
+from trainers.stored import ROUNDED, StoredConv2d, StoredLayer, StoredLinear, store_part
 
 CPU = torch.device("cpu")
 TRAIN = {"train.max_steps": 2, "checkpoints.every": 1, "optimizer.lr": 1e-3}
@@ -73,6 +78,47 @@ def test_the_gradient_is_that_of_the_rounded_weight_and_no_weight_is_kept(name, 
     expected.backward(seed)
     torch.testing.assert_close(left.grad, right.grad)
     assert left.grad.dtype == dtype
+
+
+@pytest.mark.parametrize(("precision", "near"), [("int8", 0.01), ("nf4", 0.15)])
+@pytest.mark.parametrize("loudest", [3e-3, 3e-4, 2e-5])
+def test_quiet_outputs_of_a_half_precision_base_are_rounded_as_finely(precision, near, loudest):
+    """Their scales lie below fp16's smallest normal number."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 8).half().requires_grad_(False)
+    layer.weight.data = torch.linspace(-loudest, loudest, 512)[torch.randperm(512)].view(8, 64).half()
+    before = layer.weight.float()
+    after = StoredLinear(layer, precision, CPU).weight.float()
+    assert (after - before).norm() / before.norm() < near + 6e-8 / loudest
+
+
+def test_convolutions_with_other_edges_stay_as_they_are():
+    part = nn.Module()
+    part.blocks = nn.ModuleList(
+        nn.Conv2d(2, 2, 3, **how)
+        for how in ({"padding": 1}, {"padding": "same"}, {"padding": 1, "padding_mode": "circular"})
+    )
+    store_part(part, "int8", CPU)
+    assert [isinstance(layer, StoredLayer) for layer in part.blocks] == [True, False, False]
+
+
+def test_dora_with_dropout_keeps_no_weight_of_the_base(tiny_sd15):
+    family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.float32, device=CPU)
+    load_part(family, "unet", Keeping("int8"))
+    changes = {"adapter.method": "dora", "adapter.dropout": 0.1, "adapter.conv_rank": 2}
+    attach(family, recipe(changes).adapter, 0)
+    adapted = [layer for layer in family.denoiser.modules() if isinstance(layer, LoraLayer)]
+    for kind, shape in ((nn.Linear, (3,)), (nn.Conv2d, (2, 5, 5))):
+        layer = next(one for one in adapted if isinstance(one.get_base_layer(), kind))
+        base = layer.get_base_layer()
+        size = (2, base.in_channels, *shape[1:]) if kind is nn.Conv2d else (*shape, base.in_features)
+        x, kept = torch.randn(size, requires_grad=True), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            y = layer(x)
+        assert y.requires_grad
+        weight = base.weight.abs().sum()
+        assert kept
+        assert not [t for t in kept if t.numel() == base.weight.numel() and t.abs().sum().isclose(weight)]
 
 
 def test_under_autocast_gradients_come_in_the_dtype_of_the_input():
@@ -179,6 +225,40 @@ def test_a_gpu_without_room_gets_the_finest_that_fits(tiny_sd15, monkeypatch):
     assert chosen(base_streaming="on", base_weights="int8") == Keeping("int8", streamed=True)
     family.device = CPU
     assert chosen() == Keeping()
+
+
+def test_where_the_whole_base_learns_it_is_never_rounded(tiny_sd15, monkeypatch):
+    family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.bfloat16, device=torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1))
+
+    def kept(rungs: Rungs, **changes: str) -> Keeping:
+        wanted = recipe({key.replace("_", ".", 1): value for key, value in changes.items()})
+        return rungs.keeping(SimpleNamespace(family=family, recipe=wanted))
+
+    assert kept(Rungs()) == Keeping("nf4", streamed=True)
+    assert kept(Rungs(), adapter_method="full") == Keeping()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**40))
+    climbed = Rungs(base="nf4", streamed=True)
+    assert kept(climbed) == Keeping("nf4", streamed=True)
+    assert kept(climbed, train_base_weights="whole") == Keeping("whole", streamed=True)
+    assert kept(climbed, train_base_weights="int8", train_base_streaming="off") == Keeping("int8")
+
+
+def test_what_is_streamed_is_gone_when_it_is_freed(tiny_sd15, monkeypatch):
+    family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.float32, device=CPU)
+    load_part(family, "unet", Keeping("nf4", streamed=True))
+    layers = [module for module in family.denoiser.modules() if isinstance(module, StoredLayer)]
+    assert all(layer.weight.isfinite().all() for layer in layers)
+    gone = [weakref.ref(layer) for layer in layers]
+    layers.clear()
+    monkeypatch.setattr(family, "device", torch.device("cuda"))
+    gc.disable()
+    try:
+        family.free("unet")
+    finally:
+        gc.enable()
+    assert gone
+    assert not any(ref() for ref in gone)
 
 
 def test_captions_read_by_a_rounded_t5_are_cached_apart(tmp_path, pictures, tiny_flux1, monkeypatch):

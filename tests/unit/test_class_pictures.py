@@ -13,6 +13,7 @@ from PIL import Image
 from tests.support.runs import draw_pictures, recipe, resume, start_trainer, train, write_run
 from trainers.captions import captions_needed, wording
 from trainers.class_pictures import class_key, class_pictures
+from trainers.families.base import Family
 from trainers.metrics import Reporter
 from trainers.plan import assign_buckets, batch_plan
 from trainers.priors import REGULARISATION, showings
@@ -20,6 +21,7 @@ from trainers.recipe import DataSection
 from trainers.rundir import ManifestItem
 from trainers.setup import Setting
 from trainers.signals import StopFlag
+from trainers.stored import StoredLayer
 
 CLASSES = {
     "preservation.mode": "class_pictures", "preservation.class_prompt": "a disc", "preservation.count": 4,
@@ -79,6 +81,41 @@ def test_what_changes_a_picture_changes_its_place(key, value, tmp_path, tiny_sd1
     assert class_key(usual, 32) != class_key(other, 64 if key == "train.resolution" else 32)
     more = open_setting(rundir, {"preservation.count": 9, "preservation.weight": 0.3, "data.trigger": "x"})
     assert class_key(usual, 32) == class_key(more, 32)
+
+
+@pytest.mark.parametrize("family", ["sd15", "flux1"])
+def test_a_base_that_is_rounded_for_training_draws_so_too(family, tmp_path, request, pictures, monkeypatch):
+    seen = []
+
+    def sample(family, how, cond, negative, noise, generator):
+        seen.append(
+            {layer.precision for layer in family.denoiser.modules() if isinstance(layer, StoredLayer)}
+        )
+        return noise
+
+    loaded = []
+    real = Family.free
+    monkeypatch.setattr("trainers.class_pictures.sample", sample)
+    monkeypatch.setattr(
+        Family, "free", lambda self, *names: (loaded.append(rounded_in(self, names)), real(self, *names))
+    )
+    rundir = write_run(tmp_path / "run", request.getfixturevalue(f"tiny_{family}"), pictures, family=family)
+    settings = [
+        open_setting(rundir, {"preservation.count": 1, "train.base_weights": kept}, family)
+        for kept in ("auto", "whole", "int8", "nf4")
+    ]
+    auto, whole, int8, nf4 = (class_key(setting, 32) for setting in settings)
+    assert auto == whole
+    assert len({whole, int8, nf4}) == 3
+    class_pictures(settings[2])
+    assert seen == [{"int8"}]
+    assert ("text_encoder_2" in loaded[0]) == (family == "flux1")
+
+
+def rounded_in(family, names):
+    """Which of these components are loaded and rounded."""
+    parts = {name: family.part(name) for name in names if family.holds(name)}
+    return {name for name, part in parts.items() if any(isinstance(m, StoredLayer) for m in part.modules())}
 
 
 def test_guidance_is_as_that_of_previews_and_sdxl_gets_zeros_for_no_prompt(

@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.support.forked import Forked
-from tests.support.runs import environment, resume, start_trainer, train, write_run
+from tests.support.runs import environment, recipe, resume, start_trainer, train, write_run
 from tests.support.serving import free_port
+from trainers.data import BatchSource
 from trainers.loop import share_gradients
+from trainers.plan import Geometry, Item
+from trainers.rundir import ManifestItem
 
 
 def start_ranks(rundir, count: int = 2) -> Forked:
@@ -54,6 +57,31 @@ def test_two_ranks_learn_what_one_with_twice_the_batch_does(tmp_path, tiny_sd15,
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4)
     theirs = load_file(two.adapter)
     assert all((theirs[key] - value).abs().max() < 1e-5 for key, value in load_file(one.adapter).items())
+
+
+@pytest.mark.parametrize("cells", [(8, 8), (9, 7), (1, 1)])
+def test_shares_draw_the_latents_that_one_process_would(cells):
+    """Also where a picture's numbers are no multiple of the sixteen that torch draws at once."""
+
+    class Latents:
+        def get(self, item, *, flip):
+            return torch.zeros(4, *cells), torch.ones(4, *cells)
+
+    sources = [
+        ManifestItem(image=str(n), pixel_hash=str(n), width=64, height=64, caption=f"{n}") for n in range(6)
+    ]
+    items = [Item(n, source, Geometry((64, 64), (0, 0), (64, 64))) for n, source in enumerate(sources)]
+
+    def told(texts):
+        return {"n": torch.zeros(len(texts))}
+
+    def batch(size, rank, world):
+        source = BatchSource(items, Latents(), told, recipe().data, 3, size, rank=rank, world=world)
+        return next(source.batches())
+
+    whole, shares = batch(6, 0, 1), [batch(2, rank, 3) for rank in range(3)]
+    assert [name for share in shares for name in share.names] == whole.names
+    assert torch.equal(torch.cat([share.latents for share in shares]), whole.latents)
 
 
 def test_a_rank_that_is_killed_ends_the_run_and_it_resumes_to_the_bit(tmp_path, tiny_sd15, pictures):

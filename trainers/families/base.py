@@ -4,6 +4,7 @@ A family owns what differs between model families: how to load, encode and call 
 the optimizer, the accelerator or the step; the objective samples timesteps and noise, never the family.
 """
 
+import gc
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -228,6 +229,7 @@ class Family(ABC):
         for name in names:
             self._loaded.pop(name, None)
         if self.device.type == "cuda":
+            gc.collect()  # streamed layers and their stream refer to each other
             torch.cuda.empty_cache()
 
     def scheduler_config(self) -> dict[str, Any]:

@@ -96,9 +96,36 @@ def test_the_fit_is_said_with_its_reason(ws: Workspace, monkeypatch: pytest.Monk
         if "rounded to 8 bits" in said or said.startswith("It will not fit"):
             break
     assert "the base's weights rounded to 8 bits" in said
-    assert cost(ws, "train.batch_size=1", "train.base_weights=whole").fit.startswith("It will not fit")
+    refused = cost(ws, "train.batch_size=1", "train.base_weights=whole").fit
+    assert refused.startswith("It will not fit")
+    assert ". Set train.base_weights=auto, lower train.resolution" in refused
     monkeypatch.setattr(estimate, "room_here", lambda: (100 << 20, "of memory"))
     assert cost(ws).fit.startswith("It will not fit: it needs 0.4 GiB at least")
+
+
+def test_on_a_gpu_the_forecast_begins_as_the_trainer_does(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
+    size, chosen = estimate.Size(12 * 10**9, 0, 8), apply_sets(preset("flux1", "style"), [])
+    monkeypatch.setattr(estimate, "has_gpu", lambda: True)
+
+    def fit(gigabytes: int, *sets: str) -> estimate.Fit | None:
+        monkeypatch.setattr(estimate, "room_here", lambda: (int(gigabytes * 0.94e9), "on the GPU"))
+        return estimate.fits(apply_sets(chosen, [*sets]), "flux1", size, 10**7, 512**2)[0]
+
+    for gigabytes, kept in ((80, "whole"), (24, "int8"), (12, "nf4")):  # 24, 12.5 and 7 GB of weights
+        found = fit(gigabytes)
+        assert found is not None
+        assert (found.base, found.streamed, found.small_state) == (kept, False, False)
+    smallest = fit(8)
+    assert smallest is not None
+    assert (smallest.base, smallest.streamed) == ("nf4", True)
+    assert fit(24, "train.base_weights=whole", "train.base_streaming=off") is None
+    assert fit(24, "adapter.method=full", "adapter.alpha=none") is None
+
+
+def test_a_streamed_base_is_measured_apart(ws: Workspace):
+    seen(ws, 5.0, 600 << 20, "train.base_streaming=on")
+    assert kinds(cost(ws)) == ("estimated", "estimated")
+    assert kinds(cost(ws, "train.base_streaming=on")) == ("measured", "measured")
 
 
 def test_a_probe_measures_and_leaves_nothing_else(ws: Workspace):

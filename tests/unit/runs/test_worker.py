@@ -1,5 +1,6 @@
 """The worker with a fake trainer: every way a run can go, and what the catalog says afterwards."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,17 @@ def test_a_branch_starts_from_its_own_copy_of_the_checkpoint(ws: Workspace):
         f.name: f.read_bytes() for f in original.iterdir()
     }
     assert rundir.read_manifest() == ws.run_dir(run.id).read_manifest()
+
+
+def test_a_branch_begins_with_the_savings_of_memory_its_parent_needed(ws: Workspace):
+    run = finish(ws)
+    needed = {"checkpointing": True, "optimizer": "adamw8bit", "pieces": 1, "base": "int8", "streamed": False}
+    assert not ws.run_dir(launch.branch(ws, run, 10, ["train.max_steps=30"]).id).file("memory.json").exists()
+    ws.run_dir(run.id).file("memory.json").write_text(json.dumps(needed))
+    for sets, optimizer in (([], "adamw8bit"), (["optimizer.name=prodigy"], "")):
+        branch = launch.branch(ws, run, 10, ["train.max_steps=30", *sets], f"branch {len(sets)}")
+        kept = json.loads(ws.run_dir(branch.id).file("memory.json").read_text())
+        assert kept == needed | {"optimizer": optimizer}
 
 
 def test_a_damaged_checkpoint_is_not_offered(ws: Workspace):
