@@ -86,6 +86,29 @@ def read_rungs(rundir: RunDir) -> Rungs:
     return Rungs(**read_json(path)) if path.exists() else Rungs()
 
 
+def first_rungs(setting: "Setting") -> Rungs:
+    """Those of earlier attempts, or what the room on this GPU asks for at once, said and kept.
+
+    A run goes on as it began, also on another GPU.
+    """
+    rungs, train = read_rungs(setting.rundir), setting.recipe.train
+    if rungs.base or rungs.streamed or setting.recipe.adapter.method == "full":
+        return rungs
+    kept = choose(setting.family, setting.family.denoiser_name, train)
+    base = kept.precision if train.base_weights == "auto" and kept.precision != "whole" else ""
+    streamed = kept.streamed and train.base_streaming == "auto"
+    if not base and not streamed:
+        return rungs
+    more = " and come from the main memory (steps take longer)" if streamed else ""
+    setting.reporter.warn(
+        f"the GPU has no room for the whole base: its weights are rounded to {BITS[base]} bits{more}"
+    )
+    rungs = replace(rungs, base=base, streamed=streamed)
+    if setting.writes:
+        keep_rungs(setting.rundir, rungs)
+    return rungs
+
+
 def keep_rungs(rundir: RunDir, rungs: Rungs) -> None:
     """For later attempts."""
     write_json(rundir.file(MEMORY), asdict(rungs))

@@ -12,7 +12,7 @@ from trainers.checkpoints import Learning, Store, optimizer_class
 from trainers.data import Batch, BatchSource
 from trainers.dreambooth import prior_rows, publisher
 from trainers.families.base import Family
-from trainers.ladder import Rungs, after_failure, climb, read_rungs
+from trainers.ladder import Rungs, after_failure, climb, first_rungs
 from trainers.loop import step_generator
 from trainers.metrics import Reporter
 from trainers.milestones import Milestones
@@ -161,7 +161,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     )
     stop.check()
     reporter.phase("loading")
-    rungs = read_rungs(rundir)
+    rungs = first_rungs(setting)
     learning = make_learning(setting, rungs)
     store = Store(rundir, workspace_key(), recipe.checkpoints.keep)
     start, numbers = restore_newest(setting, store, learning)

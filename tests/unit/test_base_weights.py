@@ -261,6 +261,30 @@ def test_what_is_streamed_is_gone_when_it_is_freed(tiny_sd15, monkeypatch):
     assert not any(ref() for ref in gone)
 
 
+def test_what_the_room_asks_for_is_said_once_and_kept(tmp_path, pictures, tiny_sd15, monkeypatch):
+    """On another GPU the run goes on as it began; without one it would have begun whole."""
+    room = [Keeping("nf4", streamed=True)]
+    monkeypatch.setattr("trainers.ladder.choose", lambda *_: room[0])
+    rundir = write_run(tmp_path / "run", tiny_sd15, pictures, TRAIN | {"train.max_steps": 4})
+    reporter = Reporter(rundir)
+    assert run(reporter, AfterOne(rundir)) == 0
+    (said,) = reporter.status.warnings
+    assert said == (
+        "the GPU has no room for the whole base: its weights are rounded to 4 bits and come from the main "
+        "memory (steps take longer)"
+    )
+    assert json.loads(rundir.file("memory.json").read_text()) == asdict(Rungs(base="nf4", streamed=True))
+    room[0] = Keeping()
+    resume(rundir)
+    assert train_here(rundir).status.warnings == []
+    asked = {"train.base_weights": "nf4", "train.base_streaming": "on", "train.max_steps": 4}
+    other = write_run(tmp_path / "asked", tiny_sd15, pictures, TRAIN | asked)
+    monkeypatch.undo()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    train_here(other)
+    assert equal(rundir, other)
+
+
 def test_captions_read_by_a_rounded_t5_are_cached_apart(tmp_path, pictures, tiny_flux1, monkeypatch):
     loaded = []
     real = Flux1._load
