@@ -63,6 +63,8 @@ SPOKEN = {
     "schedule.name": "Shape of the learning rate",
     "optimizer.name": "Optimizer",
     "optimizer.block_lrs": "Learning rates by layer (factors)",
+    "train.base_weights": "Weights of the base",
+    "train.base_streaming": "Base from the main memory",
     "data.trigger": "Trigger word",
     "preservation.mode": "What keeps the class",
     "preservation.weight": "Weight of what is kept",
