@@ -48,7 +48,8 @@ def load_part(family: "Family", name: str, keeping: Keeping) -> None:
     compress_part(part, keeping.precision, family.device)
     if keeping.streamed:
         stream_part(part, home)
-    part.to(home)
+    else:
+        part.to(home)
 
 
 def choose(family: "Family", name: str, train: "TrainSection") -> Keeping:
@@ -61,11 +62,11 @@ def choose(family: "Family", name: str, train: "TrainSection") -> Keeping:
         name: Of the part.
         train: The section of the recipe.
     """
-    size = memory = 0
+    count = memory = 0
     if family.device.type == "cuda" and train.base_weights == "auto":
-        size = parameters(family, name) * family.dtype.itemsize
+        count = parameters(family, name)
         memory = torch.cuda.get_device_properties(family.device).total_memory
-    precision, streamed = first_keeping(train, size, memory)
+    precision, streamed = first_keeping(train, count, family.dtype.itemsize, memory)
     return Keeping(cast("Precision", precision), streamed)
 
 

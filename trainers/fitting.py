@@ -26,7 +26,7 @@ from trainers.recipe_text import flatten
 LAW = "objective.law"
 BITS = {"int8": 8, "nf4": 4}  # of a rounded weight
 ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the rest is for computing
-ROUNDED_SHARE = {"int8": 0.52, "nf4": 0.29}  # of 16 bits; nearly all of a part is blocks
+WEIGHT_BYTES = {"int8": 1.04, "nf4": 0.58}  # of a rounded weight, with its share of what stays whole
 _MARKS: dict[str, tuple[Any, ...]] = {
     name: tuple(info.metadata) for name, info in ObjectiveSection.model_fields.items()
 }
@@ -137,7 +137,7 @@ def only_denoiser(recipe: Recipe) -> bool:
     return not beside
 
 
-def first_keeping(train: TrainSection, size: int, memory: int) -> tuple[str, bool]:
+def first_keeping(train: TrainSection, count: int, width: int, memory: int) -> tuple[str, bool]:
     """How a GPU keeps a frozen part before anything is tried, and whether it is streamed.
 
     What the recipe leaves open is whole and resident; where that would fill the GPU, as fine as leaves room
@@ -145,16 +145,17 @@ def first_keeping(train: TrainSection, size: int, memory: int) -> tuple[str, boo
 
     Args:
         train: The section of the recipe.
-        size: Bytes of the part in the compute dtype.
+        count: Parameters of the part.
+        width: Bytes of one in the compute dtype.
         memory: Bytes of the GPU.
     """
     streamed, room = train.base_streaming == "on", ROOM * memory
     if train.base_weights != "auto":
         return train.base_weights, streamed
-    if streamed or size <= room:
+    if streamed or count * width <= room:
         return "whole", streamed
-    for kept, share in ROUNDED_SHARE.items():
-        if share * size <= room:
+    for kept, each in WEIGHT_BYTES.items():
+        if count * each <= room:
             return kept, False
     return "nf4", train.base_streaming == "auto"
 

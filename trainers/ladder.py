@@ -74,10 +74,12 @@ class Rungs:
         recipe = setting.recipe
         if recipe.adapter.method == "full":
             return Keeping()
-        usual, train = choose(setting.family, setting.family.denoiser_name, recipe.train), recipe.train
+        train = recipe.train
         # A branch has its parent's rungs, and may have a recipe that leaves less open.
-        precision = self.base if self.base and train.base_weights == "auto" else usual.precision
-        return Keeping(precision, usual.streamed or (self.streamed and train.base_streaming == "auto"))
+        precision = (self.base or "whole") if train.base_weights == "auto" else train.base_weights
+        return Keeping(
+            precision, train.base_streaming == "on" or (self.streamed and train.base_streaming == "auto")
+        )
 
 
 def read_rungs(rundir: RunDir) -> Rungs:
@@ -91,22 +93,22 @@ def first_rungs(setting: "Setting") -> Rungs:
 
     A run goes on as it began, also on another GPU.
     """
-    rungs, train = read_rungs(setting.rundir), setting.recipe.train
-    if rungs.base or rungs.streamed or setting.recipe.adapter.method == "full":
+    rungs, recipe = read_rungs(setting.rundir), setting.recipe
+    if recipe.adapter.method == "full" or recipe.train.base_weights != "auto":
         return rungs
-    kept = choose(setting.family, setting.family.denoiser_name, train)
-    base = kept.precision if train.base_weights == "auto" and kept.precision != "whole" else ""
-    streamed = kept.streamed and train.base_streaming == "auto"
-    if not base and not streamed:
+    kept = choose(setting.family, setting.family.denoiser_name, recipe.train)
+    if kept.precision == "whole":
         return rungs
-    more = " and come from the main memory (steps take longer)" if streamed else ""
+    settled = replace(rungs, base=rungs.base or kept.precision, streamed=rungs.streamed or kept.streamed)
+    if settled == rungs:
+        return rungs
+    more = " and come from the main memory (steps take longer)" if settled.streamed else ""
     setting.reporter.warn(
-        f"the GPU has no room for the whole base: its weights are rounded to {BITS[base]} bits{more}"
+        f"the GPU has no room for the whole base: its weights are rounded to {BITS[settled.base]} bits{more}"
     )
-    rungs = replace(rungs, base=base, streamed=streamed)
     if setting.writes:
-        keep_rungs(setting.rundir, rungs)
-    return rungs
+        keep_rungs(setting.rundir, settled)
+    return settled
 
 
 def keep_rungs(rundir: RunDir, rungs: Rungs) -> None:

@@ -15,6 +15,7 @@ are: they are small, and much depends on them.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
@@ -43,7 +44,7 @@ _REPEATED = re.compile(
 )  # down_blocks.0, mid_block, transformer_blocks.3, encoder.block.5
 
 
-class StoredLayer(nn.Module):
+class StoredLayer(nn.Module, ABC):
     """What both kinds share. `weight` is made anew whenever it is asked for.
 
     Args:
@@ -62,7 +63,7 @@ class StoredLayer(nn.Module):
     def __init__(self, layer: Any, precision: Precision, device: torch.device) -> None:
         nn.Module.__init__(self)
         for name, value in vars(layer).items():  # in_features, stride, ...
-            self.__dict__.setdefault(name, value)
+            vars(self).setdefault(name, value)
         self.training = layer.training
         self.precision: Precision = precision
         self._fetch: Fetch | None = None
@@ -105,13 +106,13 @@ class StoredLayer(nn.Module):
             return cast(Tensor, _Passed.apply(input, self))
         return self.applied(input)
 
+    @abstractmethod
     def applied(self, x: Tensor) -> Tensor:
         """(.., in) -> (.., out), or (B, in, H, W) -> (B, out, H', W')."""
-        raise NotImplementedError
 
+    @abstractmethod
     def turned_back(self, gradient: Tensor, shape: torch.Size) -> Tensor:
         """Gradient of the input, which is of `shape`, from that of the output."""
-        raise NotImplementedError
 
 
 class StoredLinear(StoredLayer, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -160,7 +161,7 @@ class _Passed(torch.autograd.Function):
 
 def compress(family: "Family", precision: Precision) -> None:
     """Round the large parts of a freshly loaded base; see `compress_part`."""
-    for part in _large_parts(family).values() if precision != "whole" else ():
+    for part in _large_parts(family).values():
         compress_part(part, precision, family.device)
 
 

@@ -21,7 +21,7 @@ from registry.records import Base
 from studio.runs.device import has_gpu, physical_cores
 from studio.runs.layers import weights_of
 from trainers.families import FAMILIES
-from trainers.fitting import first_keeping, only_denoiser
+from trainers.fitting import WEIGHT_BYTES, first_keeping, only_denoiser
 from trainers.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ STATE = {
     "adafactor": 0.1,
     "sgd": 0.0,
 }
-ROUNDED = {"int8": 1.02, "nf4": 0.58}  # bytes of a weight of the base, what stays whole included
 STREAMED = 0.15  # of the denoiser's weights are on the GPU: three of its largest blocks, and what has none
 ADAMW_STATE = 2.0  # values that the optimizer keeps for each that learns
 
@@ -116,7 +115,7 @@ def memory(recipe: Recipe, family: str, size: Size, learning: int, piece: int, f
     gpu = has_gpu()
     width = 4 if not gpu or recipe.train.precision == "fp32" else 2
     trained_text = recipe.adapter.train_text_encoder or recipe.adapter.train_t5
-    weights = size.denoiser * ROUNDED.get(_kept(recipe, fit), width)
+    weights = size.denoiser * WEIGHT_BYTES.get(_kept(recipe, fit), width)
     if gpu and (fit.streamed or recipe.train.base_streaming == "on"):
         weights *= STREAMED
     weights += size.text * width if trained_text else 0
@@ -168,8 +167,8 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
     ladder += [replace(small, pieces=count) for count in pieces]
     if only_denoiser(recipe):
         if recipe.train.base_weights == "auto":
-            coarser = list(ROUNDED)[list(ROUNDED).index(first.base) + 1 if first.base in ROUNDED else 0 :]
-            ladder += [replace(ladder[-1], base=kept) for kept in coarser]
+            kinds = ("whole", *WEIGHT_BYTES)
+            ladder += [replace(ladder[-1], base=kept) for kept in kinds[kinds.index(first.base) + 1 :]]
         if recipe.train.base_streaming == "auto" and has_gpu():
             ladder.append(replace(ladder[-1], streamed=True))
     for fit in ladder:
@@ -183,12 +182,11 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
 def _first_fit(recipe: Recipe, size: Size, room: int) -> Fit:
     """How the trainer begins: a base that would fill a GPU is loaded as finely as leaves room."""
     train = recipe.train
-    if not has_gpu() or recipe.adapter.method == "full":
+    if not has_gpu() or recipe.adapter.method == "full" or train.base_weights != "auto":
         return Fit()
     width = 4 if train.precision == "fp32" else 2
-    kept, streamed = first_keeping(train, size.denoiser * width, int(room / USABLE))
-    left_open = train.base_weights == "auto"
-    return Fit(base=kept if left_open else "whole", streamed=streamed and train.base_streaming == "auto")
+    kept, streamed = first_keeping(train, size.denoiser, width, int(room / USABLE))
+    return Fit(base=kept, streamed=streamed and train.base_streaming == "auto")
 
 
 @cache

@@ -17,7 +17,7 @@ from trainers.base_weights import Keeping, choose, load_part, parameters
 from trainers.families.base import BaseFiles
 from trainers.families.flux1 import Flux1
 from trainers.families.sd import StableDiffusion15
-from trainers.ladder import Rungs
+from trainers.ladder import Rungs, first_rungs
 from trainers.methods import attach
 from trainers.metrics import Reporter
 from trainers.run import run
@@ -233,7 +233,10 @@ def test_where_the_whole_base_learns_it_is_never_rounded(tiny_sd15, monkeypatch)
 
     def kept(rungs: Rungs, **changes: str) -> Keeping:
         wanted = recipe({key.replace("_", ".", 1): value for key, value in changes.items()})
-        return rungs.keeping(SimpleNamespace(family=family, recipe=wanted))
+        monkeypatch.setattr("trainers.ladder.read_rungs", lambda _: rungs)
+        reporter = SimpleNamespace(warn=lambda _: None)
+        setting = SimpleNamespace(family=family, recipe=wanted, rundir=None, reporter=reporter, writes=False)
+        return first_rungs(setting).keeping(setting)
 
     assert kept(Rungs()) == Keeping("nf4", streamed=True)
     assert kept(Rungs(), adapter_method="full") == Keeping()
