@@ -89,7 +89,7 @@ smoke: ## a fresh environment with runtime dependencies only: the commands start
 	  --steps 4 --out build/smoke/pictures
 
 bench: dev  ## the figures of docs/benchmarks.md, measured here
-	$(BIN)/python benchmarks/train_vs_plain.py
+	$(BIN)/python -m benchmarks.train_vs_plain
 	$(BIN)/python benchmarks/style_closed.py
 	$(BIN)/python benchmarks/learning.py
 	$(BIN)/python benchmarks/light.py

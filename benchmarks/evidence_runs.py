@@ -36,13 +36,24 @@ class Part:
     sets: tuple[str, ...]
 
 
-PARTS = (
-    Part("short", 16, ("schedule.name=constant",)),
-    Part("good", 300, ()),
-    # One picture a step at the full rate: it forgets what prompts mean.
-    Part("long", 360, ("schedule.name=constant", "train.batch_size=1")),
-)
-BY_HEART = Part("by-heart", 200, ("data.caption_dropout=0",))
+SHORT = Part("short", 16, ("schedule.name=constant",))
+GOOD = Part("good", 300, ())
+# One picture a step at the full rate: it forgets what prompts mean. A style's does so later.
+LONG = {
+    kind: Part("long", until, ("schedule.name=constant", "train.batch_size=1"))
+    for kind, until in (("style", 480), ("character", 360))
+}
+# A style is learnt sooner than a character: after 200 steps half of those runs draw eyes and mouths softly.
+BY_HEART = {
+    kind: Part("by-heart", until, ("data.caption_dropout=0",))
+    for kind, until in (("style", 200), ("character", 500))
+}
+LOSS_AT = (100, 300, 500, 700)  # timesteps
+
+
+def parts_of(kind: str) -> tuple[Part, ...]:
+    """Of the run that is judged, one after the other."""
+    return SHORT, GOOD, LONG[kind]
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,15 @@ class Place:
     def drawn(self, name: str) -> Path:
         """Pictures of a subject."""
         return self.folder / f"{name}.npz"
+
+    @property
+    def losses(self) -> Path:
+        """Of the run by heart: on its pictures, and on others of the same set."""
+        return self.folder / "losses.json"
+
+    def complete(self) -> bool:
+        """Whether all that is measured is there."""
+        return self.losses.is_file() and all(self.drawn(one.name).is_file() for one in drawings(self))
 
 
 def prompts_of(place: Place) -> list[Prompt]:
@@ -142,10 +162,10 @@ def recipe_of(place: Place, part: Part) -> Recipe:
 def train_all(place: Place) -> None:
     """The three parts one after the other, each from where the last one ended, and the one by heart."""
     parent: Path | None = None
-    for part in PARTS:
+    for part in parts_of(place.kind):
         train(place, part, PICTURES, parent)
         parent = place.checkpoint(part)
-    train(place, BY_HEART, FEW, None)
+    train(place, BY_HEART[place.kind], FEW, None)
 
 
 # -- drawing
@@ -196,17 +216,39 @@ class Painter:
             pictures = [np.asarray(to_picture(pixels[None])) for pixels in family.decode_image(latents)]
         return np.stack(pictures).reshape(len(prompts), len(SEEDS), *pictures[0].shape)
 
+    def loss(self, file: Path, shown: Sequence[tuple[Image.Image, str]]) -> float:
+        """Mean squared error of the noise that is guessed for pictures with their captions, at `LOSS_AT`."""
+        import torch
+
+        from studio.sampling.stack import AdapterUseInStack
+        from trainers.recipe_fields import ObjectiveSection
+
+        family, key = self.loaded.family, sha256_file(file)
+        self.loaded.stack.use([AdapterUseInStack(key, file, key, 1.0, 1.0)])
+        objective = family.make_objective(ObjectiveSection())
+        pixels = np.stack([np.asarray(picture.convert("RGB")) for picture, _ in shown]).transpose(0, 3, 1, 2)
+        with torch.inference_mode():
+            latents, _ = family.encode_image(torch.tensor(pixels).float() / 127.5 - 1)
+            cond = family.encode_text([caption for _, caption in shown])
+            losses: list[float] = []
+            for timestep in LOSS_AT:
+                noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(timestep))
+                t = torch.full((len(shown),), timestep)
+                guess = family.predict(objective.corrupt(latents, noise, t), t, cond, [])
+                losses.append(float((guess - noise).square().mean()))
+        return float(np.mean(losses))
+
 
 def drawings(place: Place) -> list[Drawing]:
     """All that is drawn of a kind and a seed."""
     usual, asked = prompts_of(place), captions_of(place)
-    checkpoints = [Drawing(part.name, part, STRENGTHS, usual) for part in PARTS]
+    checkpoints = [Drawing(part.name, part, STRENGTHS, usual) for part in parts_of(place.kind)]
     return [
         Drawing("base", None, (0.0,), usual),
         *checkpoints,
         Drawing("base-asked", None, (0.0,), asked),
-        Drawing("by-heart", BY_HEART, ASKED_AT, asked),
-        Drawing("good-asked", PARTS[1], ASKED_AT, asked),
+        Drawing("by-heart", BY_HEART[place.kind], ASKED_AT, asked),
+        Drawing("good-asked", GOOD, ASKED_AT, asked),
     ]
 
 
@@ -217,6 +259,11 @@ def draw_all(place: Place, painter: Painter) -> None:
             file = place.checkpoint(drawing.part) / "adapter.safetensors" if drawing.part else None
             shown = {f"w{w:g}": painter.draw(file, w, drawing.prompts) for w in drawing.strengths}
             np.savez_compressed(place.drawn(drawing.name), **shown)
+    if not place.losses.is_file():
+        file = place.checkpoint(BY_HEART[place.kind]) / "adapter.safetensors"
+        pictures = place.training()
+        losses = {"seen": painter.loss(file, pictures[:FEW]), "others": painter.loss(file, pictures[FEW:])}
+        place.losses.write_text(json.dumps(losses), encoding="utf-8")
 
 
 def pictures_of(place: Place, name: str, weight: float) -> np.ndarray:

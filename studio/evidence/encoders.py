@@ -120,7 +120,9 @@ def load_encoder(where: str) -> Encoder:
         BadInput: it is not there, incomplete, or none of `TYPES`.
     """
     import torch
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.models.auto.modeling_auto import AutoModel
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     from studio.datasets.captioners.base import find, load_model, load_part, require_type
 

@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from tests.support.runs import recipe, resume, write_run
-from tests.unit.test_ladder import ShortMemory, equal, losses, tensors, train_here
+from tests.support.trained_here import ShortMemory, equal, losses, set_here, tensors, train_here
 from trainers.base_weights import Keeping, choose, load_part, parameters
 from trainers.families.base import BaseFiles
 from trainers.families.flux1 import Flux1
@@ -38,8 +38,7 @@ METHODS = {
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr("trainers.run.spare_bitsandbytes", lambda _: None)
+    set_here(monkeypatch)
 
 
 LAYERS = {

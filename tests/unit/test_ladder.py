@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.support.runs import resume, write_run
+from tests.support.trained_here import ShortMemory, equal, losses, set_here, train_here
 from trainers.data import Batch
 from trainers.families.sd import StableDiffusion15
 from trainers.ladder import SETTLED, SLOW_STEPS, TYPICAL, Rungs, SlowWatch, largest_batch
@@ -25,19 +25,6 @@ def _here(monkeypatch):
     set_here(monkeypatch)
 
 
-def set_here(patch) -> None:
-    """Let a run be trained in this process."""
-    patch.setenv("ACCELERATE_USE_CPU", "true")
-    patch.setattr("trainers.run.spare_bitsandbytes", lambda _: None)
-
-
-def train_here(rundir) -> Reporter:
-    """In this process, where a test may change the family."""
-    reporter = Reporter(rundir)
-    assert run(reporter, StopFlag()) == 0
-    return reporter
-
-
 @pytest.fixture(scope="module")
 def roomy_losses(tmp_path_factory, tiny_sd15, pictures):
     """Of the same run where there is room enough."""
@@ -48,43 +35,8 @@ def roomy_losses(tmp_path_factory, tiny_sd15, pictures):
     return losses(rundir)
 
 
-class ShortMemory:
-    """A device on which each picture of a forward pass takes `1`, or a half with checkpointing.
-
-    Args:
-        room: What fits.
-        after: Calls that all fit, whatever they take.
-    """
-
-    def __init__(self, monkeypatch, room: float, after: int = 0):
-        self.room, self.after, self.calls, self.refused = room, after, 0, 0
-        real = StableDiffusion15.predict
-
-        def predict(family, x_t, t, cond, geometry):
-            self.calls += 1
-            each = 0.5 if family.denoiser.is_gradient_checkpointing else 1.0
-            if torch.is_grad_enabled() and len(x_t) * each > self.room and self.calls > self.after:
-                self.refused += 1
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return real(family, x_t, t, cond, geometry)
-
-        monkeypatch.setattr(StableDiffusion15, "predict", predict)
-
-
-def tensors(rundir) -> dict[str, torch.Tensor]:
-    return load_file(rundir.adapter)
-
-
-def losses(rundir) -> list[float]:
-    return [line["loss"] for line in rundir.read_metrics()]
-
-
 def rungs(rundir) -> dict:
     return json.loads(rundir.file("memory.json").read_text())
-
-
-def equal(left, right) -> bool:
-    return all(torch.equal(tensors(left)[key], value) for key, value in tensors(right).items())
 
 
 def test_a_dry_run_leaves_no_trace(tmp_path, tiny_sd15, pictures):

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.support.runs import write_run
-from tests.unit.test_ladder import equal, losses, train_here
+from tests.support.trained_here import equal, losses, set_here, train_here
 from trainers.stored import StoredLayer
 from trainers.streaming import Stream, stream_part
 
@@ -17,8 +17,7 @@ LAYER = 4 * SIDE * SIDE  # bytes
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr("trainers.run.spare_bitsandbytes", lambda _: None)
+    set_here(monkeypatch)
 
 
 class Tower(nn.Module):

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import BlipForConditionalGeneration, BlipProcessor
+from transformers.models.blip.modeling_blip import BlipForConditionalGeneration
+from transformers.models.blip.processing_blip import BlipProcessor
 
 from studio.datasets.captioners.base import Captioner, Place, load_model, load_part, moved, require_type
 from studio.datasets.captioners.table import CaptionOptions

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import Florence2ForConditionalGeneration, Florence2Processor
+from transformers.models.florence2.modeling_florence2 import Florence2ForConditionalGeneration
+from transformers.models.florence2.processing_florence2 import Florence2Processor
 
 from registry.errors import BadInput
 from studio.datasets.captioners.base import Captioner, Place, load_model, load_part, moved, require_type

@@ -137,7 +137,7 @@ def _from_timm(place: Place, config: dict[str, Any], device: torch.device) -> An
             place.name, wrong, "install timm, or use a tagger that is a plain ViT (wd-vit-tagger-v3)"
         )
     else:
-        from transformers import TimmWrapperForImageClassification
+        from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperForImageClassification
 
         model = load_model(TimmWrapperForImageClassification, place, device)
         labels, scored = int(config["num_classes"]), lambda pixels: model(pixel_values=pixels).logits
@@ -151,7 +151,8 @@ def _from_timm(place: Place, config: dict[str, Any], device: torch.device) -> An
 
 def _from_transformers(place: Place, device: torch.device) -> Any:
     """Scores and number of labels of a folder in transformers' layout, prepared as its processor says."""
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.models.auto.modeling_auto import AutoModelForImageClassification
 
     model, processor = (
         load_model(AutoModelForImageClassification, place, device),

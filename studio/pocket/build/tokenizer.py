@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from transformers import CLIPTokenizer, T5Tokenizer
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
 from studio.pocket.grammar import COLOURS, COUNT_WORDS, FILLERS, POSITIONS, SIZES, TEXTURES
 from studio.pocket.shapes import SHAPES

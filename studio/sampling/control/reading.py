@@ -150,7 +150,8 @@ def _detector_of(model: str) -> str:
 
 @lru_cache(maxsize=1)
 def _depth_model(model: str, device: torch.device) -> tuple[Any, Any]:
-    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.models.auto.modeling_auto import AutoModelForDepthEstimation
 
     place = find(model)
     _check_type(place, DEPTH_MODELS, "give Depth Anything or DPT")
@@ -159,7 +160,8 @@ def _depth_model(model: str, device: torch.device) -> tuple[Any, Any]:
 
 @lru_cache(maxsize=1)
 def _pose_model(model: str, device: torch.device) -> tuple[Any, Any]:
-    from transformers import AutoImageProcessor, VitPoseForPoseEstimation
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.models.vitpose.modeling_vitpose import VitPoseForPoseEstimation
 
     place = find(model)
     _check_type(place, ("vitpose",), "give ViTPose")
@@ -172,7 +174,8 @@ def _pose_model(model: str, device: torch.device) -> tuple[Any, Any]:
 
 @lru_cache(maxsize=1)
 def _detection_model(model: str, device: torch.device) -> tuple[Any, Any]:
-    from transformers import AutoImageProcessor, AutoModelForObjectDetection
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.models.auto.modeling_auto import AutoModelForObjectDetection
 
     place = find(model)
     return load_model(AutoModelForObjectDetection, place, device), load_part(AutoImageProcessor, place)
