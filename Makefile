@@ -88,13 +88,8 @@ smoke: ## a fresh environment with runtime dependencies only: the commands start
 	build/smoke/bin/studio --home build/smoke/home sample --prompt "a red circle on a white background" \
 	  --steps 4 --out build/smoke/pictures
 
-bench: dev  ## the figures of docs/benchmarks.md, measured here
-	$(BIN)/python -m benchmarks.train_vs_plain
-	$(BIN)/python benchmarks/style_closed.py
-	$(BIN)/python benchmarks/learning.py
-	$(BIN)/python benchmarks/light.py
-	$(BIN)/python -m benchmarks.catalog
-	$(BIN)/python -m benchmarks.evidence
+bench: dev  ## the figures of docs/benchmarks.md, measured here (an hour); build/benchmarks.json
+	$(BIN)/python -m benchmarks.everything --out build/benchmarks.json
 
 # A browser for the tests: what is there, else Debian's, else Playwright's own.
 browser: dev

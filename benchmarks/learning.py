@@ -4,7 +4,7 @@ For each kind the share of the distance to the training pictures that the adapte
 studio/compare/style.py); then how far pictures of other things move from the base's, without and with
 preservation by the base's own prediction.
 
-    python benchmarks/learning.py [--set train.max_steps=400]
+    python -m benchmarks.learning [--set train.max_steps=400]
 """
 
 import argparse
@@ -13,11 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from studio.workspace import Workspace  # noqa: E402 - a script: the path comes first
-from tests.support.learning import KINDS, demo_dataset, drift, learn, likeness  # noqa: E402
+from studio.workspace import Workspace
+from tests.support.learning import KINDS, demo_dataset, drift, learn, likeness
 
 KEEP = "preservation.mode=base_prediction"
 

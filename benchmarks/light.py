@@ -1,6 +1,7 @@
 """How light the parts without torch are: CPU seconds of `studio --help`, seconds until the app is healthy."""
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -49,10 +50,10 @@ def seconds_to_healthy(home: str) -> float:
 def main() -> None:
     """Print the figures."""
     helps = sorted(cpu_of("-m", "studio.cli", "--help") for _ in range(RUNS))
-    print(f"studio --help: median {helps[RUNS // 2]:.2f} CPU-s of {RUNS} (limit 0.6)")
     with tempfile.TemporaryDirectory() as home:
         healthy = sorted(seconds_to_healthy(home) for _ in range(3))
-    print(f"app healthy: median {healthy[1]:.1f} s of 3 (limit 8)")
+    figures = {"help_cpu_s": round(helps[RUNS // 2], 2), "app_healthy_s": round(healthy[1], 1)}
+    print(json.dumps(figures | {"limits": [0.6, 8]}))
 
 
 if __name__ == "__main__":

@@ -3,26 +3,23 @@
 One run in this process, on one thread, with more checkpoints than anyone wants; the calls of the probe are
 timed inside of it, so a machine that is busy or slow is so for both. The first one also asks the base.
 
-    python benchmarks/probing.py [--steps 100] [--every 10] [--held-out 4]
+    python -m benchmarks.probing [--steps 100] [--every 10] [--held-out 4]
 """
 
 import argparse
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from studio.pocket.pictures import demo_set  # noqa: E402 - a script: the path comes first
-from tests.support.runs import environment, write_run  # noqa: E402
-from trainers.recipe import apply_sets, preset_by_name  # noqa: E402
-from trainers.rundir import ManifestItem  # noqa: E402
+from studio.pocket.check import MODEL
+from studio.pocket.pictures import demo_set
+from tests.support.runs import environment, write_run
+from trainers.recipe import apply_sets, preset_by_name
+from trainers.rundir import ManifestItem
 
 PICTURES = 40
 
@@ -69,7 +66,7 @@ def main() -> None:
         f"checkpoints.every={options.every}", f"checkpoints.held_out={options.held_out}",
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
-        run = write_run(Path(name) / "run", ROOT / "studio/pocket/model", pictures(Path(name) / "pictures"))
+        run = write_run(Path(name) / "run", MODEL, pictures(Path(name) / "pictures"))
         run.file("recipe.json").write_text(apply_sets(usual, sets).model_dump_json())
         session = open_session(run, Reporter(run), StopFlag())
         before = time.process_time()

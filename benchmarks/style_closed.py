@@ -1,8 +1,8 @@
 """How much of the distance to a style an adapter closes, through the whole studio.
 
-    python benchmarks/style_closed.py                    the demo's style: 3 seeds and a control
-    python benchmarks/style_closed.py --folder mosaic    another folder of benchmarks/folders.py, or "all"
-    python benchmarks/style_closed.py --base pocket-xl   a pocket base of another family, by its own recipe
+    python -m benchmarks.style_closed                    the demo's style: 3 seeds and a control
+    python -m benchmarks.style_closed --folder mosaic    another folder of benchmarks/folders.py, or "all"
+    python -m benchmarks.style_closed --base pocket-xl   a pocket base of another family, by its own recipe
 
 Closed = (base - adapter) / (base - floor), see studio/compare/style.py. The control is the adapter of another
 style under the same trigger, measured against the style it was not trained on: what it "closes" is what any
@@ -18,8 +18,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from folders import draw_folder, folder_names
-
+from benchmarks.folders import draw_folder, folder_names
 from registry.records import Adapter, Base, Dataset
 from studio.compare.floor import through_autoencoder
 from studio.compare.style import StyleFigures, measure_style
@@ -123,7 +122,7 @@ def main() -> int:
         bench = Bench(ws, ws.catalog.get(Base, options.base), recipe)
         for folder in folders:
             mean = bench_folder(bench, folder, list(range(options.seeds)), control=not options.no_control)
-            print(f"{folder}: {mean:.1%} closed, mean of {options.seeds} seeds", flush=True)
+            print(json.dumps({"folder": folder, "mean_closed": round(mean, 3)}), flush=True)
     return 0
 
 

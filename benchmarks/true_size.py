@@ -5,8 +5,8 @@ two layers, because their answers are cached before the first step. Weights are 
 so nothing is downloaded: losses say nothing but that they are finite. Everything else is the real thing: the
 shipped recipe, caches, optimizer, checkpoint.
 
-    python benchmarks/true_size.py [--cases sd15 sdxl sd35:medium ...] [--steps 10] [--set train.batch_size=2]
-    python benchmarks/true_size.py --toy        # the same at toy size, where there is no GPU
+    python -m benchmarks.true_size [--cases sd15 sdxl sd35:medium ...] [--steps 10] [--set train.batch_size=2]
+    python -m benchmarks.true_size --toy        # the same at toy size, where there is no GPU
 """
 
 import argparse
@@ -23,20 +23,18 @@ from typing import Any
 
 import torch
 
+from tests.support.bases import save_base
+from tests.support.runs import draw_pictures, write_run
+from trainers import setup
+from trainers.families import FAMILIES
+from trainers.families.base import Family
+from trainers.metrics import Reporter
+from trainers.recipe import apply_sets, preset
+from trainers.run import run as train_run
+from trainers.rundir import RunDir
+from trainers.signals import StopFlag
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.support.bases import save_base  # noqa: E402 - a script: the path comes first
-from tests.support.runs import draw_pictures, write_run  # noqa: E402
-from trainers import setup  # noqa: E402
-from trainers.families import FAMILIES  # noqa: E402
-from trainers.families.base import Family  # noqa: E402
-from trainers.metrics import Reporter  # noqa: E402
-from trainers.recipe import apply_sets, preset  # noqa: E402
-from trainers.run import run as train_run  # noqa: E402
-from trainers.rundir import RunDir  # noqa: E402
-from trainers.signals import StopFlag  # noqa: E402
-
 CONFIGS = ROOT / "studio" / "configs"
 CASES = ("sd15", "sd21", "sdxl", "sd35:medium", "sd35:large", "flux1:dev")
 TEXT_LAYERS = 2
