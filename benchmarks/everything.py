@@ -51,7 +51,7 @@ BENCHES = (
     Bench("sampling_vs_plain", "--json", "--json --rounds 1 --steps 8"),
     Bench("adapter_switch", "--json --cpu-time", "--json --rounds 1 --rank 4"),
     Bench("operations", "--json", "--json --rank 4 --every 40"),
-    Bench("imports", "--json", "--json --files 20 --size 100000"),
+    Bench("imports", "--json", "--json --files 20 --size 1"),
     Bench("catalog", "--json", "--json --adapters 2000"),
     Bench("doctor", "--json --planted 300", "--json --planted 60"),
     Bench("evidence", "--json", "--json --seeds 1 --kind style"),
