@@ -14,8 +14,11 @@ from studio.datasets.listing import some
 
 SOFT = 2.4  # pixels that an edge is wide where training sees it; a sharp picture has 1 to 2
 ENLARGED = 2.3  # pixels that an edge is wide in the file
-SLIGHT = 3.4  # pixels up to which an edge was hardly widened by a lens: enlarging begins there, blur above
-RINGS = 0.01  # overshoot beside the edges that only filters leave
+REPEATS = 13.0  # what enlarging leaves stands out as far; blur and chance reach 12
+PLACES = 10.0  # of edges, from which enlarging by most factors would show; below, it may hide
+SLIGHT = 3.4  # pixels up to which an edge was hardly widened by a lens; enlarging by 2 leaves less
+PLAIN = 4.5  # the same where enlarging may hide; filters widen by no more up to a factor of 4
+RINGS = 0.04  # overshoot that only filters leave beside the few edges of a drawing
 SHARP = 1.35  # pixels that an edge of a sharp picture is wide, for guessing an enlarged one's original
 MANY = 8  # pictures from which one can be unlike the others
 STRETCH = math.log(1.6)  # by which an outlier's shape differs from the usual at least
@@ -166,9 +169,14 @@ def _edge(patient: Patient, image: Image) -> float:
 
 
 def _enlarged(patient: Patient, image: Image) -> bool:
-    ringing = patient.seen.ringing.get(image.pixel_hash, 0.0) if patient.seen else 0.0
-    edge = _edge(patient, image)
-    return edge >= ENLARGED and (ringing >= RINGS or edge < SLIGHT)
+    """Whether wide edges come from enlarging: it shows, or, where it may hide, it is the likelier cause."""
+    edge, name = _edge(patient, image), image.pixel_hash
+    if patient.seen is None or edge < ENLARGED:
+        return False
+    if patient.seen.repeats.get(name, 0.0) >= REPEATS or edge < SLIGHT:
+        return True
+    hidden = patient.seen.places.get(name, 0.0) < PLACES
+    return hidden and (edge < PLAIN or patient.seen.ringing.get(name, 0.0) >= RINGS)
 
 
 def _true_side(patient: Patient, image: Image) -> int:

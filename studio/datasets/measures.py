@@ -1,12 +1,13 @@
 """What the pixels of one picture say, measured once: sharpness, ringing, bars, a thumbnail, the corners.
 
-numpy and Pillow only. 10 to 40 ms for a picture of a megapixel, most of it for decoding; the sums are done
+numpy and Pillow only. 10 to 50 ms for a picture of a megapixel, most of it for decoding; the sums are done
 in children (`examine`) and kept by the hash of the pixels.
 
 Sharpness is the width of an edge: its rise / its steepest step, in pixels; 1 to 2 in a sharp picture, 2.5
 times the deviation of a Gaussian blur. It is read where the steps are steepest, so flat drawings are sharp
-and a soft background is no fault. An enlarged picture has wide edges, too, and around them the ringing of
-the filters that it went through (bicubic, Lanczos), which a lens or a blur does not leave.
+and a soft background is no fault. An enlarged picture has wide edges, too; where they are wide, it is
+looked at what else enlarging leaves (`enlarging`), and the ringing around them, which bicubic and Lanczos
+leave, and sharpening before a blur does as well.
 """
 
 import json
@@ -18,11 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-VERSION = 1  # of what is measured; raised, everything is measured anew
+from studio.datasets.enlarging import repeats
+
+VERSION = 2  # of what is measured; raised, everything is measured anew
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")  # what is stored (picture.KEPT)
 THUMB = 48  # pixels a side
 CORNER, CORNER_SHARE = 30, 0.25  # cells a side, share of the shorter side
-TILE, TILES = 128, 10  # pixels a side, how many are looked at
+TILE, TILES = 128, 10  # pixels a side, how many are looked at for edges
+MORE_TILES = 24  # for what repeats
+WIDE = 2.2  # pixels; nobody asks whether a picture with narrower edges was enlarged
 SMALL = 128  # pixels of the shorter side; below, there is too little for sharpness and marks
 MIN_RISE = 16.0  # grey levels of an edge
 MIN_EDGES = 60  # fewer say nothing
@@ -39,6 +44,8 @@ class Measures:
         height: In pixels.
         edge: Width of its sharpest edges in pixels; 0 = too few edges to tell.
         ringing: Lower quartile of the overshoot beside them, as a share of their rise.
+        repeats: How far what enlarging leaves stands out (`enlarging`); 0 where the edges are narrow.
+        places: At how many places there were edges to see it by.
         bars: Share of the side that a bar of one colour takes: left, top, right, bottom.
         thumb: (48, 48, 3) uint8, the whole picture squeezed into a square.
         corners: (4, 2, 30, 30) int8, slopes along x and y at top left, top right, bottom left, bottom right.
@@ -48,6 +55,8 @@ class Measures:
     height: int
     edge: float
     ringing: float
+    repeats: float
+    places: float
     bars: tuple[float, float, float, float]
     thumb: NDArray[np.uint8]
     corners: NDArray[np.int8]
@@ -86,15 +95,23 @@ def measure(source: Path | bytes) -> Measures:
     grey = rgb.convert("L")
     values = np.asarray(grey)
     large = min(rgb.size) >= SMALL
-    edge, ringing = sharpness(values) if large else (0.0, 0.0)
+    soft = softness(values) if large else (0.0, 0.0, 0.0, 0.0)
     corners = _corners(grey) if large else np.zeros((4, 2, CORNER, CORNER), np.int8)
     thumb = np.asarray(rgb.resize((THUMB, THUMB), Image.Resampling.BOX))
-    return Measures(rgb.width, rgb.height, edge, ringing, bars(values), thumb, corners)
+    return Measures(rgb.width, rgb.height, *soft, bars(values), thumb, corners)
 
 
-def sharpness(grey: NDArray[np.uint8]) -> tuple[float, float]:
-    """`Measures.edge` and `Measures.ringing` of (H, W) grey levels."""
-    tiles = _steepest(grey)
+def softness(grey: NDArray[np.uint8]) -> tuple[float, float, float, float]:
+    """`Measures.edge`, `ringing`, `repeats` and `places` of (H, W) grey levels."""
+    places, tiles = _steepest(grey)
+    edge, ringing = _sharpness(tiles[:TILES])
+    if edge < WIDE or tiles.shape[1] < TILE:
+        return edge, ringing, 0.0, 0.0
+    peak, count = repeats(tiles, places, grey.shape)
+    return edge, ringing, round(peak, 2), round(count, 1)
+
+
+def _sharpness(tiles: NDArray[np.float32]) -> tuple[float, float]:
     found = [_edges(tiles), _edges(tiles.transpose(0, 2, 1))]
     rise, step, over = (np.concatenate(part) for part in zip(*found, strict=True))
     if len(rise) < MIN_EDGES:
@@ -125,8 +142,8 @@ def bars(grey: NDArray[np.uint8]) -> tuple[float, float, float, float]:
     return found[0], found[1], found[2], found[3]
 
 
-def _steepest(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The tiles (n, side, side) with the steepest steps."""
+def _steepest(grey: NDArray[np.uint8]) -> tuple[list[tuple[int, int]], NDArray[np.float32]]:
+    """The tiles (n, side, side) with the steepest steps, steepest first, and y, x of each."""
     high, wide = grey.shape
     side = min(TILE, high, wide)
     rows, columns = high // side, wide // side
@@ -135,9 +152,9 @@ def _steepest(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
     down = np.abs(np.diff(whole, axis=0, prepend=whole[:1]))
     steps = np.maximum(across, down).reshape(rows, side, columns, side)
     score = steps.max(axis=3).mean(axis=1).ravel()
-    best = np.argsort(score)[::-1][:TILES]
+    best = np.argsort(score)[::-1][:MORE_TILES]
     places = [(int(k) // columns * side, int(k) % columns * side) for k in best]
-    return np.stack([whole[y : y + side, x : x + side] for y, x in places]).astype(np.float32)
+    return places, np.stack([whole[y : y + side, x : x + side] for y, x in places]).astype(np.float32)
 
 
 def _edges(
