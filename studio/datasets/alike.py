@@ -23,10 +23,11 @@ MIDDLES = (1.0, 0.9, 0.8)  # shares of the side that a cropped copy may show
 ROUNDS = ((12, 6, 0.6), (24, 4, 0.85), (48, 4, 0.0))  # cells a side, steps of laying over, least agreement
 LEAST = 0.70  # of the other's side that a copy shows at least
 ASPECT = 0.04  # by which a copy's shape may differ from its part of the other
+TIED = 0.01  # weight of that shape, beside 1 for what the pictures show
 AGREE, FAR, PART = 0.98, 2.0, 6.0  # correlation, mean and largest part's mean difference in grey levels
 PARTS = 5  # along each side
 FINAL = 24  # cells a side that are compared; finer ones hold what hatching leaves of itself in a thumbnail
-PLAIN = 1.0  # deviation in grey levels; less shows nothing
+PLAIN, FAINT = 1.0, 0.3  # deviation in grey levels: less must agree to an eighth of it; shows nothing
 EDGE = 2  # cells at the edges that do not count: half of them may lie outside
 
 
@@ -49,12 +50,11 @@ def copies(pictures: Sequence[Measures]) -> list[Pair]:
 
 def candidates(thumbs: NDArray[np.uint8]) -> list[tuple[int, int, bool]]:
     """(i, j, mirrored): j, or its mirror image, may be a copy or a crop of i."""
-    whole = _signatures(thumbs, 1.0)
+    whole, tints = _signatures(thumbs, 1.0)
     mirrored = whole * np.tile((-1.0) ** np.arange(LOW), LOW).astype(np.float32)[: LOW * LOW]
-    tints = thumbs.mean((1, 2), dtype=np.float32)  # (N, 3)
     found: dict[tuple[int, int, bool], None] = {}
     for share in MIDDLES:
-        middle = whole if share == 1 else _signatures(thumbs, share)
+        middle, inner = (whole, tints) if share == 1 else _signatures(thumbs, share)
         for flip, other in ((False, whole), (True, mirrored)):
             for start in range(0, len(thumbs), BLOCK):
                 like = middle[start : start + BLOCK] @ other.T
@@ -62,7 +62,7 @@ def candidates(thumbs: NDArray[np.uint8]) -> list[tuple[int, int, bool]]:
                 near = min(NEAREST, like.shape[1] - 1)
                 best = np.argpartition(-like, near - 1, axis=1)[:, :near] if near else np.zeros((0, 0), int)
                 near_enough = np.take_along_axis(like, best, 1) >= LIKE
-                part = tints[start : start + BLOCK, None]
+                part = inner[start : start + BLOCK, None]
                 near_enough &= np.abs(part - tints[best]).max(2) <= TINT
                 rows, places = np.nonzero(near_enough)
                 for row, place in zip(rows.tolist(), places.tolist(), strict=True):
@@ -73,19 +73,21 @@ def candidates(thumbs: NDArray[np.uint8]) -> list[tuple[int, int, bool]]:
     return list(found)
 
 
-def _signatures(thumbs: NDArray[np.uint8], share: float) -> Floats:
-    """(N, 64) lowest cosines without the mean, length 1."""
+def _signatures(thumbs: NDArray[np.uint8], share: float) -> tuple[Floats, Floats]:
+    """Of the middle: (N, 64) lowest cosines without the mean, length 1; (N, 3) mean colours."""
     edge = round(THUMB * (1 - share) / 2)
     side = THUMB - 2 * edge
     waves = np.cos(np.pi * np.arange(LOW)[:, None] * (np.arange(side)[None] + 0.5) / side).astype(np.float32)
     waves /= np.sqrt(side)
-    out = np.empty((len(thumbs), LOW * LOW), np.float32)
+    out, tints = np.empty((len(thumbs), LOW * LOW), np.float32), np.empty((len(thumbs), 3), np.float32)
     for start in range(0, len(thumbs), BLOCK):
         inner = slice(edge, edge + side)
-        grey = thumbs[start : start + BLOCK, inner, inner].astype(np.float32).mean(3)
+        part = thumbs[start : start + BLOCK, inner, inner].astype(np.float32)
+        tints[start : start + BLOCK] = part.mean((1, 2))
+        grey = part.mean(3)
         out[start : start + BLOCK] = (waves @ grey @ waves.T).reshape(len(grey), -1)
     out[:, 0] = 0
-    return out / (np.linalg.norm(out, axis=1, keepdims=True) + 1e-3)
+    return out / (np.linalg.norm(out, axis=1, keepdims=True) + 1e-3), tints
 
 
 def _errors(
@@ -118,7 +120,7 @@ def _overlaid(whole: Floats, part: Floats, shape: Floats) -> Floats:
             return out
         a, b = _pooled(whole[left].mean(3), cells), _pooled(part[left].mean(3), cells)
         for _ in range(steps):
-            place[left] = _step(a, b, place[left])
+            place[left] = _step(a, b, place[left], shape[left])
         if least:
             agree = _agreement(_sampled(a[..., None], place[left])[..., 0], b)
             left = left[(agree > least) & _possible(place[left], shape[left], 3.0)]
@@ -130,7 +132,8 @@ def _overlaid(whole: Floats, part: Floats, shape: Floats) -> Floats:
     mean = difference.mean((1, 2))
     side = (FINAL - 2 * EDGE) // PARTS
     parts = difference.reshape(len(left), PARTS, side, PARTS, side).mean((2, 4)).max((1, 2))
-    bare = other.mean(3).std((1, 2)) < PLAIN  # nothing to compare by
+    shown = other.mean(3).std((1, 2))
+    bare = (shown < PLAIN) & ((shown < FAINT) | (mean > shown / 8))  # too little to compare by
     agree = _agreement(laid.mean(3), other.mean(3))
     good = _possible(place[left], shape[left], 1.0) & (agree > AGREE) & (mean < FAR) & (parts < PART) & ~bare
     out[left[good]] = mean[good]
@@ -151,8 +154,11 @@ def _agreement(one: Floats, other: Floats) -> Floats:
     return (g * h).sum(1) / (np.sqrt((g * g).sum(1) * (h * h).sum(1)) + 1e-3)
 
 
-def _step(whole: Floats, part: Floats, place: Floats) -> Floats:
-    """One Gauss-Newton step of laying over, after Lucas and Kanade (1981), in two scales and two shifts."""
+def _step(whole: Floats, part: Floats, place: Floats, shape: Floats) -> Floats:
+    """One Gauss-Newton step of laying over, after Lucas and Kanade (1981), in two scales and two shifts.
+
+    Where the pictures do not tell, as beside a single edge, the part has the shape that its crop has.
+    """
     cells = whole.shape[1]
     laid = _sampled(whole[..., None], place)[..., 0]
     unit = ((np.arange(cells) + 0.5) / cells).astype(np.float32)
@@ -166,8 +172,16 @@ def _step(whole: Floats, part: Floats, place: Floats) -> Floats:
     wrong = wrong - wrong.mean(1, keepdims=True)
     limit = 3 * np.abs(wrong).mean(1, keepdims=True) + 1
     normal = slopes.transpose(0, 2, 1) @ slopes
-    normal += np.eye(4, dtype=np.float32) * (1e-3 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1)
-    change = np.linalg.solve(normal, slopes.transpose(0, 2, 1) @ np.clip(wrong, -limit, limit))[..., 0]
+    size = np.trace(normal, axis1=1, axis2=2)[:, None, None]
+    normal += np.eye(4, dtype=np.float32) * (1e-3 * size + 1)
+    aimed = slopes.transpose(0, 2, 1) @ np.clip(wrong, -limit, limit)
+    aspect = np.exp(shape)
+    tie = np.zeros((len(whole), 4, 1), np.float32)
+    tie[:, 0, 0], tie[:, 2, 0] = 1, -aspect  # scale along x = aspect * scale along y
+    off = (place[:, 0] - aspect * place[:, 2])[:, None, None]
+    normal += TIED * size * (tie @ tie.transpose(0, 2, 1))
+    aimed -= TIED * size * off * tie
+    change = np.linalg.solve(normal, aimed)[..., 0]
     moved = place + np.clip(change, -0.08, 0.08)
     moved[:, 0::2] = np.clip(moved[:, 0::2], 0.6, 1.0)
     moved[:, 1::2] = np.clip(moved[:, 1::2], 0, 1 - moved[:, 0::2])  # a crop lies inside
