@@ -14,11 +14,12 @@ from studio.datasets.listing import some
 
 SOFT = 2.4  # pixels that an edge is wide where training sees it; a sharp picture has 1 to 2
 ENLARGED = 2.3  # pixels that an edge is wide in the file
-REPEATS = 13.0  # what enlarging leaves stands out as far; blur and chance reach 12
-PLACES = 10.0  # of edges, from which enlarging by most factors would show; below, it may hide
+REPEATS = 13.0  # what enlarging leaves stands out as far; blur and chance reach 12.7
+LIKELY = 10.0  # the same beside edges that ring as well; there, blur and chance reach 9.9
+SOME, PLACES = 4.0, 10.0  # places of edges: fewer repeat by chance; from so many on, enlarging mostly shows
 SLIGHT = 3.4  # pixels up to which an edge was hardly widened by a lens; enlarging by 2 leaves less
-PLAIN = 4.5  # the same where enlarging may hide; filters widen by no more up to a factor of 4
-RINGS = 0.04  # overshoot that only filters leave beside the few edges of a drawing
+UNKNOWN = 4.5  # the same where enlarging may hide; filters widen by no more up to a factor of 4
+RINGS = 0.04  # overshoot that filters leave beside edges, and sharpened textures as well
 SHARP = 1.35  # pixels that an edge of a sharp picture is wide, for guessing an enlarged one's original
 MANY = 8  # pictures from which one can be unlike the others
 STRETCH = math.log(1.6)  # by which an outlier's shape differs from the usual at least
@@ -173,10 +174,11 @@ def _enlarged(patient: Patient, image: Image) -> bool:
     edge, name = _edge(patient, image), image.pixel_hash
     if patient.seen is None or edge < ENLARGED:
         return False
-    if patient.seen.repeats.get(name, 0.0) >= REPEATS or edge < SLIGHT:
+    repeats, places = (seen.get(name, 0.0) for seen in (patient.seen.repeats, patient.seen.places))
+    rings = patient.seen.ringing.get(name, 0.0) >= RINGS
+    if edge < SLIGHT or (places >= SOME and repeats >= (LIKELY if rings else REPEATS)):
         return True
-    hidden = patient.seen.places.get(name, 0.0) < PLACES
-    return hidden and (edge < PLAIN or patient.seen.ringing.get(name, 0.0) >= RINGS)
+    return places < PLACES and (edge < UNKNOWN or rings)
 
 
 def _true_side(patient: Patient, image: Image) -> int:
