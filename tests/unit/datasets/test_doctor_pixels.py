@@ -1,19 +1,27 @@
 """Planted faults are found, and nothing else; looks are kept; fixes can be taken back."""
 
+import random
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image as Pixels
+from PIL import ImageDraw, ImageFilter
 
 from registry.errors import BadInput, NotFound
 from registry.records import Base, Dataset, Image
 from studio.datasets import examine as examining
+from studio.datasets.alike import copies
 from studio.datasets.crops import crops_of
 from studio.datasets.doctor import check_dataset, fix_finding
+from studio.datasets.doctor_pixels import LIKELY, PLACES, REPEATS
 from studio.datasets.examine import examine, known
 from studio.datasets.findings import Finding
 from studio.datasets.fixes import made_fixes, undo
 from studio.datasets.ingest import images_of, set_captions
+from studio.datasets.measures import Measures, measure
 from studio.workspace import Workspace
+from tests.support.painted import painted
 from tests.support.planted import FAULTS, Planted, enter, plant
 from trainers.recipe import Recipe, apply_sets, preset
 
@@ -145,3 +153,58 @@ def test_a_picture_that_cannot_be_read_is_said_to_be_so(ws: Workspace):
     dataset = ws.catalog.add_dataset(Dataset(name="d", trigger="zibbo"), images)
     assert examine(ws, images_of(ws, dataset)).unreadable == ["p"]
     assert findings(ws, dataset)["unreadable"].severity == "bad"
+
+
+def measured(picture: Pixels.Image, quality: int = 0) -> Measures:
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG" if quality else "PNG", quality=quality)
+    return measure(buffer.getvalue())
+
+
+@pytest.fixture(scope="module")
+def photo() -> Pixels.Image:
+    return painted("photo", random.Random(3), (448, 512))
+
+
+@pytest.mark.parametrize("quality", [0, 85])
+@pytest.mark.parametrize(
+    ("how", "factor"),
+    [
+        (Pixels.Resampling.BILINEAR, 2.3),
+        (Pixels.Resampling.BICUBIC, 3.0),
+        (Pixels.Resampling.LANCZOS, 2.6),
+        (Pixels.Resampling.BICUBIC, 3.4),
+    ],
+)
+def test_enlarging_repeats(photo: Pixels.Image, how: Pixels.Resampling, factor: float, quality: int):
+    small = photo.resize((round(448 / factor), round(512 / factor)), Pixels.Resampling.BOX)
+    seen = measured(small.resize(photo.size, how), quality)
+    assert seen.repeats >= REPEATS
+    assert seen.places >= PLACES
+    cut = small.resize(photo.size, how).crop((5, 3, 448, 512))  # the old pixels lie elsewhere
+    assert measured(cut, quality).repeats >= REPEATS
+
+
+@pytest.mark.parametrize("quality", [0, 85])
+@pytest.mark.parametrize("filter_", [ImageFilter.GaussianBlur(1.6), ImageFilter.BoxBlur(2)])
+def test_a_soft_picture_repeats_nothing(photo: Pixels.Image, filter_: ImageFilter.Filter, quality: int):
+    seen = measured(photo.filter(filter_), quality)
+    assert seen.edge > 3
+    assert 0 < seen.repeats < LIKELY
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "box"),
+    [(106, 305, (35, 6, 573, 470)), (264, 315, (29, 0, 575, 474)), (319, 409, (2, 24, 580, 474))],
+)
+def test_a_crop_with_a_single_edge_is_a_copy(left: int, right: int, box: tuple[int, int, int, int]):
+    drawing = split(left, right)
+    seen = [measured(picture, 90) for picture in (drawing, drawing.crop(box), split(20, 480))]
+    assert copies(seen) == [(0, 1)]
+
+
+def split(left: int, right: int) -> Pixels.Image:
+    """Two colours, and the line between them from one side to the other at these heights."""
+    drawing = Pixels.new("RGB", (600, 500), (40, 90, 160))
+    ImageDraw.Draw(drawing).polygon([(0, left), (600, right), (600, 500), (0, 500)], (200, 180, 90))
+    return drawing
