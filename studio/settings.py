@@ -8,7 +8,7 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -41,6 +41,10 @@ class Settings(BaseSettings):
     """Days after which the trash is emptied; 0 = never."""
     backups: Annotated[int, Field(ge=1, le=1000)] = 12
     """How many hourly backups of the catalog are kept; those before a schema change always are."""
+    standby: Literal["auto", "on", "off"] = "auto"
+    """Whether a worker keeps a trainer ready for the next run; auto = where 4 GiB of memory are free."""
+    standby_minutes: Annotated[float, Field(gt=0, le=10080)] = 10.0
+    """How long after a run it does."""
 
     @classmethod
     def settings_customise_sources(

@@ -77,16 +77,22 @@ def run(reporter: Reporter, stop: StopFlag) -> int:
     return 0
 
 
-def spare_bitsandbytes(recipe: Recipe) -> None:
-    """Do without bitsandbytes unless its optimizer is wanted."""
+def spare_bitsandbytes(recipe: Recipe) -> bool:
+    """Do without bitsandbytes unless its optimizer is wanted; returns whether."""
+    spared = spares_bitsandbytes(recipe)
+    if spared:
+        spare("bitsandbytes")
+    return spared
+
+
+def spares_bitsandbytes(recipe: Recipe) -> bool:
+    """Whether the recipe's optimizer is another library's, on this machine."""
     import torch
 
     from trainers.optim import optimizer_kind
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = optimizer_kind(recipe.optimizer, device).bitsandbytes
-    if not wanted:
-        spare("bitsandbytes")
+    return not optimizer_kind(recipe.optimizer, device).bitsandbytes
 
 
 def _keep_last_finite(reporter: Reporter, kind: str) -> None:

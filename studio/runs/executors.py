@@ -2,7 +2,8 @@
 
 One process is plain Python with the environment that `accelerate launch` would have prepared (after
 `accelerate.utils.launch.prepare_simple_launcher_cmd_env`): that saves 5 s of imports and an extra parent.
-Several processes go through `accelerate launch`, on a CPU through torch's own launcher.
+Several processes go through `accelerate launch`, on a CPU through torch's own launcher. Where a trainer waits
+for a run like this one (`standby`), it takes it.
 """
 
 import fcntl
@@ -23,6 +24,7 @@ from registry.records import now
 from studio.runs.device import has_gpu, thread_environment
 from studio.runs.outcome import ATTEMPT
 from studio.runs.process import TOKEN_VARIABLE, ProcessIdentity
+from studio.runs.standby import Standby
 from studio.settings import child_environment
 from trainers.rundir import KEY_VARIABLE, LOG, PROCESS, RunDir
 
@@ -53,10 +55,19 @@ class LocalExecutor:
         key: The workspace key, hex; signs checkpoint manifests. Goes into the environment only.
         module: What `python -m` runs; tests put a trainer without a model here.
         extra: More environment, for example GPU ids.
+        standby: Has a trainer ready, now and then.
     """
 
-    def __init__(self, key: str, *, module: str = MODULE, extra: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        key: str,
+        *,
+        module: str = MODULE,
+        extra: Mapping[str, str] | None = None,
+        standby: Standby | None = None,
+    ) -> None:
         self._key, self._module, self._extra = key, module, dict(extra or {})
+        self._standby = standby
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, rundir: RunDir, processes: int = 1) -> ProcessIdentity:
@@ -65,7 +76,7 @@ class LocalExecutor:
         Raises:
             StudioError: another trainer lives there, or the system refuses to start one.
         """
-        token = uuid4().hex
+        variables = environment(rundir, processes, self._key) | self._extra
         lock = os.open(rundir.file(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
@@ -75,12 +86,15 @@ class LocalExecutor:
             with rundir.file(LOG).open("ab") as log:
                 log.write(f"{ATTEMPT}{now().isoformat(timespec='seconds')} ---\n".encode())
                 log.flush()
+                if processes == 1 and (identity := self._take(rundir, variables, lock, log.fileno())):
+                    return identity
+                token = uuid4().hex
                 child = subprocess.Popen(
                     command(rundir.path, processes, self._module),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=environment(rundir, processes, self._key) | self._extra | {TOKEN_VARIABLE: token},
+                    env=variables | {TOKEN_VARIABLE: token},
                     start_new_session=True,
                     pass_fds=(lock,),  # the lock lives as long as the trainer, also when this worker dies now
                 )
@@ -90,6 +104,26 @@ class LocalExecutor:
             ) from error
         finally:
             os.close(lock)
+        return self._write_down(rundir, child, processes, token)
+
+    def _take(
+        self, rundir: RunDir, variables: Mapping[str, str], lock: int, log: int
+    ) -> ProcessIdentity | None:
+        """The trainer that waits, as this run's; None when there is none, or it does not take the run."""
+        if self._standby is None:
+            return None
+        waiting = self._standby.take(variables)
+        self._standby.remember(rundir.path, variables)
+        if waiting is None:
+            return None
+        # First: we may die once it has the run.
+        identity = self._write_down(rundir, waiting.child, 1, waiting.token)
+        return identity if waiting.become(rundir.path, lock, log) else None
+
+    def _write_down(
+        self, rundir: RunDir, child: "subprocess.Popen[bytes]", processes: int, token: str
+    ) -> ProcessIdentity:
+        """Make a trainer known, on the disk, too."""
         self._children[child.pid] = child
         identity = ProcessIdentity.of(child.pid, processes, token)
         if identity is None:  # it has ended already; poll() of the child knows how

@@ -22,9 +22,10 @@ from registry.files import TEMPORARY, sweep_temporaries
 from registry.records import Job, JobKind, JobState, Run, RunState
 from studio.evidence.evaluations import queue_due
 from studio.runs.chores import Chores
-from studio.runs.device import has_gpu
+from studio.runs.device import has_gpu, physical_cores
 from studio.runs.executors import Executor, LocalExecutor
 from studio.runs.frozen import fill_run_images
+from studio.runs.standby import Standby
 from studio.runs.supervise import ACTIVE, Limits, Supervision
 from studio.sampling.client import SamplerClient
 
@@ -60,7 +61,8 @@ class Worker:
         self._ws = ws
         self._say: Callable[[str], None] = say or _silent
         self._limits = limits or Limits()
-        self._executor = executor or LocalExecutor(ws.key.hex())
+        self._standby = Standby(ws.settings.standby, ws.settings.standby_minutes)
+        self._executor = executor or LocalExecutor(ws.key.hex(), standby=self._standby)
         self._sampler = sampler or SamplerClient(ws, idle=self._limits.sampler_idle)
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self._chores = Chores(ws, owner=self._owner, lease=self._limits.lease)
@@ -99,6 +101,7 @@ class Worker:
             finally:
                 self._sampler.close()
                 self._chores.close()
+                self._standby.close()
         if self._interrupted:
             raise KeyboardInterrupt
 
@@ -126,11 +129,17 @@ class Worker:
                 self._requeue_lost()
             self._claim(kinds)
             self._chores.tick(kinds)
+            self._standby.tick(training=bool(self._training), idle=self._idle())
             self._complaint = ""
         except StudioError as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 self._say(str(error))
+
+    def _idle(self) -> bool:
+        """Whether nothing suffers when a trainer is prepared; beside a GPU a run leaves processors idle."""
+        spare = not self._training or (has_gpu() and physical_cores() > 2)
+        return spare and self._sampling is None and self._chores.pid is None and not self._signals
 
     def _claim(self, kinds: tuple[JobKind, ...]) -> None:
         lease = timedelta(seconds=self._limits.lease)
