@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from registry.files import append_line, atomic_path
+from trainers.base_pictures import BasePictures
 from trainers.checkpoints import Learning
 from trainers.families.base import Conditioning, Family
 from trainers.guidance import Guided, begin, first_latents, is_flow
@@ -52,6 +53,8 @@ class Previewer:
         autocast: Precision of the run.
         reporter: Learns of failures.
         schedule: Scheduler config of the noise that is trained on.
+        kept: Where pictures of the base alone are kept for later runs; None where the base is not the same
+            below the adapter.
     """
 
     rundir: RunDir
@@ -65,6 +68,7 @@ class Previewer:
     autocast: Callable[[], AbstractContextManager[None]]
     reporter: Reporter
     schedule: Mapping[str, Any]
+    kept: BasePictures | None = None
 
     def due(self, step: int, last: int) -> bool:
         """Every `preview.every` steps, before the first and after the last."""
@@ -79,12 +83,15 @@ class Previewer:
             quiet = self.learning.trainables.evaluating()
             with torch.no_grad(), torch.random.fork_rng(), self.learning.ema.applied(), quiet:
                 for index, prompt in enumerate(self.prompts):
+                    picture = None
                     if prompt not in based and (step == 0 or self.learning.trainables.separable):
                         with self.learning.trainables.disabled():
-                            self._keep(self._picture(index), f"base-p{index}.png", step, prompt, base=True)
+                            picture = self._base_picture(index)
+                        self._keep(picture, f"base-p{index}.png", step, prompt, base=True)
                     if (step, prompt) not in there:
-                        file = f"step-{step:06d}-p{index}.png"
-                        self._keep(self._picture(index), file, step, prompt, base=False)
+                        if picture is None or step or not self._is_base(index):
+                            picture = self._picture(index)
+                        self._keep(picture, f"step-{step:06d}-p{index}.png", step, prompt, base=False)
                     self.reporter.progress(2 * index + 2, 2 * len(self.prompts))
         except Exception as error:  # out of memory, a sampler's quirk, a full disk: the run is worth more
             log.warning("preview at step %d failed", step, exc_info=True)
@@ -92,24 +99,47 @@ class Previewer:
             if self.family.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _picture(self, index: int) -> Tensor:
+    def _base_picture(self, index: int) -> Image.Image:
+        """Of the base alone: drawn once by all runs of a workspace, where that can be."""
+        if self.kept is None:
+            return self._picture(index)
+        path = self.kept.path(self.section.seed + index, self.size, *self._texts(index))
+        picture = self.kept.read(path)
+        if picture is None:
+            picture = self._picture(index)
+            self.kept.write(path, picture)
+        return picture
+
+    def _is_base(self, index: int) -> bool:
+        """Whether the first answer is the base's to the bit, as with an adapter that is zero yet."""
+        with self.learning.trainables.disabled():
+            base = self._latents(index, most=1)
+        return torch.equal(base, self._latents(index, most=1))
+
+    def _picture(self, index: int) -> Image.Image:
+        return to_image(self.family.decode_image(self._latents(index))[0])
+
+    def _texts(self, index: int) -> tuple[Conditioning, Conditioning]:
+        cond, negative = self.encode([self.prompts[index]]), self.encode([self.negative])
+        return cond, negative if self.negative else self.family.unguided(negative)
+
+    def _latents(self, index: int, most: int | None = None) -> Tensor:
+        """(1, C, h, w), scaled; `most`: of the sampler's steps."""
         height, width = (side // self.family.latent_factor for side in self.size)
         channels = int(self.family.config("vae")["latent_channels"])
         generator = torch.Generator().manual_seed(self.section.seed + index)
         noise = torch.randn(1, channels, height, width, generator=generator)
-        cond, negative = self.encode([self.prompts[index]]), self.encode([self.negative])
-        if not self.negative:
-            negative = self.family.unguided(negative)
+        cond, negative = self._texts(index)
+        family, section = self.family, self.section
         with self.autocast():
-            latents = sample(
-                self.family, self.section, cond, negative, noise, generator, schedule=self.schedule
+            return sample(
+                family, section, cond, negative, noise, generator, schedule=self.schedule, most=most
             )
-        return self.family.decode_image(latents)[0]
 
-    def _keep(self, pixels: Tensor, name: str, step: int, prompt: str, *, base: bool) -> None:
+    def _keep(self, picture: Image.Image, name: str, step: int, prompt: str, *, base: bool) -> None:
         path = self.rundir.file(PREVIEWS) / name
         with atomic_path(path, durable=False) as temporary:
-            to_image(pixels).save(temporary, "PNG")
+            picture.save(temporary, "PNG")
         line = {"step": step, "prompt": prompt, "file": f"{PREVIEWS}/{name}", "base": base}
         append_line(self.rundir.file(PREVIEW_INDEX), line)
 
@@ -123,8 +153,12 @@ def sample(
     generator: torch.Generator,
     *,
     schedule: Mapping[str, Any] | None = None,
+    most: int | None = None,
 ) -> Tensor:
-    """Noise (1, C, h, w) -> latents (1, C, h, w), scaled; guidance as the base takes it, see `guidance`."""
+    """Noise (1, C, h, w) -> latents (1, C, h, w), scaled; guidance as the base takes it, see `guidance`.
+
+    With `most` that many of the steps.
+    """
     scheduler = make_sampler(family, section.scheduler, schedule)
     scheduler = begin(family, scheduler, section.steps, noise.shape)
     size = noise.shape[-2] * family.latent_factor, noise.shape[-1] * family.latent_factor
@@ -133,7 +167,7 @@ def sample(
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = generator
     x = first_latents(scheduler, noise.to(family.device))
-    for t in scheduler.timesteps:
+    for t in scheduler.timesteps[:most]:
         x = scheduler.step(guided.predict(scheduler, x, t), t, x, return_dict=False, **options)[0]
     return x
 

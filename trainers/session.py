@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from trainers.base_pictures import base_pictures
 from trainers.checkpoints import Learning, Store, optimizer_class
 from trainers.data import Batch, BatchSource
 from trainers.dreambooth import prior_rows, publisher
@@ -182,7 +183,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         rewind_previews(rundir, start)
         trackers = open_trackers(recipe, env, reporter, start)
         if recipe.preview.every:
-            previewer = _previewer(setting, learning, prompts, prompt_conditioning)
+            previewer = _previewer(setting, learning, rungs, prompts, prompt_conditioning)
         probe = make_probe(setting, objective, learning, source, held)
     readback = ReadBack(
         reporter, accelerator.device, track_into(trackers), scaled=accelerator.scaler is not None
@@ -220,8 +221,12 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     )
 
 
-def _previewer(setting: Setting, learning: Learning, prompts: list[str], encode: Any) -> Previewer:
+def _previewer(
+    setting: Setting, learning: Learning, rungs: Rungs, prompts: list[str], encode: Any
+) -> Previewer:
     recipe, family = setting.recipe, setting.family
+    schedule = noise_schedule(family.scheduler_config(), recipe.objective)
+    moved = bool(learning.trainables.initial)  # PiSSA takes what it learns out of the base's weights
     return Previewer(
         setting.rundir,
         recipe.preview,
@@ -233,7 +238,8 @@ def _previewer(setting: Setting, learning: Learning, prompts: list[str], encode:
         preview_size(recipe.preview, recipe.train.sizes[-1], family.side_multiple),
         lambda: setting.accelerator.autocast(),
         setting.reporter,
-        noise_schedule(family.scheduler_config(), recipe.objective),
+        schedule,
+        None if moved else base_pictures(setting, rungs, schedule),
     )
 
 
