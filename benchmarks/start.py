@@ -75,17 +75,15 @@ def measure(folder: Path, rounds: int, sets: list[str]) -> dict[str, Any]:
     standby = Standby("on", 600)
     executors = {"cold": LocalExecutor(KEY), "warm": LocalExecutor(KEY, standby=standby)}
 
-    def once(name: str, place: str) -> dict[str, float]:
-        rundir = make_run(folder / place, pictures, sets)
-        before = prepare(standby)["cpu"] if name == "warm" and standby.pid else 0.0
-        return start(executors[name], rundir, before)
-
-    once("warm", "first")  # fills the caches, and lets the standby know what comes
-    ready = prepare(standby)
     found: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    # Fills the caches, and lets the standby know what comes.
+    start(executors["warm"], make_run(folder / "first", pictures, sets), 0.0)
+    ready = prepare(standby)
     for turn in range(rounds):
         for place, name in enumerate(("cold", "warm") if turn % 2 == 0 else ("warm", "cold")):
-            found[name].append(once(name, f"run-{turn}-{place}"))
+            rundir = make_run(folder / f"run-{turn}-{place}", pictures, sets)
+            before = prepare(standby)["cpu"] if name == "warm" else 0.0
+            found[name].append(start(executors[name], rundir, before))
     standby.close()
     result: dict[str, Any] = {"rounds": rounds, "standby_cpu": ready["cpu"], "standby_mib": ready["memory"]}
     for unit in ("wall", "cpu"):

@@ -67,6 +67,7 @@ def _quick_starts(tmp_path_factory) -> Iterator[None]:
     from tests.support.read_once import read_models_once
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDIO_STANDBY", "off")  # each would be ready too late, and cost what a trainer costs
         copy_new_catalogs(patch, tmp_path_factory.mktemp("catalog"))
         hash_packaged_bases_once(patch)
         read_models_once(patch)

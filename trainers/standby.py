@@ -17,6 +17,8 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from PIL import Image
+
 from trainers import run
 from trainers.garbage import seldom_collecting
 from trainers.recipe import Recipe, load_frozen
@@ -28,14 +30,12 @@ LINE = 1 << 16  # bytes of a message at most
 # What a trainer loads only when it comes to it.
 LATER = (
     "accelerate.tracking",
-    "PIL.PngImagePlugin",
     "torch._dynamo",  # by every optimizer
     "torch.utils.tensorboard",
     "trainers.guards",
     "trainers.loop",
     "trainers.session",
 )
-SAMPLERS = ("diffusers.schedulers.scheduling_ddim", "diffusers.schedulers.scheduling_ddpm")
 
 
 def main() -> int:
@@ -63,11 +63,16 @@ def load(recipe: Recipe) -> bool:
 
     with seldom_collecting():
         spared = run.spare_bitsandbytes(recipe)
-        for module in (*LATER, *(SAMPLERS if recipe.preview.every else ())):
+        for module in LATER:
             with suppress(ImportError):  # TensorBoard may not be installed
                 import_module(module)
         for part in FAMILIES[recipe.family].load_class().parts.values():
             part.load_class()
+        if recipe.preview.every:
+            from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+            DDIMScheduler.from_config({})  # looks for all that are like it
+        Image.preinit()
     return spared
 
 

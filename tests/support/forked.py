@@ -4,7 +4,6 @@ Only their start is another one: they are processes of their own, with pipes and
 Walks that call `studio` in a process (`Studio(apart=True)`, `studio app`) start them the usual way.
 """
 
-import ctypes
 import multiprocessing
 import os
 import resource
@@ -15,18 +14,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerContext
 from multiprocessing.reduction import DupFd
-from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
 
 from studio.runs.process import start_time
+from trainers.standby import ARGUMENTS, ENVIRONMENT, show
 
 PYTHON = sys.executable
 PRELOAD = "tests.support.preload"
 MODULES = (
     "trainers.run",
+    "trainers.standby",
     "studio.sampling.server",
     "studio.datasets.captioners.child",
     "studio.pocket.build.worker",
@@ -36,6 +36,7 @@ MODULES = (
 FILE_LIMIT = "STUDIO_TEST_FILE_LIMIT"  # environment: bytes that the process may write into one file
 USERS = (
     "studio.runs.executors",
+    "studio.runs.standby",
     "studio.sampling.client",
     "studio.datasets.captioners.run",
     "studio.pocket.build.together",
@@ -190,16 +191,12 @@ def become(
 
 
 def _show(words: Sequence[str], env: Mapping[str, str]) -> None:
-    """Let the system say of this process what it would of the other: trainers are found by these two.
-
-    As much as there is room for in what the server was started with; nothing else reads that memory any more.
-    """
+    """Let the system say of this process what it would of the other: trainers are found by these two."""
     ours = sorted(env.items(), key=lambda item: not item[0].startswith("STUDIO_"))
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    for start, texts in ((45, words), (47, [f"{name}={value}" for name, value in ours])):
-        place, size = int(fields[start]), int(fields[start + 1]) - int(fields[start])
-        content = "".join(f"{text}\0" for text in texts).encode(errors="surrogateescape")[: size - 1]
-        ctypes.memmove(place, content.ljust(size, b"\0"), size)
+    show(ARGUMENTS, words)
+    texts = [f"{name}={value}" for name, value in ours]
+    while texts and not show(ENVIRONMENT, texts):  # as much as there is room for
+        texts.pop()
 
 
 class _Inherited:

@@ -117,4 +117,5 @@ class WorkerProcess:
 
 def clean_environment() -> dict[str, str]:
     """Our environment without a workspace of the person who runs the tests."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("STUDIO_")}
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("STUDIO_")}
+    return ours | {"STUDIO_STANDBY": "off"}
