@@ -56,7 +56,7 @@ class Standby:
         if self._control is not None and not self._said:
             with suppress(OSError):  # nothing said yet, or gone
                 self._said = self._control.recv(len(READY), socket.MSG_DONTWAIT)
-        return self._said == READY
+        return self._control is not None and self._said == READY
 
     def remember(self, folder: Path, environment: Mapping[str, str]) -> None:
         """A run was started with this environment: the next one is expected to be like it."""

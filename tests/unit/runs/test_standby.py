@@ -104,6 +104,7 @@ def test_it_becomes_the_trainer_and_learns_the_same_to_the_bit(cold: tuple[Start
     assert os.getsid(pid) == pid
     assert locked(rundir)
     assert starts.standby.pid is None
+    assert not starts.standby.ready
     said = psutil.Process(pid).cmdline()
     assert [word for word in said if word] == command(rundir.path, 1)
     assert psutil.Process(pid).environ()[TOKEN_VARIABLE] == identity.token
