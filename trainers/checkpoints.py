@@ -68,7 +68,35 @@ class Learning:
         values = zip(self.flats, self.ema.values(), strict=True)
         views = {key: view for flat, value in values for key, view in flat.views(value).items()}
         views = self.trainables.file_tensors(views)
-        return {key: view.detach().cpu().clone() for key, view in views.items()}
+        return {key: _copied(view) for key, view in views.items()}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds, apart from the training: on the CPU, in memory of its own.
+
+    Args:
+        step: Optimizer steps done.
+        tensors: Of the state file.
+        adapter: Of the adapter file; empty in a full fine-tune.
+        numbers: state.json.
+        metadata: Of the adapter file.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    adapter: Mapping[str, Tensor]
+    numbers: Mapping[str, Any]
+    metadata: Mapping[str, str]
+
+
+def snapshot(
+    step: int, learning: Learning, numbers: Mapping[str, Any], metadata: Mapping[str, str]
+) -> Snapshot:
+    """Copy what a checkpoint of `step` has to hold; `numbers`: more for state.json, losses and the scaler."""
+    tensors, structure = _pack(learning)
+    head = {"format": FORMAT, "step": step, **numbers, "learning": structure}
+    return Snapshot(step, tensors, learning.adapter(), head, metadata)
 
 
 class Store:
@@ -99,31 +127,29 @@ class Store:
         metadata: Mapping[str, str],
         best: int | None,
     ) -> Path:
-        """Write the checkpoint of `step`, then remove what is no longer kept.
+        """`snapshot` and `write` in one."""
+        return self.write(snapshot(step, learning, numbers, metadata), best)
+
+    def write(self, taken: Snapshot, best: int | None) -> Path:
+        """Write a checkpoint, then remove what is no longer kept.
 
         Args:
-            step: Optimizer steps done.
-            learning: What to save.
-            numbers: More for state.json: losses, gradient scaler.
-            metadata: Of the adapter file.
+            taken: What it holds.
             best: Step whose checkpoint stays beside the newest.
 
         Raises:
             StudioError: the disk is full or broken; older checkpoints are intact.
             Damaged: what was written does not read back.
         """
-        tensors, structure = _pack(learning)
-        adapter = learning.adapter()
-        size = sum(tensor.nbytes for part in (tensors, adapter) for tensor in part.values())
-        require_space(self.rundir.path, size + 2**20, f"checkpoint {step}")
-        folder = self.rundir.file(CHECKPOINTS) / checkpoint_name(step)
+        size = sum(tensor.nbytes for part in (taken.tensors, taken.adapter) for tensor in part.values())
+        require_space(self.rundir.path, size + 2**20, f"checkpoint {taken.step}")
+        folder = self.rundir.file(CHECKPOINTS) / checkpoint_name(taken.step)
         with atomic_folder(folder) as temporary:
-            if adapter:
-                write_tensors(temporary / ADAPTER, adapter, metadata)
-            write_tensors(temporary / STATE, tensors, {"format": "pt"})
-            head = {"format": FORMAT, "step": step, **numbers}
-            write_json(temporary / NUMBERS, head | {"learning": structure}, durable=False)
-            write_manifest(temporary, step, self.key)
+            if taken.adapter:
+                write_tensors(temporary / ADAPTER, taken.adapter, taken.metadata)
+            write_tensors(temporary / STATE, taken.tensors, {"format": "pt"})
+            write_json(temporary / NUMBERS, dict(taken.numbers), durable=False)
+            write_manifest(temporary, taken.step, self.key)
         if not verify_checkpoint(folder, self.key):
             raise Damaged(str(folder), "does not read back as it was written", "check the disk")
         self._prune(best)
@@ -216,15 +242,20 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _pack(learning: Learning) -> tuple[dict[str, Tensor], dict[str, Any]]:
     named, state = learning.trainables.named, learning.optimizer.state_dict()
-    tensors = {f"weights.{key}": parameter.detach().cpu().clone() for key, parameter in named.items()}
+    tensors = {f"weights.{key}": _copied(parameter) for key, parameter in named.items()}
     tensors |= {f"initial.{key}": p.detach().cpu() for key, p in learning.trainables.initial.items()}
-    tensors |= {f"mean.{index}": mean.cpu() for index, mean in enumerate(learning.ema.means)}
+    tensors |= {f"mean.{index}": _copied(mean) for index, mean in enumerate(learning.ema.means)}
     optimizer = {
         str(index): _lift(value, f"optimizer.{index}", tensors) for index, value in state["state"].items()
     }
     groups = _lift(state["param_groups"], "groups", tensors)
     head = {"ema_updates": learning.ema.updates, "layout": _layout(learning.flats)}
     return tensors, {"optimizer": optimizer, "groups": groups, **head}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """On the CPU, in memory of its own: training goes on while the copy is written."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _layout(flats: Sequence[Flat]) -> list[str]:
@@ -235,7 +266,7 @@ def _layout(flats: Sequence[Flat]) -> list[str]:
 def _lift(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """JSON form of nested optimizer state; tensors go to `tensors` and leave their name behind."""
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().clone().contiguous()
+        tensors[name] = _copied(value).contiguous()
         return {"tensor": name}
     if isinstance(value, Mapping):
         return {"map": [[key, _lift(item, f"{name}.{key}", tensors)] for key, item in value.items()]}

@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from trainers.checkpoints import Learning, Store
+from trainers.checkpoints import Learning, Store, snapshot
 from trainers.guards import DEAD_AFTER, NotFinite
 from trainers.metrics import Reporter
 from trainers.preview import Previewer
 from trainers.probe import Probe
 from trainers.readback import ReadBack
 from trainers.recipe import Recipe
+from trainers.saving import Saver
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Milestones:
         publish: Callable[[], None] = lambda: None,
     ) -> None:
         self.recipe, self.learning, self.store = recipe, learning, store
+        self.saver = Saver(store)
         self.readback, self.reporter = readback, reporter
         self.previewer, self.probe, self.numbers, self.metadata = previewer, probe, numbers, metadata
         self.writes, self.publish = writes, publish
@@ -74,6 +76,7 @@ class Milestones:
     def after(self, step: int) -> None:
         """After step `step`."""
         self.step = step
+        self.saver.check()
         if step == self._dead_check and self.learning.trainables.movement() == 0:
             self.reporter.warn(
                 f"the adapter has not moved in {step} steps: raise optimizer.lr, check adapter.targets"
@@ -96,6 +99,7 @@ class Milestones:
         finished."""
         if self.saved != self.step:
             self._checkpoint()
+        self.saver.finish()
         if self.writes and self.step == self.recipe.train.max_steps and (folder := self.store.latest()):
             self.store.publish(folder)
             self.publish()
@@ -115,8 +119,12 @@ class Milestones:
             self.best = (self.step, figures.judged)
         best = self.best[0] if self.best else None
         numbers = {"loss": self.reporter.loss, "probe_loss": None, **named, "best": self.best}
-        self.store.save(self.step, self.learning, numbers | self.numbers(), self.metadata(self.step), best)
-        self.reporter.best(best)
+        more, metadata = numbers | self.numbers(), self.metadata(self.step)
+        self.saver.save(
+            lambda: snapshot(self.step, self.learning, more, metadata),
+            best,
+            written=lambda: self.reporter.best(best),
+        )
 
     def _preview(self) -> bool:
         if self.previewer is None or not self.previewer.due(self.step, self.recipe.train.max_steps):

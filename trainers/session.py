@@ -124,7 +124,8 @@ class Session:
             setting.reporter.warn(said)
 
     def close(self) -> None:
-        """Flush the trackers and leave the process group."""
+        """Wait for the last checkpoint, flush the trackers and leave the process group."""
+        self.milestones.saver.close()
         for tracker in self.trackers:
             tracker.finish()
         self.accelerator.end_training()

@@ -5,17 +5,19 @@ import os
 import random
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from trainers.checkpoints import Learning, Store, read_numbers, restore
+from trainers.checkpoints import Learning, Store, read_numbers, restore, snapshot
 from trainers.ema import Ema
 from trainers.flat import Flat
 from trainers.methods import Trainables
 from trainers.rundir import RunDir, checkpoint_step
+from trainers.saving import Saver
 
 pytestmark = pytest.mark.fault
 
@@ -31,10 +33,11 @@ def learning() -> Learning:
 
 
 def save_for_ever(folder: str, start: int, say) -> None:
-    """Every weight is the number of its step, so that a mixture would show."""
+    """Every weight is the number of its step, and changes while it is written: a mixture would show."""
     torch.set_num_threads(1)
-    state, store = learning(), Store(RunDir(Path(folder)), KEY, keep=2)
+    state, saver = learning(), Saver(Store(RunDir(Path(folder)), KEY, keep=2))
     step = start
+    say.send(start)  # setting up does not count: kills are for writes
     while True:
         step += 1
         with torch.no_grad():
@@ -42,8 +45,8 @@ def save_for_ever(folder: str, start: int, say) -> None:
         state.optimizer.step()
         with torch.no_grad():
             state.flats[0].parameter.fill_(step)
-        store.save(step, state, {"optimizer_class": "AdamW"}, {"format": "pt"}, best=None)
-        say.send(step)
+        take = partial(snapshot, step, state, {"optimizer_class": "AdamW"}, {"format": "pt"})
+        saver.save(take, None, written=partial(say.send, step))
 
 
 def test_no_checkpoint_is_torn(tmp_path):
@@ -54,6 +57,7 @@ def test_no_checkpoint_is_torn(tmp_path):
         child = context.Process(target=save_for_ever, args=(str(tmp_path), acknowledged, mouth))
         child.start()
         mouth.close()
+        assert ear.recv() == acknowledged
         time.sleep(random.random() * 0.12)
         os.kill(child.pid, signal.SIGKILL)
         child.join()
