@@ -43,6 +43,7 @@ class Bench:
 BENCHES = (
     Bench("light", "", ""),
     Bench("train_vs_plain", "--json", "--json --short 4 --long 110"),
+    Bench("start", "--json", "--json --rounds 1"),
     Bench("style_closed", "", "--seeds 1 --no-control --set train.max_steps=30"),
     Bench("learning", "", "--set train.max_steps=20"),
     Bench("probing", "", "--steps 20"),
