@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 import psutil
@@ -20,7 +20,7 @@ import psutil
 from registry.errors import StudioError
 from registry.files import write_json
 from registry.records import now
-from studio.runs.device import has_gpu, thread_environment
+from studio.runs.device import has_gpu, memory_kills, thread_environment
 from studio.runs.outcome import ATTEMPT
 from studio.runs.process import TOKEN_VARIABLE, ProcessIdentity
 from studio.settings import child_environment
@@ -30,19 +30,58 @@ LOCK = "trainer.lock"  # held by the living trainer through a descriptor it inhe
 MODULE = "trainers.run"
 
 
-class Executor(Protocol):
-    """Something that can run a trainer."""
+class Trainer(Protocol):
+    """A trainer as its supervisor knows it, wherever it runs. Nothing here waits for anything."""
 
-    def start(self, rundir: RunDir, processes: int = 1) -> ProcessIdentity:
+    @property
+    def called(self) -> str:
+        """What a person may look for: "pid 4711", "job ..."."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """For process.json and the run's row."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether it trains, or will; once false, it writes nothing any more."""
+        ...
+
+    def waits(self) -> str:
+        """Why no sign of life is to be expected of it now, in a few words; "" where one is."""
+        ...
+
+    def ask_to_stop(self) -> None:
+        """Ask for a checkpoint and an end; to be asked once."""
+        ...
+
+    def kill(self) -> None:
+        """End it now, with all that belongs to it; may be called again, also after its end."""
+        ...
+
+
+class Executor(Protocol):
+    """Something that can run a trainer. `Any` stands for the kind of trainer that it starts itself."""
+
+    here: bool  # its trainers use this machine, and end with the worker
+
+    def start(self, rundir: RunDir, processes: int = 1) -> Trainer:
         """Start the trainer of `rundir`; process.json is durable when this returns."""
         ...
 
-    def find(self, rundir: RunDir) -> ProcessIdentity | None:
-        """The living trainer of `rundir`, whoever started it."""
+    def find(self, rundir: RunDir) -> Trainer | None:
+        """The trainer of `rundir` that lives, or has ended without being settled, whoever started it."""
         ...
 
-    def exit_code(self, identity: ProcessIdentity) -> int | None:
+    def exit_code(self, trainer: Any) -> int | None:
         """Exit code of an ended trainer (negative: signal); None while it lives or when nobody can know."""
+        ...
+
+    def memory_killed(self, trainer: Any) -> bool:
+        """Whether its machine killed a process for memory since it was started, or found."""
+        ...
+
+    def close(self) -> None:
+        """The worker ends: look after nothing any more. What lives lives on, for the next one to find."""
         ...
 
 
@@ -55,9 +94,12 @@ class LocalExecutor:
         extra: More environment, for example GPU ids.
     """
 
+    here = True
+
     def __init__(self, key: str, *, module: str = MODULE, extra: Mapping[str, str] | None = None) -> None:
         self._key, self._module, self._extra = key, module, dict(extra or {})
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._kills_before: dict[int, int] = {}  # by pid: `memory_kills()` when it was started or found
 
     def start(self, rundir: RunDir, processes: int = 1) -> ProcessIdentity:
         """Start the trainer of `rundir` with `processes` ranks.
@@ -65,6 +107,13 @@ class LocalExecutor:
         Raises:
             StudioError: another trainer lives there, or the system refuses to start one.
         """
+        identity = self.spawn(rundir, processes)
+        write_json(rundir.file(PROCESS), identity.to_json())
+        return identity
+
+    def spawn(self, rundir: RunDir, processes: int = 1) -> ProcessIdentity:
+        """The same for who keeps the record of it: process.json stays as it is."""
+        kills = memory_kills()
         token = uuid4().hex
         lock = os.open(rundir.file(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -90,12 +139,10 @@ class LocalExecutor:
             ) from error
         finally:
             os.close(lock)
-        self._children[child.pid] = child
+        self._children[child.pid], self._kills_before[child.pid] = child, kills
         identity = ProcessIdentity.of(child.pid, processes, token)
-        if identity is None:  # it has ended already; poll() of the child knows how
-            identity = ProcessIdentity(child.pid, -1.0, "", processes, token)
-        write_json(rundir.file(PROCESS), identity.to_json())
-        return identity
+        # Where it has ended already, poll() of the child knows how.
+        return identity or ProcessIdentity(child.pid, -1.0, "", processes, token)
 
     def find(self, rundir: RunDir) -> ProcessIdentity | None:
         """The living trainer of `rundir`: process.json if it still fits, else by its command line.
@@ -103,10 +150,13 @@ class LocalExecutor:
         The second way is for a worker that died between starting the trainer and writing process.json.
         """
         identity = read_identity(rundir)
-        if identity is not None and identity.alive():
-            return identity
-        if not locked(rundir):
-            return None
+        if identity is None or not identity.alive():
+            identity = self._by_command_line(rundir) if locked(rundir) else None
+        if identity is not None:
+            self._kills_before.setdefault(identity.pid, memory_kills())
+        return identity
+
+    def _by_command_line(self, rundir: RunDir) -> ProcessIdentity | None:
         trainers: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -120,10 +170,17 @@ class LocalExecutor:
                     return ProcessIdentity.of(pid, _ranks(process.cmdline()), token)
         return None
 
-    def exit_code(self, identity: ProcessIdentity) -> int | None:
+    def exit_code(self, trainer: ProcessIdentity) -> int | None:
         """Exit code of a trainer this executor started; None for an adopted one."""
-        child = self._children.get(identity.pid)
+        child = self._children.get(trainer.pid)
         return None if child is None else child.poll()
+
+    def memory_killed(self, trainer: ProcessIdentity) -> bool:
+        """Whether the kernel has killed a process for memory since this one was started or found."""
+        return memory_kills() > self._kills_before.get(trainer.pid, memory_kills())
+
+    def close(self) -> None:
+        """Trainers are processes of their own."""
 
 
 def command(folder: Path, processes: int, module: str = MODULE) -> list[str]:
