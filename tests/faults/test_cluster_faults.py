@@ -256,7 +256,7 @@ def test_a_run_goes_nowhere_without_a_cluster_or_without_ray(ws: Workspace, monk
     make_run(ws, None, *SHORT)
     with monkeypatch.context() as patch:
         patch.setattr(clusters, "find_spec", lambda _: None)
-        with pytest.raises(BadInput, match=r"Ray: is not installed here\. Install it: pip install 'lora-st"):
+        with pytest.raises(BadInput, match=r"Ray: is not installed here\. install it: pip install 'lora-st"):
             make_run(ws, None, *SHORT, place="ray")
     Settings.save(ws.home, {"ray_address": ""})
     with pytest.raises(BadInput, match="Ray cluster: is not set up"):
