@@ -143,7 +143,9 @@ class Settings(BaseSettings):
             if value != cls.model_fields[name].default:
                 document[name] = value
         found = cls.checked(document.unwrap())
-        mode = 0o600 if any(document.get(name) for name in SECRET) else 0o644
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+        if any(document.get(name) for name in SECRET):
+            mode &= 0o600
         with atomic_path(path) as temporary:
             temporary.touch(mode)
             temporary.write_text(tomlkit.dumps(document), encoding="utf-8")

@@ -1,5 +1,6 @@
 """`studio cluster`: the Ray cluster that runs may be handed to."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -58,15 +59,20 @@ def set_(
     }
     changes = {name: value for name, value in given.items() if value is not None}
     if token:
-        changes["ray_token"] = typer.prompt(
-            "Token", default="", hide_input=True, show_default=False, err=True
-        )
+        changes["ray_token"] = _asked_token()
     if not changes:
         raise BadInput("studio cluster set", "was given nothing to set", "see `studio cluster set --help`")
     home = open_workspace().home
     Settings.save(home, changes)
     facts = described(home)
     show_done(f"The cluster is {facts['address'] or 'not set'}.", facts)
+
+
+def _asked_token() -> str:
+    """From the keyboard, unseen; from a pipe its first line."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
+    return str(typer.prompt("Token", default="", hide_input=True, show_default=False, err=True)).strip()
 
 
 def described(home: Any) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from trainers.recipe import preset_name, thaw
 from trainers.rundir import LOG
 
 pytestmark = pytest.mark.slow
-LIMITS = Limits(tick=0.05)
+LIMITS = Limits()
+OFTEN = 0.2  # seconds between looks, which take their share of the processor, too
 STEPS = 120
 QUICK = {
     "train.max_steps": STEPS, "train.resolution": 32, "train.batch_size": 1, "train.num_threads": 1,
@@ -113,21 +114,22 @@ def test_a_run_of_the_pages_trains_on_the_cluster_to_the_same_bits(
     (run,) = ws.catalog.list(Run)
     assert run.place == "ray"
     with working(ws):
-        until(lambda: run_of(ws, run).step >= 3, 240)
+        until(lambda: run_of(ws, run).step >= 3, 240, OFTEN)
         at = open_page(ws, "runs", run=run.id)
         assert not at.exception
         assert "on the cluster" in texts(at)
         button(at, "Stop").click().run()
-        until(ended(ws, run, RunState.STOPPED), 60)
+        until(ended(ws, run, RunState.STOPPED), 60, OFTEN)
         stopped = run_of(ws, run)
         assert 3 <= stopped.step < STEPS
         button(open_page(ws, "runs", run=run.id), "Go on").click().run()
         sys.modules["__main__"] = ours  # not the page: a trainer that is forked would run it
         here = launch.launch(ws, thaw(run.recipe), base, dataset, "here")
-        until(ended(ws, here, RunState.FINISHED), 240)
-        until(ended(ws, run, RunState.FINISHED), 240)
+        until(ended(ws, here, RunState.FINISHED), 240, OFTEN)
+        until(ended(ws, run, RunState.FINISHED), 240, OFTEN)
     there, beside = (ws.run_dir(one.id) for one in (run, here))
-    assert hash_adapter(there.adapter) == hash_adapter(beside.adapter)
+    tensors = {hash_adapter(one.adapter).tensor_sha256 for one in (there, beside)}
+    assert len(tensors) == 1  # the files differ in what they say of themselves: run and name
     assert [line["loss"] for line in there.read_metrics()] == [line["loss"] for line in beside.read_metrics()]
     log = there.file(LOG).read_text()
     assert log.count("--- attempt of ") == 2
@@ -142,12 +144,13 @@ def test_a_job_that_dies_is_interrupted_and_leaves_no_trainer(ws: Workspace, hea
     Settings.save(ws.home, {"ray_address": head.address, "ray_token": head.token})
     run = make_run(ws, Script(step_seconds=0.1), "train.max_steps=1000", place="ray")
     with working(ws, "tests.support.fake_trainer"):
-        until(lambda: run_of(ws, run).step >= 6, 60)
+        until(lambda: run_of(ws, run).step >= 6, 60, OFTEN)
         (actor,) = (one for one in head.processes() if "JobSupervisor" in "".join(one.cmdline()))
         actor.kill()
-        until(ended(ws, run, RunState.INTERRUPTED), 60)
+        until(ended(ws, run, RunState.INTERRUPTED), 60, OFTEN)
         assert trainers_alive(ws, run) == []
-        assert "goes on from step 5" in run_of(ws, run).reason
+        assert "the trainer is gone; `studio runs resume" in run_of(ws, run).reason
+        assert "goes on from step" in run_of(ws, run).reason
         assert not any(run.id in " ".join(one.cmdline()) for one in head.processes() if alive(one))
 
 

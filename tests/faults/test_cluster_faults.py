@@ -26,7 +26,7 @@ from tests.support.ray_service import Service
 from tests.support.supervision import ENDED, make_run, starts, trainers_alive, until
 
 pytestmark = pytest.mark.fault
-LIMITS = Limits(tick=0.02, stop_grace=20.0, silence=10.0, first_heartbeat=30.0)
+LIMITS = Limits(tick=0.1, stop_grace=20.0, silence=10.0, first_heartbeat=30.0)
 SHORT = ("train.max_steps=6", "checkpoints.every=3")
 LONG = ("train.max_steps=400", "checkpoints.every=3")
 SLOW = Script(step_seconds=0.05)
@@ -51,7 +51,7 @@ def ws(tmp_path: Path, service: Service) -> Workspace:
 
 def work(ws: Workspace, ended: Callable[[], bool], say: list[str] | None = None) -> None:
     """A worker until `ended`; then it is gone, and what it had begun is left as it is."""
-    executor = RayExecutor(ws.home, module="tests.support.fake_trainer", poll=0.05, quiet=1.0)
+    executor = RayExecutor(ws.home, module="tests.support.fake_trainer", poll=0.1, quiet=1.0)
     Worker(ws, limits=LIMITS, cluster=executor, say=None if say is None else say.append).run(until=ended)
 
 
