@@ -23,9 +23,7 @@ from studio.runs.outcome import ATTEMPT
 from trainers.rundir import LOG, PROCESS, RunDir
 
 POLL = 2.0  # seconds between looks at the cluster
-QUIET = (
-    15.0  # seconds without a heartbeat, which comes every 2, after which a job that is over writes no more
-)
+QUIET = 15.0  # seconds without a heartbeat, due every 2, after which a job that is over writes no more
 JOIN = 5.0  # seconds that a worker which ends waits for an answer; one that comes later does no harm
 LOG_BYTES = 4096  # of what Ray has printed, where the trainer could not say it itself
 STOP_WAIT = {"RAY_JOB_STOP_WAIT_TIME_S": "60"}  # as long as a worker waits before it kills
@@ -138,7 +136,8 @@ class RayJob:
             if seen is not None and seen.error == TIMED_OUT and not self._wish and not self.attempt.begun:
                 self._submit_anew()
                 return
-            self._keep_words(jobs, seen.message if seen else "the cluster does not know the job any more")
+            if seen is not None or known:
+                self._keep_words(jobs, seen.message if seen else "the cluster does not know the job any more")
             self._code = seen.exit_code if seen else None
             self._over = True
         elif seen.status == "PENDING":

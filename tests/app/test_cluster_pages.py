@@ -87,6 +87,9 @@ def field(at: AppTest, label: str) -> object:
 def set_up(ws: Workspace, open_page: Open, head: Head) -> None:
     """The Settings page: a wrong address, the right one, and the question whether it answers."""
     at = open_page(ws, "settings")
+    assert "Runs train on this machine." in texts(at)
+    at.session_state["cluster"] = True
+    at.run()
     field(at, "Address").input("head:8265")
     button(at, "Save").click().run()
     assert "must be the address of a dashboard" in texts(at)

@@ -23,7 +23,7 @@ from studio.settings import Settings
 from studio.workspace import Workspace
 from tests.support.fake_trainer import Script
 from tests.support.ray_service import Service
-from tests.support.supervision import ENDED, make_run, starts, trainers_alive, until
+from tests.support.supervision import ENDED, fake_executor, make_run, starts, trainers_alive, until
 
 pytestmark = pytest.mark.fault
 LIMITS = Limits(tick=0.1, stop_grace=20.0, silence=10.0, first_heartbeat=30.0)
@@ -52,7 +52,8 @@ def ws(tmp_path: Path, service: Service) -> Workspace:
 def work(ws: Workspace, ended: Callable[[], bool], say: list[str] | None = None) -> None:
     """A worker until `ended`; then it is gone, and what it had begun is left as it is."""
     executor = RayExecutor(ws.home, module="tests.support.fake_trainer", poll=0.1, quiet=1.0)
-    Worker(ws, limits=LIMITS, cluster=executor, say=None if say is None else say.append).run(until=ended)
+    say_it = None if say is None else say.append
+    Worker(ws, limits=LIMITS, executor=fake_executor(ws), cluster=executor, say=say_it).run(until=ended)
 
 
 def state(ws: Workspace, run: Run) -> RunState:
@@ -203,6 +204,18 @@ def test_a_stop_while_it_waits_cancels_the_job(ws: Workspace, service: Service):
     assert len(starts(ws, run)) == 1
     assert state(ws, run) is RunState.FINISHED
     assert ws.catalog.get(Run, run.id).place == "ray"
+
+
+def test_runs_wait_neither_for_each_other_nor_for_this_machine(ws: Workspace, service: Service):
+    """As many as may be are handed over at a time, beside one that trains here."""
+    service.room = False
+    Settings.save(ws.home, {"ray_runs": 2})
+    away = [make_run(ws, SLOW, *SHORT, name=f"away {number}", place="ray") for number in range(3)]
+    here = make_run(ws, SLOW, *SHORT)
+    work(ws, over(ws, here))
+    assert state(ws, here) is RunState.FINISHED
+    assert service.submitted == [f"lora-{run.id}-1" for run in away[:2]]
+    assert [state(ws, run) for run in away] == [RunState.STARTING, RunState.STARTING, RunState.QUEUED]
 
 
 def test_a_job_that_ray_gave_up_gets_in_line_again(ws: Workspace, service: Service):

@@ -12,15 +12,22 @@ LOCAL, RAY = PLACE_WORDS
 
 
 def section() -> None:
-    """On the Settings page."""
+    """On the Settings page: whether there is one, and more when it is opened."""
     st.header("Cluster", anchor=False)
-    home = shell.workspace().home
-    settings = Settings.load(home)
+    settings = Settings.load(shell.workspace().home)
     st.markdown(
-        "Runs may train on a Ray cluster whose nodes mount the folder of this workspace. "
-        "Runs on this machine need none."
-    )
-    with st.form("cluster", border=False):
+        f"Runs may train on {md(settings.ray_address)}." if settings.ray_address
+        else "Runs train on this machine. They may also train on a Ray cluster."
+    )  # fmt: skip
+    with st.expander("Set up", icon=":material/lan:", key="cluster", on_change="rerun") as box:
+        if box.open:
+            form(settings)
+
+
+def form(settings: Settings) -> None:
+    """What is set, to be changed; and the question whether the cluster answers."""
+    home = shell.workspace().home
+    with st.form("cluster-form", border=False):
         address = st.text_input(
             "Address", settings.ray_address, placeholder="http://HOST:8265", help="Of the cluster's dashboard"
         )
