@@ -229,7 +229,7 @@ class Catalog(AdapterCatalog, Arrivals):
             made = replace(run, id=run.id or new_id())
             session.add(RunRow.of(made))
             session.flush()
-            session.add(JobRow.of(Job(id=new_id(), kind=JobKind.TRAIN, subject_id=made.id)))
+            session.add(JobRow.of(Job(id=new_id(), kind=made.job_kind, subject_id=made.id)))
             insert_run_images(session, images)
             return made
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 JSON = dict[str, Any]
+PLACES = ("local", "ray")  # where a run trains: on the machine of its worker, on a Ray cluster
 PICKERS = ("probe", "evidence", "you")  # who may pick a checkpoint; the later count for more
 
 
@@ -43,6 +44,7 @@ class JobKind(StrEnum):
     """What the worker can do."""
 
     TRAIN = "train"
+    TRAIN_AWAY = "train-away"  # on a cluster: needs nothing of this machine
     SAMPLE = "sample"
     IMPORT = "import"  # take adapter files in, then hash them
     CHECK = "check"  # look after the files of registered adapters
@@ -129,6 +131,9 @@ class Dataset:
     consent: str = ""  # who is shown, and whether they agreed; inherited as well
 
 
+TRAINING = (JobKind.TRAIN, JobKind.TRAIN_AWAY)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One training run; its files are in `runs/<id>/`."""
@@ -137,7 +142,7 @@ class Run:
     created_at: datetime = field(default_factory=now)
     name: str
     state: RunState = RunState.QUEUED
-    reason: str = ""  # why it failed or was interrupted, one line
+    reason: str = ""  # why it failed, was interrupted, or waits while it is active; one line
     family: str
     goal: str = ""
     base_id: str
@@ -152,12 +157,18 @@ class Run:
     parent_run_id: str = ""  # branched from
     parent_step: int = 0
     versions: JSON = field(default_factory=dict[str, Any])
-    process: JSON | None = None  # pid, start time, boot id of the trainer
+    place: str = "local"  # where it trains: one of PLACES
+    process: JSON | None = None  # of the trainer: pid, start time, boot id; or the job of a cluster
     started_at: datetime | None = None
     ended_at: datetime | None = None
     pick_step: int = 0  # of the checkpoint to use; 0 = none was picked
     pick_reason: str = ""  # one sentence
     pick_by: str = ""  # one of PICKERS
+
+    @property
+    def job_kind(self) -> JobKind:
+        """What kind of job trains it."""
+        return JobKind.TRAIN if self.place == PLACES[0] else JobKind.TRAIN_AWAY
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,6 +109,7 @@ class RunRow(Row):
     parent_run_id: Mapped[str]
     parent_step: Mapped[int] = mapped_column(BigInteger)
     versions: Mapped[dict[str, Any]]
+    place: Mapped[str]
     process: Mapped[dict[str, Any] | None]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]

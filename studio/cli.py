@@ -15,6 +15,7 @@ from studio import __version__
 from studio.commands import (
     adapters,
     bases,
+    cluster,
     compare,
     datasets,
     evidence,
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for group in (bases, datasets, recipes, runs, adapters, compare):
+for group in (bases, datasets, recipes, runs, adapters, compare, cluster):
     app.add_typer(group.app)
 for command in operations.COMMANDS:
     adapters.app.command()(command)

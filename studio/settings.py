@@ -7,13 +7,15 @@ whether they are there.
 import difflib
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from registry.errors import BadInput
+from registry.files import atomic_path
 
 FILE = "studio.toml"
 TOKENS = {
@@ -23,7 +25,16 @@ TOKENS = {
 }  # and what for; read where they are used, never stored, logged or shown
 
 PASSWORD = "STUDIO_PASSWORD"
-_FOR_THE_APP = (PASSWORD, "STUDIO_PASSWORD_HASH", "STUDIO_API_TOKEN")
+CLUSTER_TOKEN = "STUDIO_RAY_TOKEN"  # the worker's alone: with it anybody runs programs on the cluster
+_NOT_FOR_CHILDREN = (PASSWORD, "STUDIO_PASSWORD_HASH", "STUDIO_API_TOKEN", CLUSTER_TOKEN)
+
+
+# A file that holds one of these is its owner's alone.
+SECRET = ("database_url", "password_hash", "api_token", "ray_token")
+_PATTERNS = {
+    "ray_address": "must be the address of a dashboard, as http://HOST:8265, without name and password",
+    "ray_storage": "must be a path that begins with /",
+}  # in words, where pydantic would show a regular expression
 
 
 class Settings(BaseSettings):
@@ -45,6 +56,20 @@ class Settings(BaseSettings):
     """Whether a worker keeps a trainer ready for the next run; auto = where 4 GiB of memory are free."""
     standby_minutes: Annotated[float, Field(gt=0, le=10080)] = 10.0
     """How long after a run it does."""
+    ray_address: Annotated[str, Field(pattern=r"^(https?://[^\s/@]+/?)?$")] = ""
+    """Address of a Ray cluster's dashboard, `http://HOST:8265`; empty = runs train on this machine only."""
+    ray_token: Annotated[str, Field(repr=False, pattern=r"^[!-~]*$")] = ""
+    """What the cluster asks for, where it asks for a token."""
+    ray_storage: Annotated[str, Field(pattern=r"^(/.*)?$")] = ""
+    """The folder of this workspace as the nodes of the cluster see it; empty = under the same path."""
+    ray_python: Annotated[str, Field(min_length=1)] = "python"
+    """What starts Python with LoRA Studio on a node."""
+    ray_gpus: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """GPUs that a training process gets; 0 on a cluster without."""
+    ray_cpus: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    """CPU cores that a training process gets."""
+    ray_runs: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """How many runs are handed to the cluster at a time; it starts as many as it has room for."""
 
     @classmethod
     def settings_customise_sources(
@@ -75,19 +100,70 @@ class Settings(BaseSettings):
                 close = difflib.get_close_matches(key, cls.model_fields, 1)
                 do = f"did you mean {close[0]}" if close else f"use one of {', '.join(cls.model_fields)}"
                 raise BadInput(str(path), f"has no setting {key!r}", do)
+        return cls.checked(values, f"{path}: ")
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any], where: str = "") -> "Settings":
+        """Settings of these values.
+
+        Args:
+            values: As studio.toml has them.
+            where: What stands before a field's name when it is wrong.
+
+        Raises:
+            BadInput: names the field or the variable.
+        """
         try:
             return cls(**values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             field = str(first["loc"][0])
-            variable = f"STUDIO_{field.upper()}"
-            where = f"environment {variable}" if variable in os.environ else f"{path}: {field}"
-            raise BadInput(where, first["msg"][0].lower() + first["msg"][1:], "correct the value") from None
+            thing = f"environment {_variable(field)}" if _variable(field) in os.environ else f"{where}{field}"
+            wrong = _PATTERNS.get(field, first["msg"][0].lower() + first["msg"][1:])
+            raise BadInput(thing, wrong, "correct the value") from None
+
+    @classmethod
+    def save(cls, home: Path, changes: Mapping[str, Any]) -> "Settings":
+        """Change settings in studio.toml; the rest of it stays as it is, comments included.
+
+        Args:
+            home: The workspace.
+            changes: By name; one that is as by default is taken out.
+
+        Raises:
+            BadInput: names the field, the environment variable that would win over it, or the file.
+            StudioError: it cannot be written.
+        """
+        import tomlkit
+
+        cls.load(home)
+        path = home / FILE
+        document = tomlkit.parse(path.read_text(encoding="utf-8") if path.exists() else "")
+        for name, value in changes.items():
+            if _variable(name) in os.environ:
+                do = f"change it there, or unset {_variable(name)}"
+                raise BadInput(name, "comes from the environment, which wins over studio.toml", do)
+            document.pop(name, None)
+            if value != cls.model_fields[name].default:
+                document[name] = value
+        found = cls.checked(document.unwrap())
+        mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+        if any(document.get(name) for name in SECRET):
+            mode &= 0o600
+        with atomic_path(path) as temporary:
+            temporary.touch(mode)
+            temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
+        return found
 
 
-def child_environment() -> dict[str, str]:
-    """Our environment as processes that we start may have it: without the password of the app."""
-    return {name: value for name, value in os.environ.items() if name not in _FOR_THE_APP}
+def _variable(name: str) -> str:
+    return f"STUDIO_{name.upper()}"
+
+
+def child_environment(*keep: str) -> dict[str, str]:
+    """Our environment as processes that we start may have it: without passwords, but for those to `keep`."""
+    hidden = set(_NOT_FOR_CHILDREN) - set(keep)
+    return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
 def tokens_present() -> dict[str, bool]:

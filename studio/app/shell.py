@@ -134,7 +134,7 @@ def run_progress(run: Run, status: Status | None) -> tuple[float, str]:
     if run.state is RunState.QUEUED:
         return 0.0, "waits for its turn"
     if run.state is RunState.STARTING or status is None or status.state == "starting":
-        return 0.0, "getting ready"
+        return 0.0, run.reason or "getting ready"
     step, steps = status.step, status.steps or run.steps
     fraction = min(1.0, step / steps) if steps else 0.0
     parts = [f"step {step:,} of {steps:,}"]

@@ -28,6 +28,9 @@ app = typer.Typer(
 )
 
 Wait = Annotated[bool, typer.Option("--wait", help="Stay until it is done, showing progress.")]
+On = Annotated[
+    str, typer.Option("--on", help="Where it trains: local, or ray for the cluster of `studio cluster`.")
+]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Recipe key=value; may be repeated.")]
 
 
@@ -41,6 +44,7 @@ def train(
     regularisation: Annotated[
         str, typer.Option(help="Data set whose pictures the base should keep drawing as it does.")
     ] = "",
+    on: On = "local",
     wait: Wait = False,
     forecast: Annotated[bool, typer.Option("--forecast", help="Only say what it would cost.")] = False,
     probe: Annotated[
@@ -83,7 +87,7 @@ def train(
         return
     for remark in remarks:
         note(f"warning: {remark}.")
-    run = launch.launch(workspace, chosen, base_record, dataset_record, name, regularisation=kept)
+    run = launch.launch(workspace, chosen, base_record, dataset_record, name, regularisation=kept, place=on)
     show_started(workspace, run, wait=wait)
 
 
@@ -108,6 +112,7 @@ def list_(
             ("id", lambda r: r["id"]),
             ("name", lambda r: r["name"]),
             ("state", lambda r: r["state"]),
+            ("on", lambda r: r["place"]),
             ("step", lambda r: f"{r['step']}/{r['steps']}"),
             ("started", lambda r: r["_added"]),
             ("reason", lambda r: r["reason"]),
@@ -198,12 +203,16 @@ def pause(run: str) -> None:
 
 
 @app.command()
-def resume(run: str, wait: Wait = False) -> None:
+def resume(
+    run: str,
+    on: Annotated[str, typer.Option("--on", help="local or ray; default: where it was.")] = "",
+    wait: Wait = False,
+) -> None:
     """Go on from the newest checkpoint, exactly as if the run had not been interrupted.
 
     Example: studio runs resume 01hv3k9x2m --wait
     """
-    workspace, record = _wish("resume", run, quiet=True)
+    workspace, record = _wish("resume", run, on, quiet=True)
     show_started(workspace, record, wait=wait)
 
 
@@ -296,12 +305,12 @@ def _show_ranking(ranking: "Ranking") -> None:
         show_done(ranking.advice, {})
 
 
-def _wish(wish: str, key: str, *, quiet: bool = False) -> "tuple[Workspace, Run]":
+def _wish(wish: str, key: str, *more: str, quiet: bool = False) -> "tuple[Workspace, Run]":
     from registry.records import Run
     from studio.runs import launch
 
     workspace = open_workspace()
-    run = getattr(launch, wish)(workspace, workspace.catalog.get(Run, key))
+    run = getattr(launch, wish)(workspace, workspace.catalog.get(Run, key), *more)
     if not quiet:
         show_done(f"{run.name}: {run.state}", _described(workspace, run))
     return workspace, run

@@ -13,6 +13,7 @@ from studio.runs.diff import compare_pictures
 from studio.runs.forecast import forecast
 from studio.runs.frozen import enter, manifest_item, manifest_of
 from studio.runs.launch import anew
+from studio.runs.places import check_place
 from trainers.recipe import apply_sets, thaw
 from trainers.rundir import ManifestItem
 
@@ -52,6 +53,7 @@ def run_again(
     today = [manifest_item(ws, folder, image) for image in images]
     items = [*today, *_kept(then or [])] if present else _unchanged(run, base, dataset, then, today)
     check_run(ws, recipe, base, dataset)
+    check_place(ws, run.place)
     _check_files(folder, items)
     require_space(ws.home, forecast(ws, recipe, base, dataset).disk_bytes, "this run")
     made = replace(made, dataset_hash=dataset.content_hash, base_hash=base.weight_hash)

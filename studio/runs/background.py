@@ -15,7 +15,7 @@ from registry.errors import StudioError, WorkspaceBusy
 from registry.files import storage_error
 from registry.records import Job, JobState
 from studio.runs.process import ProcessIdentity
-from studio.settings import child_environment
+from studio.settings import CLUSTER_TOKEN, child_environment
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -48,7 +48,7 @@ def ensure_worker(ws: "Workspace") -> int:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=child_environment(),
+            env=child_environment(CLUSTER_TOKEN),
             start_new_session=True,
         )
     deadline = time.monotonic() + PATIENCE

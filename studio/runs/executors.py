@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 import psutil
@@ -21,7 +21,7 @@ import psutil
 from registry.errors import StudioError
 from registry.files import write_json
 from registry.records import now
-from studio.runs.device import has_gpu, thread_environment
+from studio.runs.device import has_gpu, memory_kills, thread_environment
 from studio.runs.outcome import ATTEMPT
 from studio.runs.process import TOKEN_VARIABLE, ProcessIdentity
 from studio.runs.standby import Standby
@@ -32,19 +32,58 @@ LOCK = "trainer.lock"  # held by the living trainer through a descriptor it inhe
 MODULE = "trainers.run"
 
 
-class Executor(Protocol):
-    """Something that can run a trainer."""
+class Trainer(Protocol):
+    """A trainer as its supervisor knows it, wherever it runs. Nothing here waits for anything."""
 
-    def start(self, rundir: RunDir, processes: int = 1) -> ProcessIdentity:
+    @property
+    def called(self) -> str:
+        """What a person may look for: "pid 4711", "job ..."."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """For process.json and the run's row."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether it trains, or will; once false, it writes nothing any more."""
+        ...
+
+    def waits(self) -> str:
+        """Why no sign of life is to be expected of it now, in a few words; "" where one is."""
+        ...
+
+    def ask_to_stop(self) -> None:
+        """Ask for a checkpoint and an end; to be asked once."""
+        ...
+
+    def kill(self) -> None:
+        """End it now, with all that belongs to it; may be called again, also after its end."""
+        ...
+
+
+class Executor(Protocol):
+    """Something that can run a trainer. `Any` stands for the kind of trainer that it starts itself."""
+
+    here: bool  # its trainers use this machine, and end with the worker
+
+    def start(self, rundir: RunDir, processes: int = 1) -> Trainer:
         """Start the trainer of `rundir`; process.json is durable when this returns."""
         ...
 
-    def find(self, rundir: RunDir) -> ProcessIdentity | None:
-        """The living trainer of `rundir`, whoever started it."""
+    def find(self, rundir: RunDir) -> Trainer | None:
+        """The trainer of `rundir` that lives, or has ended without being settled, whoever started it."""
         ...
 
-    def exit_code(self, identity: ProcessIdentity) -> int | None:
+    def exit_code(self, trainer: Any) -> int | None:
         """Exit code of an ended trainer (negative: signal); None while it lives or when nobody can know."""
+        ...
+
+    def memory_killed(self, trainer: Any) -> bool:
+        """Whether its machine killed a process for memory since it was started, or found."""
+        ...
+
+    def close(self) -> None:
+        """The worker ends: look after nothing any more. What lives lives on, for the next one to find."""
         ...
 
 
@@ -58,6 +97,8 @@ class LocalExecutor:
         standby: Has a trainer ready, now and then.
     """
 
+    here = True
+
     def __init__(
         self,
         key: str,
@@ -69,6 +110,7 @@ class LocalExecutor:
         self._key, self._module, self._extra = key, module, dict(extra or {})
         self._standby = standby
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._kills_before: dict[int, int] = {}  # by pid: `memory_kills()` when it was started or found
 
     def start(self, rundir: RunDir, processes: int = 1) -> ProcessIdentity:
         """Start the trainer of `rundir` with `processes` ranks.
@@ -76,7 +118,13 @@ class LocalExecutor:
         Raises:
             StudioError: another trainer lives there, or the system refuses to start one.
         """
-        variables = environment(rundir, processes, self._key) | self._extra
+        identity = self.spawn(rundir, processes)
+        write_json(rundir.file(PROCESS), identity.to_json())
+        return identity
+
+    def spawn(self, rundir: RunDir, processes: int = 1) -> ProcessIdentity:
+        """The same for who keeps the record of it: process.json stays as it is."""
+        kills, variables = memory_kills(), environment(rundir, processes, self._key) | self._extra
         lock = os.open(rundir.file(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             try:
@@ -86,8 +134,10 @@ class LocalExecutor:
             with rundir.file(LOG).open("ab") as log:
                 log.write(f"{ATTEMPT}{now().isoformat(timespec='seconds')} ---\n".encode())
                 log.flush()
-                if processes == 1 and (identity := self._take(rundir, variables, lock, log.fileno())):
-                    return identity
+                files = lock, log.fileno()
+                taken = self._take(rundir, variables, kills, files) if processes == 1 else None
+                if taken is not None:
+                    return taken
                 token = uuid4().hex
                 child = subprocess.Popen(
                     command(rundir.path, processes, self._module),
@@ -104,10 +154,10 @@ class LocalExecutor:
             ) from error
         finally:
             os.close(lock)
-        return self._write_down(rundir, child, processes, token)
+        return self._known(child, processes, token, kills)
 
     def _take(
-        self, rundir: RunDir, variables: Mapping[str, str], lock: int, log: int
+        self, rundir: RunDir, variables: Mapping[str, str], kills: int, files: tuple[int, int]
     ) -> ProcessIdentity | None:
         """The trainer that waits, as this run's; None when there is none, or it does not take the run."""
         if self._standby is None:
@@ -116,20 +166,17 @@ class LocalExecutor:
         self._standby.remember(rundir.path, variables)
         if waiting is None:
             return None
-        # First: we may die once it has the run.
-        identity = self._write_down(rundir, waiting.child, 1, waiting.token)
-        return identity if waiting.become(rundir.path, lock, log) else None
+        identity = self._known(waiting.child, 1, waiting.token, kills)
+        write_json(rundir.file(PROCESS), identity.to_json())  # first: we may die once it has the run
+        return identity if waiting.become(rundir.path, *files) else None
 
-    def _write_down(
-        self, rundir: RunDir, child: "subprocess.Popen[bytes]", processes: int, token: str
+    def _known(
+        self, child: "subprocess.Popen[bytes]", processes: int, token: str, kills: int
     ) -> ProcessIdentity:
-        """Make a trainer known, on the disk, too."""
-        self._children[child.pid] = child
+        self._children[child.pid], self._kills_before[child.pid] = child, kills
         identity = ProcessIdentity.of(child.pid, processes, token)
-        if identity is None:  # it has ended already; poll() of the child knows how
-            identity = ProcessIdentity(child.pid, -1.0, "", processes, token)
-        write_json(rundir.file(PROCESS), identity.to_json())
-        return identity
+        # Where it has ended already, poll() of the child knows how.
+        return identity or ProcessIdentity(child.pid, -1.0, "", processes, token)
 
     def find(self, rundir: RunDir) -> ProcessIdentity | None:
         """The living trainer of `rundir`: process.json if it still fits, else by its command line.
@@ -137,10 +184,13 @@ class LocalExecutor:
         The second way is for a worker that died between starting the trainer and writing process.json.
         """
         identity = read_identity(rundir)
-        if identity is not None and identity.alive():
-            return identity
-        if not locked(rundir):
-            return None
+        if identity is None or not identity.alive():
+            identity = self._by_command_line(rundir) if locked(rundir) else None
+        if identity is not None:
+            self._kills_before.setdefault(identity.pid, memory_kills())
+        return identity
+
+    def _by_command_line(self, rundir: RunDir) -> ProcessIdentity | None:
         trainers: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -154,10 +204,17 @@ class LocalExecutor:
                     return ProcessIdentity.of(pid, _ranks(process.cmdline()), token)
         return None
 
-    def exit_code(self, identity: ProcessIdentity) -> int | None:
+    def exit_code(self, trainer: ProcessIdentity) -> int | None:
         """Exit code of a trainer this executor started; None for an adopted one."""
-        child = self._children.get(identity.pid)
+        child = self._children.get(trainer.pid)
         return None if child is None else child.poll()
+
+    def memory_killed(self, trainer: ProcessIdentity) -> bool:
+        """Whether the kernel has killed a process for memory since this one was started or found."""
+        return memory_kills() > self._kills_before.get(trainer.pid, memory_kills())
+
+    def close(self) -> None:
+        """Trainers are processes of their own."""
 
 
 def command(folder: Path, processes: int, module: str = MODULE) -> list[str]:

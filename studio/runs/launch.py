@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from registry.errors import BadInput, NotFound, StudioError
 from registry.files import check_name, read_json, require_space
 from registry.ids import new_id
-from registry.records import JSON, Base, Dataset, Image, Job, JobKind, JobState, Run, RunState, now
+from registry.records import JSON, PLACES, TRAINING, Base, Dataset, Image, Job, JobState, Run, RunState, now
 from studio.runs.checkpoints import verified_checkpoints
 from studio.runs.checks import check_base, check_fit, check_run, with_trigger
 from studio.runs.forecast import forecast
 from studio.runs.frozen import enter, manifest_item, new_run
+from studio.runs.places import check_place
 from trainers.held_out import held_out, teaching
 from trainers.priors import REGULARISATION
 from trainers.recipe import Recipe, apply_sets, recipe_hash, thaw
@@ -36,6 +37,7 @@ def launch(
     name: str = "",
     *,
     regularisation: Dataset | None = None,
+    place: str = PLACES[0],
 ) -> Run:
     """Put a run into the queue; everything it needs is frozen in its run directory.
 
@@ -47,18 +49,20 @@ def launch(
         name: Of the run and its adapter; default: the recipe's, else `<data set>-<goal>`.
         regularisation: Pictures of what the base should keep drawing as it is: shown in turn with the others,
             with weight `preservation.weight` and without the trigger word.
+        place: Where it trains, one of `PLACES`.
 
     Raises:
-        BadInput: bad name, or see `checks.check_run`.
+        BadInput: bad name, no such place, or see `checks.check_run`.
         StudioError: not enough disk space.
     """
     recipe = with_trigger(recipe, dataset)
+    check_place(ws, place)
     check_run(ws, recipe, base, dataset, regularisation)
     images = ws.catalog.list(Image, dataset_id=dataset.id)
     priors = ws.catalog.list(Image, dataset_id=regularisation.id) if regularisation else []
     name = check_name(name or recipe.name or f"{dataset.name}-{recipe.goal}", "run name")
     require_space(ws.home, forecast(ws, recipe, base, dataset, regularisation).disk_bytes, "this run")
-    run = replace(new_run(name, recipe, base, dataset), versions=versions())
+    run = replace(new_run(name, recipe, base, dataset), versions=versions(), place=place)
     folder = ws.run_dir(run.id).path
     items = [manifest_item(ws, folder, image) for image in images]
     items += [_regularisation_item(ws, folder, image, recipe) for image in priors]
@@ -97,12 +101,17 @@ def pause(ws: "Workspace", run: Run) -> Run:
     return ws.catalog.move_run(run.id, RunState.PAUSING, expect={RunState.STARTING, RunState.RUNNING})
 
 
-def resume(ws: "Workspace", run: Run) -> Run:
+def resume(ws: "Workspace", run: Run, place: str = "") -> Run:
     """Queue a run again; it goes on from its newest checkpoint that verifies, else from the beginning.
+
+    Args:
+        ws: The workspace.
+        run: The run.
+        place: Where it goes on, one of `PLACES`; "" = where it was.
 
     Raises:
         StudioError: the run is not paused, stopped, failed or interrupted.
-        BadInput: its base is gone.
+        BadInput: its base is gone, or no such place.
     """
     run = ws.catalog.get(Run, run.id)
     if not run.state.resumable:
@@ -110,13 +119,15 @@ def resume(ws: "Workspace", run: Run) -> Run:
             _called(run), f"is {run.state}", "only a paused, stopped or failed run can be resumed"
         )
     check_base(ws, ws.catalog.get(Base, run.base_id))
+    check_place(ws, place := place or run.place)
     rundir = ws.run_dir(run.id)
     rundir.write_env(replace(rundir.read_env(), resume=True))
     return ws.catalog.move_run(
         run.id,
         RunState.QUEUED,
         expect={run.state},
-        job=Job(kind=JobKind.TRAIN, subject_id=run.id),
+        job=Job(kind=replace(run, place=place).job_kind, subject_id=run.id),
+        place=place,
         reason="",
         ended_at=None,
     )
@@ -157,6 +168,7 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
     base = ws.catalog.get(Base, run.base_id)
     check_base(ws, base)
     check_fit(ws, recipe, base)
+    check_place(ws, run.place)
     made = anew(run, recipe, name or f"{run.name[:80]}-from-{step}")
     made = replace(made, step=step, parent_run_id=run.id, parent_step=step)
     memory = _memory_of(source, keep_optimizer=recipe.optimizer.name == parent.optimizer.name)
@@ -237,7 +249,7 @@ def _cancel_queued(ws: "Workspace", run: Run, to: RunState) -> Run:
 
 def _cancel_jobs(ws: "Workspace", run: Run) -> None:
     live = (JobState.QUEUED, JobState.LEASED)
-    for job in ws.catalog.list(Job, kind=JobKind.TRAIN, subject_id=run.id, state=live):
+    for job in ws.catalog.list(Job, kind=TRAINING, subject_id=run.id, state=live):
         ws.catalog.cancel_job(job.id)
 
 

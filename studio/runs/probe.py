@@ -14,10 +14,9 @@ from registry.errors import StudioError
 from registry.records import Base, Dataset, Image, Run, RunState
 from studio.runs import speed
 from studio.runs.checks import check_run, with_trigger
-from studio.runs.executors import Executor, LocalExecutor
+from studio.runs.executors import Executor, LocalExecutor, Trainer
 from studio.runs.frozen import manifest_item, new_run, write_files
 from studio.runs.outcome import log_tail
-from studio.runs.process import ProcessIdentity
 from trainers.recipe import Recipe
 from trainers.rundir import RunDir, Status
 
@@ -106,7 +105,7 @@ def _train(rundir: RunDir, executor: Executor, stop: Callable[[], bool] | None) 
     return status
 
 
-def _end(identity: ProcessIdentity, executor: Executor) -> None:
+def _end(identity: Trainer, executor: Executor) -> None:
     """Kill what still lives, and take its exit code."""
     if identity.alive():
         identity.kill()

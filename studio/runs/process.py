@@ -76,6 +76,15 @@ class ProcessIdentity:
         """For process.json and the run's row."""
         return asdict(self)
 
+    @property
+    def called(self) -> str:
+        """For a person."""
+        return f"pid {self.pid}"
+
+    def waits(self) -> str:
+        """A process of this machine has no reason to be silent."""
+        return ""
+
     def alive(self) -> bool:
         """Whether this very process still runs; a zombie does not."""
         return self.boot_id == boot_id() and start_time(self.pid) == self.started

@@ -15,14 +15,12 @@ from registry.records import Adapter, Checkpoint, Job, JobState, Run, RunState, 
 from studio.adapters import register_run_adapter
 from studio.runs import speed
 from studio.runs.checkpoints import Verified, verified_checkpoints
-from studio.runs.device import memory_kills
-from studio.runs.executors import Executor
+from studio.runs.executors import Executor, Trainer
 from studio.runs.full_results import is_full, register_run_base
 from studio.runs.keep import pick_by_probe
 from studio.runs.outcome import Outcome, judge, log_tail
-from studio.runs.process import ProcessIdentity
 from trainers.recipe import Recipe
-from trainers.rundir import HEARTBEAT, STATUS, RunDir, Status
+from trainers.rundir import HEARTBEAT, PROCESS, STATUS, RunDir, Status
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -69,13 +67,13 @@ class Supervision:
         self.job, self.run_id = job, job.subject_id
         self.rundir: RunDir = ws.run_dir(job.subject_id)
         self._ws, self._executor, self._limits, self._owner, self._say = ws, executor, limits, owner, say
-        self._identity: ProcessIdentity | None = None
+        self.here = executor.here  # its trainer uses this machine, and ends with us
+        self._trainer: Trainer | None = None
         self._known: dict[int, Verified] = {}
         self._last: Status | None = None
         self._asked_at: float | None = None
         self._killed_for = ""
         self._closing = False
-        self._kills_before = memory_kills()
         self._beat: tuple[int, float] = (-1, time.monotonic())  # (mtime in ns, when we saw it change)
         self._renewed_at = time.monotonic()
 
@@ -87,6 +85,8 @@ class Supervision:
         if run.state is not RunState.QUEUED:
             self._finish_job(run)
             return False
+        # While it is queued it has no trainer; from the next line on, process.json is about the new one.
+        self.rundir.file(PROCESS).unlink(missing_ok=True)
         try:
             self._ws.catalog.move_run(
                 run.id,
@@ -101,12 +101,12 @@ class Supervision:
         for stale in (STATUS, HEARTBEAT):
             self.rundir.file(stale).unlink(missing_ok=True)
         try:
-            identity = self._executor.start(self.rundir, Recipe.model_validate(run.recipe).train.processes)
+            trainer = self._executor.start(self.rundir, Recipe.model_validate(run.recipe).train.processes)
         except StudioError as error:
             self._settle(Outcome(RunState.FAILED, str(error), "error"))
             return False
-        self._watch(identity)
-        self._say(f"{run.name}: started (pid {identity.pid})")
+        self._watch(trainer)
+        self._say(f"{run.name}: started ({trainer.called})")
         return True
 
     def adopt(self) -> bool:
@@ -115,34 +115,34 @@ class Supervision:
         Returns:
             Whether there is a living trainer to watch.
         """
-        identity = self._executor.find(self.rundir)
-        if identity is not None:
-            self._watch(identity)
-            self._say(f"{self._run().name}: adopted (pid {identity.pid})")
+        trainer = self._executor.find(self.rundir)
+        if trainer is not None:
+            self._watch(trainer)
+            self._say(f"{self._run().name}: adopted ({trainer.called})")
             return True
         self._mirror(self._run())
         status = self._status()
         if status is None and self._run().state is RunState.STARTING:
             self._settle(Outcome(RunState.FAILED, "its worker died twice while starting it", retry=True))
         else:
-            self._settle(self._outcome(exit_code=None))
+            self._settle(self._outcome(None))
         return False
 
     # -- every tick
 
     def tick(self) -> bool:
         """Look once; returns True when the run has ended and is settled."""
-        identity = self._identity
-        assert identity is not None
-        alive = identity.alive()  # before the last reading of its files
+        trainer = self._trainer
+        assert trainer is not None
+        alive = trainer.alive()  # before the last reading of its files
         run = self._run()
         self._mirror(run)
         if not alive:
-            identity.kill()  # ranks that outlived their launcher
-            self._settle(self._outcome(self._executor.exit_code(identity)))
+            trainer.kill()  # ranks that outlived their launcher
+            self._settle(self._outcome(trainer))
             return True
         self._obey(run)
-        self._listen()
+        self._listen(run, trainer)
         if time.monotonic() - self._renewed_at > self._limits.lease / 4:
             self._renewed_at = time.monotonic()
             lease = timedelta(seconds=self._limits.lease)
@@ -154,20 +154,24 @@ class Supervision:
         self._closing = True
         self._ask()
 
+    def leave(self) -> None:
+        """The worker is asked to end, and this trainer does not need it: the next worker takes over."""
+        self._say(f"{self._run().name}: goes on by itself; the next worker takes it up")
+
     def kill(self, reason: str) -> None:
         """End the trainer now."""
         self._killed_for = self._killed_for or reason
-        if self._identity is not None:
-            self._identity.kill()
+        if self._trainer is not None:
+            self._trainer.kill()
 
     # -- parts
 
     def _run(self) -> Run:
         return self._ws.catalog.get(Run, self.run_id)
 
-    def _watch(self, identity: ProcessIdentity) -> None:
-        self._identity = identity
-        self._ws.catalog.update(Run, self.run_id, process=identity.to_json())
+    def _watch(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._ws.catalog.update(Run, self.run_id, process=trainer.to_json())
 
     def _status(self) -> Status | None:
         try:
@@ -216,12 +220,20 @@ class Supervision:
             self.kill(f"did not stop within {self._limits.stop_grace:.0f} s and was killed")
 
     def _ask(self) -> None:
-        if self._asked_at is None and self._identity is not None:
+        if self._asked_at is None and self._trainer is not None:
             self._asked_at = time.monotonic()
-            self._identity.ask_to_stop()
+            self._trainer.ask_to_stop()
 
-    def _listen(self) -> None:
+    def _listen(self, run: Run, trainer: Trainer) -> None:
         """A heartbeat that stands still is a hung trainer. Its age is counted on our own steady clock."""
+        waits = trainer.waits()
+        if waits != run.reason:
+            self._ws.catalog.update(Run, run.id, reason=waits)
+            if waits:
+                self._say(f"{run.name}: {waits}")
+        if waits:
+            self._beat = (self._beat[0], time.monotonic())
+            return
         try:
             beat = self.rundir.file(HEARTBEAT).stat().st_mtime_ns
         except FileNotFoundError:
@@ -234,15 +246,15 @@ class Supervision:
         if time.monotonic() - at > allowed and not self._killed_for:
             self.kill(f"hung: no sign of life for {allowed:.0f} s")
 
-    def _outcome(self, exit_code: int | None) -> Outcome:
-        """What to call this end, given who asked for it."""
+    def _outcome(self, trainer: Trainer | None) -> Outcome:
+        """What to call the end of this trainer, or of one that nobody has seen, given who asked for it."""
         status, wish = self._status(), self._run().state
         started = status is not None and (status.step > 0 or status.phase == "training")
         outcome = judge(
             status,
-            exit_code,
+            self._executor.exit_code(trainer) if trainer is not None else None,
             log=log_tail(self.rundir),
-            memory_killed=memory_kills() > self._kills_before,
+            memory_killed=trainer is not None and self._executor.memory_killed(trainer),
             started=started,
         )
         if outcome.state is RunState.FINISHED or (status is not None and status.state == "failed"):
@@ -278,7 +290,7 @@ class Supervision:
         )
         self._finish_job(run)
         self._say(ending(run))
-        if self._last is not None:
+        if self._last is not None and self.here:  # forecasts are about this machine
             speed.remember(self._ws, run, self._last)
 
     def _explain(self, outcome: Outcome) -> str:

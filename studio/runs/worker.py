@@ -19,12 +19,13 @@ from uuid import uuid4
 
 from registry.errors import StudioError
 from registry.files import TEMPORARY, sweep_temporaries
-from registry.records import Job, JobKind, JobState, Run, RunState
+from registry.records import PLACES, TRAINING, Job, JobKind, JobState, Run, RunState
 from studio.evidence.evaluations import queue_due
 from studio.runs.chores import Chores
 from studio.runs.device import has_gpu, physical_cores
-from studio.runs.executors import Executor, LocalExecutor
+from studio.runs.executors import Executor
 from studio.runs.frozen import fill_run_images
+from studio.runs.places import executors
 from studio.runs.standby import Standby
 from studio.runs.supervise import ACTIVE, Limits, Supervision
 from studio.sampling.client import SamplerClient
@@ -32,7 +33,7 @@ from studio.sampling.client import SamplerClient
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
-ALL_KINDS = (JobKind.TRAIN, JobKind.SAMPLE, JobKind.IMPORT, JobKind.CHECK, JobKind.EXAMINE, JobKind.EVALUATE)
+ALL_KINDS = (*TRAINING, JobKind.SAMPLE, JobKind.IMPORT, JobKind.CHECK, JobKind.EXAMINE, JobKind.EVALUATE)
 FRESH = 60.0  # seconds: a folder changed more recently may be one that `launch` is writing
 MAX_SAMPLE_TRIES = 3  # by workers that died of it
 RECONCILE_EVERY = 10.0  # seconds between looks for runs that lost their job
@@ -45,7 +46,8 @@ class Worker:
         ws: The workspace.
         say: Takes one line of news; None = silent.
         limits: Deadlines; tests shorten them.
-        executor: What starts trainers.
+        executor: What starts trainers on this machine.
+        cluster: What hands them to a cluster.
         sampler: The warm sampler's client.
     """
 
@@ -56,17 +58,18 @@ class Worker:
         say: Callable[[str], None] | None = None,
         limits: Limits | None = None,
         executor: Executor | None = None,
+        cluster: Executor | None = None,
         sampler: SamplerClient | None = None,
     ) -> None:
         self._ws = ws
         self._say: Callable[[str], None] = say or _silent
         self._limits = limits or Limits()
         self._standby = Standby(ws.settings.standby, ws.settings.standby_minutes)
-        self._executor = executor or LocalExecutor(ws.key.hex(), standby=self._standby)
+        self._executors = executors(ws, local=executor, ray=cluster, standby=self._standby)
         self._sampler = sampler or SamplerClient(ws, idle=self._limits.sampler_idle)
         self._owner = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}"
         self._chores = Chores(ws, owner=self._owner, lease=self._limits.lease)
-        self._training: list[Supervision] = []  # one, but after a crash there may be more to adopt
+        self._training: list[Supervision] = []  # one here (after a crash there may be more to adopt)
         self._sampling: Job | None = None
         self._signals = 0
         self._complaint = ""
@@ -102,6 +105,8 @@ class Worker:
                 self._sampler.close()
                 self._chores.close()
                 self._standby.close()
+                for executor in self._executors.values():
+                    executor.close()
         if self._interrupted:
             raise KeyboardInterrupt
 
@@ -129,25 +134,37 @@ class Worker:
                 self._requeue_lost()
             self._claim(kinds)
             self._chores.tick(kinds)
-            self._standby.tick(training=bool(self._training), idle=self._idle())
+            self._standby.tick(training=bool(self._here()), idle=self._idle())
             self._complaint = ""
         except StudioError as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 self._say(str(error))
 
+    def _here(self) -> int:
+        """How many runs train on this machine."""
+        return sum(supervision.here for supervision in self._training)
+
     def _idle(self) -> bool:
         """Whether nothing suffers when a trainer is prepared; beside a GPU a run leaves processors idle."""
-        spare = not self._training or (has_gpu() and physical_cores() > 2)
+        spare = not self._here() or (has_gpu() and physical_cores() > 2)
         return spare and self._sampling is None and self._chores.pid is None and not self._signals
 
     def _claim(self, kinds: tuple[JobKind, ...]) -> None:
         lease = timedelta(seconds=self._limits.lease)
-        if JobKind.TRAIN in kinds and not self._training and not (self._sampling and has_gpu()):
-            job = self._ws.catalog.claim_job((JobKind.TRAIN,), owner=self._owner, lease=lease)
+        here = self._here()
+        away = len(self._training) - here
+        free = {
+            JobKind.TRAIN: not here and not (self._sampling and has_gpu()),
+            JobKind.TRAIN_AWAY: away < self._ws.settings.ray_runs,
+        }
+        wanted = tuple(kind for kind in TRAINING if kind in kinds and free[kind])
+        if wanted:
+            job = self._ws.catalog.claim_job(wanted, owner=self._owner, lease=lease)
             if job is not None:
                 self._start_training(job)
-        if JobKind.SAMPLE in kinds and self._sampling is None and not (self._training and has_gpu()):
+                here += job.kind is JobKind.TRAIN
+        if JobKind.SAMPLE in kinds and self._sampling is None and not (here and has_gpu()):
             job = self._ws.catalog.claim_job((JobKind.SAMPLE,), owner=self._owner, lease=lease)
             if job is not None:
                 self._sampling = job
@@ -155,9 +172,9 @@ class Worker:
                 self._sampler.start(job.subject_id)
 
     def _start_training(self, job: Job) -> None:
-        if has_gpu():
-            self._sampler.unload()  # the trainer needs the memory; samples wait
         supervision = self._supervise(job)
+        if supervision.here and has_gpu():
+            self._sampler.unload()  # the trainer needs the memory; samples wait
         if supervision.start():
             self._training.append(supervision)
 
@@ -205,10 +222,13 @@ class Worker:
         self._interrupted = self._interrupted or number == signal.SIGINT
 
     def _close(self) -> None:
-        """First signal: trainers save and stop. Second: everything is killed."""
+        """First signal: trainers save and stop. Second: they are killed. Those of a cluster go on."""
         self._sampler.cancel()
-        for supervision in self._training:
-            if self._signals == 1:
+        for supervision in list(self._training):
+            if not supervision.here:
+                supervision.leave()
+                self._training.remove(supervision)
+            elif self._signals == 1:
                 supervision.close()
             else:
                 supervision.kill("killed together with the worker")
@@ -218,9 +238,9 @@ class Worker:
     # -- after a crash
 
     def _supervise(self, job: Job) -> Supervision:
-        return Supervision(
-            self._ws, job, self._executor, owner=self._owner, limits=self._limits, say=self._say
-        )
+        run = self._ws.catalog.find(Run, job.subject_id)
+        executor = self._executors[run.place if run is not None else PLACES[0]]
+        return Supervision(self._ws, job, executor, owner=self._owner, limits=self._limits, say=self._say)
 
     def _reconcile(self) -> None:
         """Make rows true again after the death of an earlier worker, at whatever moment it died."""
@@ -233,7 +253,7 @@ class Worker:
             if supervision.adopt():
                 self._training.append(supervision)
         for job in jobs.values():
-            if job.kind is JobKind.TRAIN:
+            if job.kind in TRAINING:
                 self._settle_job(job)
             elif job.kind is not JobKind.SAMPLE or job.attempts < MAX_SAMPLE_TRIES:
                 catalog.update(Job, job.id, state=JobState.QUEUED, owner="", lease_until=None)
@@ -254,8 +274,8 @@ class Worker:
 
     def _job_of(self, run: Run) -> Job:
         """The newest job of a run; a new one when it has none."""
-        jobs = self._ws.catalog.list(Job, kind=JobKind.TRAIN, subject_id=run.id, limit=1)
-        return jobs[0] if jobs else self._ws.catalog.enqueue(Job(kind=JobKind.TRAIN, subject_id=run.id))
+        jobs = self._ws.catalog.list(Job, kind=TRAINING, subject_id=run.id, limit=1)
+        return jobs[0] if jobs else self._ws.catalog.enqueue(Job(kind=run.job_kind, subject_id=run.id))
 
     def _requeue_lost(self) -> None:
         """A queued run without a job (resume was cut off between its two writes) gets one."""
@@ -263,8 +283,8 @@ class Worker:
         catalog = self._ws.catalog
         for run in catalog.list(Run, state=RunState.QUEUED, order="created_at"):
             live = (JobState.QUEUED, JobState.LEASED)
-            if not catalog.count(Job, kind=JobKind.TRAIN, subject_id=run.id, state=live):
-                catalog.enqueue(Job(kind=JobKind.TRAIN, subject_id=run.id))
+            if not catalog.count(Job, kind=TRAINING, subject_id=run.id, state=live):
+                catalog.enqueue(Job(kind=run.job_kind, subject_id=run.id))
 
 
 def _silent(_line: str) -> None:

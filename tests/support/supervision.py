@@ -40,14 +40,16 @@ def make_dataset(ws: Workspace, name: str = "shapes", count: int = 3) -> Dataset
     return ws.catalog.add_dataset(Dataset(name=name, trigger="inkstyle"), images)
 
 
-def make_run(ws: Workspace, script: Script | None = None, *sets: str, name: str = "ink") -> Run:
+def make_run(
+    ws: Workspace, script: Script | None = None, *sets: str, name: str = "ink", place: str = "local"
+) -> Run:
     """A queued run of 20 steps with a checkpoint every 5, whose fake trainer follows `script`."""
     base = ws.catalog.get(Base, "pocket")
     dataset = ws.catalog.find(Dataset, "shapes") or make_dataset(ws)
     recipe = apply_sets(
         preset("sd15", "style", "pocket"), ["train.max_steps=20", "checkpoints.every=5", *sets]
     )
-    run = launch(ws, recipe, base, dataset, name)
+    run = launch(ws, recipe, base, dataset, name, place=place)
     (ws.run_dir(run.id).path / SCRIPT).write_text(json.dumps(asdict(script or Script())))
     return run
 

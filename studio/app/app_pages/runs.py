@@ -114,7 +114,9 @@ def watch(run_id: str, state_before: RunState) -> None:
         live.progress_panel(run, status)
         if run.reason:
             show = st.error if run.state is RunState.FAILED else st.warning
-            show(md(run.reason), icon=":material/error:")
+            show(
+                md(run.reason), icon=":material/hourglass_empty:" if run.state.active else ":material/error:"
+            )
         advice(ranking)
         with st.container(horizontal=True):
             actions(run)

@@ -7,6 +7,7 @@ import streamlit as st
 
 from registry.records import Adapter, Dataset, Run, Sample
 from studio.app import shell
+from studio.app.components import cluster
 from studio.app.words import md
 from studio.settings import TOKENS, tokens_present
 from studio.workspace import Workspace
@@ -28,6 +29,7 @@ def page() -> None:
     machine(workspace)
     places(workspace)
     server()
+    cluster.section()
     tokens()
 
 

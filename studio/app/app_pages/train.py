@@ -8,6 +8,7 @@ import streamlit as st
 from registry.records import Base, Dataset, Image
 from studio.app import shell, state
 from studio.app.choices import EFFORT_REASONS, EFFORT_WORDS, GOALS, departures, effort_sets, read_upload
+from studio.app.components.cluster import choose_place
 from studio.app.components.forecast import forecast_card
 from studio.app.components.gallery import Card, gallery
 from studio.app.forms import change_line, recipe_form, sets, wrong_values
@@ -152,6 +153,7 @@ def launch_panel(choice: Choice, recipe: Recipe) -> None:
             key="train-name",
         )
         kept = regularisation_choice(choice)
+        place = choose_place()
         with cost:
             forecast_card(recipe, choice.base, choice.dataset, kept)
         if st.button("Start training", type="primary", width="stretch", icon=":material/play_arrow:"):
@@ -163,6 +165,7 @@ def launch_panel(choice: Choice, recipe: Recipe) -> None:
                     choice.dataset,
                     (name or "").strip(),
                     regularisation=kept,
+                    place=place,
                 )
                 state.wake_worker()
                 shell.note(f"{run.name} is in line")

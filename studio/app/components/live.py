@@ -7,6 +7,7 @@ import streamlit as st
 from registry.records import Run
 from studio.app import theme
 from studio.app.components.cards import film_rows, state_badge
+from studio.app.components.cluster import place_words
 from studio.app.components.gallery import film
 from studio.app.shell import run_progress, workspace
 from studio.app.words import PHASE_WORDS, duration, md, size
@@ -24,7 +25,8 @@ def progress_panel(run: Run, status: Status | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         state_badge(run)
         phase = phase_words(status) if run.state.active else ""
-        st.markdown(f"{md(line)}" + (f" :gray[· {md(phase)}]" if phase else ""))
+        said = "".join(f" :gray[· {md(words)}]" for words in (phase, place_words(run.place)) if words)
+        st.markdown(f"{md(line)}{said}")
     st.progress(fraction)
     if status is None:
         return
