@@ -159,7 +159,7 @@ def the_evidence(workspace: Workspace, address: str, page: Page, run: Run) -> No
         Wishes(
             seeds=2,
             weights=(1.0,),
-            prompts=("a red circle, neonsign",),
+            prompts=("a red circle, neonsign", "a blue star, neonsign"),
             priors=("a red circle",),
         ),
     )
