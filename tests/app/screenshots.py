@@ -32,6 +32,7 @@ LOADED = """() => {
 CLICKS = {  # what is clicked, one after the other, before the picture is taken
     "train-everything": ("Everything",),
     "bases-add": ("Add a base", "More"),
+    "settings-cluster": ("Set up",),
     "dataset-captions": ("Write captions",),
     "dataset-mask": ("Mask",),
     "dataset-crops": ("What the model will see",),
@@ -100,6 +101,7 @@ def pages(workspace: Workspace, state: str) -> dict[str, str]:
             "compare-new": "/compare?new=1",
             "dataset-new": "/datasets?new=1",
             "sample-nothing-steers": "/sample",
+            "settings-cluster": "/settings",
         }
     catalog = workspace.catalog
     running = catalog.list(Run, state=RunState.RUNNING)[0]
