@@ -66,6 +66,14 @@ def page_at(
         page.close()
 
 
+def rest(page: "Page") -> None:
+    """Wait until the page's script rests: a click while it runs may be lost on what opens with a rerun."""
+    from playwright.sync_api import expect
+
+    app = page.locator("[data-testid=stApp]")
+    expect(app).to_have_attribute("data-test-script-state", "notRunning")
+
+
 def install_browser() -> None:
     """Debian's Chromium when we are root on Debian, else Playwright's own."""
     if may_install() and install("chromium"):
