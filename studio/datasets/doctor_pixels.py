@@ -19,6 +19,8 @@ LIKELY = 10.0  # the same beside edges that ring as well; there, blur and chance
 SOME, PLACES = 4.0, 10.0  # places of edges: fewer repeat by chance; from so many on, enlarging mostly shows
 SLIGHT = 3.4  # pixels up to which an edge was hardly widened by a lens; enlarging by 2 leaves less
 UNKNOWN = 4.5  # the same where enlarging may hide; filters widen by no more up to a factor of 4
+BREAKS = 2.4  # how sharply an edge of straight pieces breaks; blur and JPEG reach 2.33
+BILINEAR = 6.2  # pixels that bilinear enlarging by up to 4 widens an edge to
 RINGS = 0.04  # overshoot that filters leave beside edges, and sharpened textures as well
 SHARP = 1.35  # pixels that an edge of a sharp picture is wide, for guessing an enlarged one's original
 MANY = 8  # pictures from which one can be unlike the others
@@ -171,14 +173,14 @@ def _edge(patient: Patient, image: Image) -> float:
 
 def _enlarged(patient: Patient, image: Image) -> bool:
     """Whether wide edges come from enlarging: it shows, or, where it may hide, it is the likelier cause."""
-    edge, name = _edge(patient, image), image.pixel_hash
-    if patient.seen is None or edge < ENLARGED:
+    edge, name, seen = _edge(patient, image), image.pixel_hash, patient.seen
+    if seen is None or edge < ENLARGED:
         return False
-    repeats, places = (seen.get(name, 0.0) for seen in (patient.seen.repeats, patient.seen.places))
-    rings = patient.seen.ringing.get(name, 0.0) >= RINGS
+    repeats, places, breaks = (of.get(name, 0.0) for of in (seen.repeats, seen.places, seen.breaks))
+    rings = seen.ringing.get(name, 0.0) >= RINGS
     if edge < SLIGHT or (places >= SOME and repeats >= (LIKELY if rings else REPEATS)):
         return True
-    return places < PLACES and (edge < UNKNOWN or rings)
+    return places < PLACES and (edge < UNKNOWN or rings or (breaks >= BREAKS and edge < BILINEAR))
 
 
 def _true_side(patient: Patient, image: Image) -> int:

@@ -22,7 +22,7 @@ from registry.records import Image
 if TYPE_CHECKING:
     from studio.workspace import Workspace
 
-VERSION = 2  # of what is made of the measures
+VERSION = 3  # of what is made of the measures
 FEW = 24  # pictures that are measured in this process: children take a moment to start
 Progress = Callable[[int, int], None]  # pictures done, of how many
 
@@ -35,6 +35,7 @@ class Examined:
     ringing: dict[str, float] = field(default_factory=dict[str, float])
     repeats: dict[str, float] = field(default_factory=dict[str, float])
     places: dict[str, float] = field(default_factory=dict[str, float])
+    breaks: dict[str, float] = field(default_factory=dict[str, float])
     bars: dict[str, list[float]] = field(default_factory=dict[str, list[float]])  # of those that have some
     colours: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     copies: list[list[str]] = field(default_factory=list[list[str]])  # pairs
@@ -105,6 +106,7 @@ def _together(ws: "Workspace", names: Sequence[str], unreadable: list[str]) -> E
         ringing={name: picture.ringing for name, picture in zip(there, pictures, strict=True)},
         repeats={name: picture.repeats for name, picture in zip(there, pictures, strict=True)},
         places={name: picture.places for name, picture in zip(there, pictures, strict=True)},
+        breaks={name: picture.breaks for name, picture in zip(there, pictures, strict=True)},
         bars={n: list(p.bars) for n, p in zip(there, pictures, strict=True) if any(p.bars)},
         colours=dict(zip(there, colours_of(pictures), strict=True)),
         copies=[[there[i], there[j]] for i, j in pairs],

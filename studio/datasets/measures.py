@@ -5,9 +5,10 @@ in children (`examine`) and kept by the hash of the pixels.
 
 Sharpness is the width of an edge: its rise / its steepest step, in pixels; 1 to 2 in a sharp picture, 2.5
 times the deviation of a Gaussian blur. It is read where the steps are steepest, so flat drawings are sharp
-and a soft background is no fault. An enlarged picture has wide edges, too; where they are wide, it is
-looked at what else enlarging leaves (`enlarging`), and the ringing around them, which bicubic and Lanczos
-leave, and sharpening before a blur does as well.
+and a soft background is no fault. Where they are wide, the strong edges say how wide: rounding makes faint
+ones look narrow. An enlarged picture has wide edges, too, so there it is looked at what else enlarging
+leaves: what repeats (`enlarging`), breaks in the curve of an edge (`edges`), and the ringing around it,
+which bicubic and Lanczos leave, and sharpening before a blur does as well.
 """
 
 import json
@@ -19,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from studio.datasets.edges import STEEPEST, edges, strong
 from studio.datasets.enlarging import repeats
 
-VERSION = 2  # of what is measured; raised, everything is measured anew
+VERSION = 3  # of what is measured; raised, everything is measured anew
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF")  # what is stored (picture.KEPT)
 THUMB = 48  # pixels a side
 CORNER, CORNER_SHARE = 30, 0.25  # cells a side, share of the shorter side
@@ -29,9 +31,7 @@ TILE, TILES = 128, 10  # pixels a side, how many are looked at for edges
 MORE_TILES = 24  # for what repeats
 WIDE = 2.2  # pixels; nobody asks whether a picture with narrower edges was enlarged
 SMALL = 128  # pixels of the shorter side; below, there is too little for sharpness and marks
-MIN_RISE = 16.0  # grey levels of an edge
 MIN_EDGES = 60  # fewer say nothing
-STEEPEST = 0.1  # share of the edges whose width counts
 FLAT, CHANGE = 10.0, 24.0  # grey levels: a line of a bar varies less; the picture behind it differs by more
 
 
@@ -46,6 +46,7 @@ class Measures:
         ringing: Lower quartile of the overshoot beside them, as a share of their rise.
         repeats: How far what enlarging leaves stands out (`enlarging`); 0 where the edges are narrow.
         places: At how many places there were edges to see it by.
+        breaks: How sharply the curve of strong edges breaks (`edges`); 0 where that cannot be told.
         bars: Share of the side that a bar of one colour takes: left, top, right, bottom.
         thumb: (48, 48, 3) uint8, the whole picture squeezed into a square.
         corners: (4, 2, 30, 30) int8, slopes along x and y at top left, top right, bottom left, bottom right.
@@ -57,6 +58,7 @@ class Measures:
     ringing: float
     repeats: float
     places: float
+    breaks: float
     bars: tuple[float, float, float, float]
     thumb: NDArray[np.uint8]
     corners: NDArray[np.int8]
@@ -95,24 +97,25 @@ def measure(source: Path | bytes) -> Measures:
     grey = rgb.convert("L")
     values = np.asarray(grey)
     large = min(rgb.size) >= SMALL
-    soft = softness(values) if large else (0.0, 0.0, 0.0, 0.0)
+    soft = softness(values) if large else (0.0, 0.0, 0.0, 0.0, 0.0)
     corners = _corners(grey) if large else np.zeros((4, 2, CORNER, CORNER), np.int8)
     thumb = np.asarray(rgb.resize((THUMB, THUMB), Image.Resampling.BOX))
     return Measures(rgb.width, rgb.height, *soft, bars(values), thumb, corners)
 
 
-def softness(grey: NDArray[np.uint8]) -> tuple[float, float, float, float]:
-    """`Measures.edge`, `ringing`, `repeats` and `places` of (H, W) grey levels."""
+def softness(grey: NDArray[np.uint8]) -> tuple[float, float, float, float, float]:
+    """`Measures.edge`, `ringing`, `repeats`, `places` and `breaks` of (H, W) grey levels."""
     places, tiles = _steepest(grey)
     edge, ringing = _sharpness(tiles[:TILES])
     if edge < WIDE or tiles.shape[1] < TILE:
-        return edge, ringing, 0.0, 0.0
+        return edge, ringing, 0.0, 0.0, 0.0
+    width, breaks = strong(tiles[:TILES])
     peak, count = repeats(tiles, places, grey.shape)
-    return edge, ringing, round(peak, 2), round(count, 1)
+    return max(edge, width), ringing, round(peak, 2), round(count, 1), breaks
 
 
 def _sharpness(tiles: NDArray[np.float32]) -> tuple[float, float]:
-    found = [_edges(tiles), _edges(tiles.transpose(0, 2, 1))]
+    found = [edges(tiles), edges(tiles.transpose(0, 2, 1))]
     rise, step, over = (np.concatenate(part) for part in zip(*found, strict=True))
     if len(rise) < MIN_EDGES:
         return 0.0, 0.0
@@ -155,29 +158,6 @@ def _steepest(grey: NDArray[np.uint8]) -> tuple[list[tuple[int, int]], NDArray[n
     best = np.argsort(score)[::-1][:MORE_TILES]
     places = [(int(k) // columns * side, int(k) % columns * side) for k in best]
     return places, np.stack([whole[y : y + side, x : x + side] for y, x in places]).astype(np.float32)
-
-
-def _edges(
-    tiles: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Rise, steepest step and overshoot (share of the rise) of every edge along the last axis."""
-    smooth = (
-        tiles[:, :-2] + 2 * tiles[:, 1:-1] + tiles[:, 2:]
-    ) / 4  # along the edge: noise goes, width stays
-    slope = np.diff(smooth, axis=2)
-    flat = slope.reshape(-1)
-    sign = np.sign(flat).astype(np.int8)
-    begins = np.empty(flat.size, bool)
-    begins[0], begins[1:] = True, sign[1:] != sign[:-1]
-    begins[:: slope.shape[2]] = True
-    start = np.flatnonzero(begins)
-    rise, step = np.add.reduceat(flat, start), np.maximum.reduceat(np.abs(flat), start)
-    size = np.abs(rise)
-    at = np.flatnonzero(size[1:-1] >= MIN_RISE) + 1
-    before = np.where(rise[at - 1] * rise[at] < 0, size[at - 1], 0)
-    behind = np.where(rise[at + 1] * rise[at] < 0, size[at + 1], 0)
-    over = (np.maximum(before, behind) / size[at]).astype(np.float32, copy=False)
-    return size[at], step[at], over
 
 
 def _corners(grey: Image.Image) -> NDArray[np.int8]:

@@ -4,6 +4,7 @@ import random
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image as Pixels
 from PIL import ImageDraw, ImageFilter
@@ -14,12 +15,12 @@ from studio.datasets import examine as examining
 from studio.datasets.alike import copies
 from studio.datasets.crops import crops_of
 from studio.datasets.doctor import check_dataset, fix_finding
-from studio.datasets.doctor_pixels import LIKELY, PLACES, REPEATS
+from studio.datasets.doctor_pixels import BREAKS, LIKELY, PLACES, REPEATS, UNKNOWN
 from studio.datasets.examine import examine, known
 from studio.datasets.findings import Finding
 from studio.datasets.fixes import made_fixes, undo
 from studio.datasets.ingest import images_of, set_captions
-from studio.datasets.measures import Measures, measure
+from studio.datasets.measures import Measures, measure, softness
 from studio.workspace import Workspace
 from tests.support.painted import painted
 from tests.support.planted import FAULTS, Planted, enter, plant
@@ -193,6 +194,30 @@ def test_a_soft_picture_repeats_nothing(photo: Pixels.Image, filter_: ImageFilte
     assert 0 < seen.repeats < LIKELY
 
 
+@pytest.mark.parametrize("quality", [0, 85])
+def test_an_edge_of_straight_pieces_breaks(quality: int):
+    drawing = split(150, 320, (30, 30, 40), (230, 220, 200))
+    small = drawing.resize((600 * 10 // 38, 500 * 10 // 38), Pixels.Resampling.BICUBIC)
+    seen = measured(small.resize(drawing.size, Pixels.Resampling.BILINEAR), quality)
+    assert seen.edge > UNKNOWN
+    assert seen.places < PLACES  # what repeats proves nothing
+    assert seen.breaks > BREAKS
+    for filter_ in (ImageFilter.GaussianBlur(1.9), ImageFilter.GaussianBlur(2.3), ImageFilter.BoxBlur(3)):
+        soft = measured(drawing.filter(filter_), quality)
+        assert soft.edge > UNKNOWN
+        assert soft.breaks < BREAKS
+
+
+def test_faint_edges_do_not_hide_that_strong_ones_are_wide():
+    faint = np.repeat([0, 5, 13, 18, 13, 5], [14, 1, 1, 14, 1, 1])  # 18 grey levels within 3 pixels
+    strong = np.linspace(0, 150, 21).round()  # within 20
+    line = np.concatenate([np.tile(faint, 8), strong, np.full(107, 150.0)])
+    grey = np.tile(line, (256, 1)).astype(np.uint8)
+    edge, *_ = softness(grey)
+    assert 15 < edge < 21
+    assert softness(grey[:, :256])[0] < 3
+
+
 @pytest.mark.parametrize(
     ("left", "right", "box"),
     [(106, 305, (35, 6, 573, 470)), (264, 315, (29, 0, 575, 474)), (319, 409, (2, 24, 580, 474))],
@@ -203,8 +228,13 @@ def test_a_crop_with_a_single_edge_is_a_copy(left: int, right: int, box: tuple[i
     assert copies(seen) == [(0, 1)]
 
 
-def split(left: int, right: int) -> Pixels.Image:
+def split(
+    left: int,
+    right: int,
+    above: tuple[int, int, int] = (40, 90, 160),
+    below: tuple[int, int, int] = (200, 180, 90),
+) -> Pixels.Image:
     """Two colours, and the line between them from one side to the other at these heights."""
-    drawing = Pixels.new("RGB", (600, 500), (40, 90, 160))
-    ImageDraw.Draw(drawing).polygon([(0, left), (600, right), (600, 500), (0, 500)], (200, 180, 90))
+    drawing = Pixels.new("RGB", (600, 500), above)
+    ImageDraw.Draw(drawing).polygon([(0, left), (600, right), (600, 500), (0, 500)], below)
     return drawing
