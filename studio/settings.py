@@ -31,9 +31,11 @@ _NOT_FOR_CHILDREN = (PASSWORD, "STUDIO_PASSWORD_HASH", "STUDIO_API_TOKEN", CLUST
 
 # A file that holds one of these is its owner's alone.
 SECRET = ("database_url", "password_hash", "api_token", "ray_token")
+_DASHBOARD = r"^(https?://(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]{1,5})?/?)?$"
 _PATTERNS = {
     "ray_address": "must be the address of a dashboard, as http://HOST:8265, without name and password",
-    "ray_storage": "must be a path that begins with /",
+    "ray_token": "must be of letters, digits and signs without spaces, as the cluster has it",
+    "ray_storage": "must be a path that begins with /, in one line, and not / itself",
 }  # in words, where pydantic would show a regular expression
 
 
@@ -56,11 +58,11 @@ class Settings(BaseSettings):
     """Whether a worker keeps a trainer ready for the next run; auto = where 4 GiB of memory are free."""
     standby_minutes: Annotated[float, Field(gt=0, le=10080)] = 10.0
     """How long after a run it does."""
-    ray_address: Annotated[str, Field(pattern=r"^(https?://[^\s/@]+/?)?$")] = ""
+    ray_address: Annotated[str, Field(pattern=_DASHBOARD)] = ""
     """Address of a Ray cluster's dashboard, `http://HOST:8265`; empty = runs train on this machine only."""
     ray_token: Annotated[str, Field(repr=False, pattern=r"^[!-~]*$")] = ""
     """What the cluster asks for, where it asks for a token."""
-    ray_storage: Annotated[str, Field(pattern=r"^(/.*)?$")] = ""
+    ray_storage: Annotated[str, Field(pattern=r"^(/+[^/\x00-\x1f][^\x00-\x1f]*)?$")] = ""
     """The folder of this workspace as the nodes of the cluster see it; empty = under the same path."""
     ray_python: Annotated[str, Field(min_length=1)] = "python"
     """What starts Python with LoRA Studio on a node."""

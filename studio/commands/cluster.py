@@ -18,12 +18,16 @@ def show() -> None:
 
     Example: studio cluster show
     """
-    from studio.runs.clusters import Cluster, Jobs
+    from studio.runs.clusters import Cluster, Jobs, NoAnswer
 
     home = open_workspace().home
     cluster = Cluster.of(home)
     facts = described(home)
-    show_record(facts | {"ray": Jobs(cluster).version()})
+    try:
+        show_record(facts | {"ray": Jobs(cluster).version()})
+    except NoAnswer:
+        show_record(facts)
+        raise
 
 
 @app.command("set")

@@ -60,6 +60,7 @@ def train(
     from studio.runs import launch
     from studio.runs.checks import check_run, with_trigger
     from studio.runs.forecast import forecast as make_forecast
+    from studio.runs.places import check_place
     from trainers.recipe import apply_sets, load_recipe, preset
 
     workspace = open_workspace()
@@ -82,7 +83,10 @@ def train(
             raise BadInput("--probe", "measures what a forecast says", "write --forecast --probe")
         note("training a few steps to measure them; nothing of it is kept but the figures")
         measure(workspace, chosen, base_record, dataset_record, kept)
+    check_place(workspace, on)
     if forecast:
+        if on != "local":
+            note("these are the figures of this machine, not of the cluster")
         _show_forecast(make_forecast(workspace, chosen, base_record, dataset_record, kept), remarks)
         return
     for remark in remarks:

@@ -73,6 +73,8 @@ class RayJob:
         """What stands between it and its trainer."""
         begun = self._seen or self.attempt.begun
         if self._trouble:
+            if self._wish and not begun:
+                return f"{self._trouble}; the run stops when it answers, or after a minute"
             return f"{self._trouble}; the run {'goes on by itself' if begun else 'waits'}"
         if self._wish or begun:
             return ""

@@ -45,6 +45,9 @@ def test_the_cluster_is_set_and_its_token_shown_to_nobody(home: Path, monkeypatc
         (("head:8265",), "ray_address: must be the address of a dashboard, as http://HOST:8265"),
         (("http://name:word@head:8265",), "ray_address: must be the address of a dashboard"),
         (("http://head:8265", "--storage", "mnt"), "ray_storage: must be a path that begins with /"),
+        (("http://:8265",), "ray_address: must be the address of a dashboard"),
+        (("http://head:99999999",), "ray_address: must be the address of a dashboard"),
+        (("http://head:8265", "--storage", "/"), "ray_storage: must be a path that begins with /"),
         ((), "studio cluster set: was given nothing to set"),
     ],
 )
@@ -66,6 +69,8 @@ def test_without_a_cluster_nothing_is_sent_there(home: Path):
     make_dataset(Workspace.open(home))
     assert "Ray cluster: is not set up. set its address" in studio("cluster", "show", code=1)
     assert "Ray cluster: is not set up" in studio("train", "--dataset", "shapes", "--on", "ray", code=2)
+    words = ("train", "--dataset", "shapes", "--on", "ray", "--forecast")
+    assert "Ray cluster: is not set up" in studio(*words, code=2)
     run = studio("train", "--dataset", "shapes", "--set", "train.max_steps=2")
     assert run["place"] == "local"
     studio("runs", "stop", run["id"])
