@@ -76,6 +76,8 @@ def train(
     chosen = with_trigger(apply_sets(chosen, sets or []), dataset_record)
     kept = workspace.catalog.get(Dataset, regularisation) if regularisation else None
     remarks = check_run(workspace, chosen, base_record, dataset_record, kept)
+    if forecast:
+        check_place(workspace, on)  # a run's is checked when it is launched
     if probe:
         from studio.runs.probe import probe as measure
 
@@ -83,7 +85,6 @@ def train(
             raise BadInput("--probe", "measures what a forecast says", "write --forecast --probe")
         note("training a few steps to measure them; nothing of it is kept but the figures")
         measure(workspace, chosen, base_record, dataset_record, kept)
-    check_place(workspace, on)
     if forecast:
         if on != "local":
             note("these are the figures of this machine, not of the cluster")
