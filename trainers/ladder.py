@@ -259,12 +259,15 @@ def _attempt(
             base = BasePrediction(family, learning.trainables)
             generator, pieces = _generator(), rungs.pieces
             on_device = batch.to(family.device)
-            backward(setting.accelerator, family, objective, on_device, generator, pieces, base)
+            accelerator, flats = setting.accelerator, learning.flats
+            backward(accelerator, family, objective, on_device, generator, pieces, base, flats)
     except (RuntimeError, MemoryError) as caught:
         if not is_memory(caught):
             raise
         error = caught.with_traceback(None)  # its frames hold the tensors
     del held
+    for flat in learning.flats:
+        flat.drop()
     learning.optimizer.zero_grad(set_to_none=False)
     gc.collect()
     if family.device.type == "cuda":

@@ -3,6 +3,7 @@
 Shapes: B pictures of a batch; latents (B, C, h, w); t and weights (B,).
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from trainers.data import Batch
 from trainers.families.base import Family
+from trainers.flat import Flat, refresh
 from trainers.objectives import Objective
 from trainers.plan import draw_seed
 from trainers.preservation import BasePrediction
@@ -45,6 +47,7 @@ def train(session: "Session") -> None:
                     s.generator(step, micro),
                     pieces=s.rungs.pieces,
                     base=s.base,
+                    flats=s.learning.flats,
                 )
             loss += part / s.accumulate
             names += batch.names
@@ -52,6 +55,7 @@ def train(session: "Session") -> None:
         norm = accelerator.clip_grad_norm_(s.learning.parameters, s.max_grad_norm)
         s.optimizer.step()
         s.optimizer.zero_grad(set_to_none=False)  # gradients are views of one buffer and stay so
+        refresh(s.learning.flats)
         s.learning.ema.update()
         s.readback.push(step, loss, norm, stop, names, s.rates())
         s.milestones.after(step)
@@ -68,11 +72,12 @@ def backward(
     generator: torch.Generator,
     pieces: int = 1,
     base: BasePrediction | None = None,
+    flats: Sequence[Flat] = (),
 ) -> Tensor:
     """Add the gradients of a batch at drawn noise and timesteps; returns its loss, a scalar without a graph.
 
     In several pieces it is the same mean over the same draws, with less in memory at a time. With several
-    processes their mean is that of all pictures together.
+    processes their mean is that of all pictures together. Of `flats` the stand-ins' gradients are gathered.
     """
     shape, own = batch.drawn
     noise, t = objective.sample_noise(shape, generator), objective.sample_t(shape, generator)
@@ -83,6 +88,8 @@ def backward(
             part = error(family, objective, batch.rows(rows), noise[rows], t[rows], shown[rows], base)
         part = part * (len(range(*rows.indices(count))) / count * batch.portion)
         accelerator.backward(part)
+        for flat in flats:
+            flat.gather()
         total += part.detach()
     return total
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from trainers.ema import Ema, ScheduleFreeMean
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Conditioning, Family, Use
 from trainers.families.common import tokenizer_of
-from trainers.flat import Flat
+from trainers.flat import Flat, refresh
 from trainers.groups import make_flats
 from trainers.held_out import split
 from trainers.kernels import keep_memory, settle_kernels
@@ -36,6 +36,7 @@ from trainers.masks import MaskCache, focus_of
 from trainers.metrics import Reporter
 from trainers.new_tokens import know_words
 from trainers.optim import make_optimizer, optimizer_kind
+from trainers.packed import pack
 from trainers.placing import place_items, views
 from trainers.plan import Item, replace_trigger
 from trainers.priors import check_words_named, with_class_captions
@@ -328,6 +329,7 @@ def make_learning(setting: Setting, rungs: Rungs) -> Learning:
     apply_weight_first(trainables, family.device)
     section = rungs.section(recipe.optimizer)
     flats = make_flats(trainables, section, family.denoiser_name, recipe.tokens.lr)
+    pack(trainables, flats, family.dtype)
     optimizer = make_optimizer(section, flats, family.device, recipe.train.seed)
     return Learning(trainables, flats, optimizer, make_mean(recipe, section, flats, optimizer, family.device))
 
@@ -337,10 +339,11 @@ def make_mean(
 ) -> Ema:
     """The running mean, or the optimizer's own."""
     parameters, train = [flat.parameter for flat in flats], recipe.train
+    written = partial(refresh, flats)
     if optimizer_kind(section, device).own_mean:
-        return ScheduleFreeMean(parameters, optimizer)
+        return ScheduleFreeMean(parameters, optimizer, written)
     where = torch.device("cpu") if train.ema_device == "cpu" else None
-    return Ema(parameters, train.ema_decay, device=where, every=train.ema_every)
+    return Ema(parameters, train.ema_decay, device=where, every=train.ema_every, written=written)
 
 
 def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[int, dict[str, Any]]:
