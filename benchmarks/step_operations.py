@@ -1,10 +1,10 @@
-"""How many operations a training step of the published sizes starts: with PEFT's layers, and packed.
+"""How many operations a step of the published sizes starts: with PEFT's layers, and packed; and what it keeps.
 
 Only shapes are computed (fake tensors in bf16 on the CPU under its autocast), so it runs anywhere in a minute
 and without weights. Of the denoiser alone: forward and backward of one picture at the family's resolution, an
 adapter of the shipped style recipe. Views are not counted: they start nothing.
 
-    python -m benchmarks.step_operations [--cases sd15 sdxl sd35:medium flux1:dev]
+    python -m benchmarks.step_operations [--cases sd15 sdxl sd35:medium flux1:dev] [--kept]
 """
 
 import argparse
@@ -22,8 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.true_size import CASES, base_folder, make
+from trainers.checkpointing import Checkpointed
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Family
+from trainers.fitting import CHECKPOINTED
 from trainers.groups import make_flats
 from trainers.methods import attach
 from trainers.packed import pack
@@ -85,27 +87,75 @@ def conditioning(family: Family) -> dict[str, torch.Tensor]:
     }
 
 
+class Step:
+    """Forward and backward of a published size, in shapes alone.
+
+    Args:
+        case: A family, with a variant behind a colon.
+        folder: Empty; for configs.
+        packed: Whether the adapter computes in 16 bits.
+        checkpoint: What blocks are called through, for gradient checkpointing.
+    """
+
+    def __init__(self, case: str, folder: Path, *, packed: bool, checkpoint: Any = None) -> None:
+        name, _, variant = case.partition(":")
+        place, side = base_folder_of(name, variant, folder), FAMILIES[name].resolution
+        cls = shapes_only(FAMILIES[name].load_class(), place)
+        self.family = cls(BaseFiles(str(place)), dtype=DTYPE, device=CPU)
+        self.flats = adapted(self.family, preset(name, "style"), packed=packed)
+        if checkpoint:
+            self.denoiser.enable_gradient_checkpointing(checkpoint)
+        self.x_t = torch.randn(1, FAMILIES[name].latent_channels, side // 8, side // 8)
+        self.geometry = [Geometry((side, side), (0, 0), (side, side))]
+        self.cond = conditioning(self.family)
+
+    @property
+    def denoiser(self) -> Any:
+        """With the adapter."""
+        return self.family.denoiser
+
+    def forward(self) -> torch.Tensor:
+        """The loss."""
+        with torch.autocast("cpu", DTYPE):
+            prediction = self.family.predict(self.x_t, torch.full((1,), 0.5), self.cond, self.geometry)
+        return prediction.float().square().mean()
+
+
 def operations(case: str, *, packed: bool) -> Counter[str]:
     """Of one step by name."""
-    name, _, variant = case.partition(":")
-    recipe, side = preset(name, "style"), FAMILIES[name].resolution
     with tempfile.TemporaryDirectory() as folder, FakeTensorMode():
-        place = base_folder_of(name, variant, Path(folder))
-        cls = shapes_only(FAMILIES[name].load_class(), place)
-        family = cls(BaseFiles(str(place)), dtype=DTYPE, device=CPU)
-        flats = adapted(family, recipe, packed=packed)
-        channels = FAMILIES[name].latent_channels
-        x_t, t = torch.randn(1, channels, side // 8, side // 8), torch.full((1,), 0.5)
-        geometry = [Geometry((side, side), (0, 0), (side, side))]
-        cond = conditioning(family)
+        step = Step(case, Path(folder), packed=packed)
         with Counting() as counted:
-            with torch.autocast("cpu", DTYPE):
-                prediction = family.predict(x_t, t, cond, geometry).float()
-            prediction.square().mean().backward()
-            for flat in flats:
+            step.forward().backward()
+            for flat in step.flats:
                 flat.gather()
                 flat.refresh()
     return counted.seen
+
+
+def kept(case: str, share: float) -> float:
+    """GiB of activations that wait for the way back when a share of the blocks is checkpointed."""
+    storages: dict[int, Any] = {}
+
+    def keep(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            storage = value.untyped_storage()
+            storages[storage._cdata] = storage
+        return value
+
+    class Seen(Checkpointed):
+        def __call__(self, block: Any, *args: Any) -> Any:
+            for value in args:  # held by the block's second call, out of sight of hooks
+                keep(value)
+            return super().__call__(block, *args)
+
+    with tempfile.TemporaryDirectory() as folder, FakeTensorMode():
+        step = Step(case, Path(folder), packed=True, checkpoint=Seen(share) if share else None)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            step.forward()
+        weights = (*step.denoiser.parameters(), *step.denoiser.buffers())
+        own = {value.untyped_storage()._cdata for value in weights}
+        return sum(s.nbytes() for key, s in storages.items() if key not in own) / 2**30
 
 
 def base_folder_of(name: str, variant: str, folder: Path) -> Path:
@@ -119,8 +169,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--kinds", type=int, default=6, help="how many kinds of operations to name")
+    parser.add_argument(
+        "--kept", action="store_true", help="GiB of activations by share of the blocks instead"
+    )
     options = parser.parse_args()
     for case in options.cases:
+        if options.kept:
+            gib = {f"{share:g}": round(kept(case, share), 2) for share in (0.0, *CHECKPOINTED)}
+            print(json.dumps({"case": case, "gib": gib}), flush=True)
+            continue
         before, after = (operations(case, packed=packed) for packed in (False, True))
         counts = {"case": case, "peft": before.total(), "packed": after.total()}
         kinds = {kind: [count, after[kind]] for kind, count in before.most_common(options.kinds)}

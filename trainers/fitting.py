@@ -27,6 +27,13 @@ LAW = "objective.law"
 BITS = {"int8": 8, "nf4": 4}  # of a rounded weight
 ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the rest is for computing
 WEIGHT_BYTES = {"int8": 1.04, "nf4": 0.58}  # of a rounded weight, with its share of what stays whole
+# Shares of the blocks that gradient checkpointing computes again, as they are tried in turn, in words.
+CHECKPOINTED = {
+    0.25: " for a quarter of the blocks",
+    0.5: " for half of the blocks",
+    0.75: " for three quarters of the blocks",
+    1.0: "",
+}
 _MARKS: dict[str, tuple[Any, ...]] = {
     name: tuple(info.metadata) for name, info in ObjectiveSection.model_fields.items()
 }

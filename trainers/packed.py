@@ -52,7 +52,7 @@ def _fits(layer: Any, dtype: torch.dtype) -> bool:
     return (base.dtype if isinstance(base, StoredLayer) else base.weight.dtype) == dtype
 
 
-def _halves(layer: Any) -> tuple[nn.Module, nn.Module]:
+def _halves(layer: Any) -> tuple[Any, Any]:
     """A and B."""
     return layer.lora_A[PEFT_NAME], layer.lora_B[PEFT_NAME]
 

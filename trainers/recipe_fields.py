@@ -259,7 +259,11 @@ class TrainSection(Section):
     """Let the blocks of the frozen base rest in the main memory and copy each to the GPU in time: a tenth of
     its GPU memory, at the speed of the bus. auto = when nothing else fits."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about 40 % slower, far less memory."""
+    """Recompute activations in the backward pass: about 40 % slower, far less memory. Off = for as many
+    blocks as a GPU's memory asks for, see train.dry_run."""
+    checkpointed_blocks: Annotated[float, Field(gt=0, le=1), Needs("train.gradient_checkpointing")] = 1.0
+    """Share of the denoiser's blocks whose activations are recomputed, spread evenly: fewer = quicker, more
+    memory."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0
     """Gradients are scaled down to this norm; 0 = off."""
     ema_decay: Annotated[float, Field(ge=0, lt=1), _SCHEDULED] = 0.99
@@ -271,8 +275,8 @@ class TrainSection(Section):
     """Steps between updates of the running mean; its decay is per step all the same."""
     dry_run: Literal["auto", "on", "off"] = "auto"
     """Try the largest batch before the first step, and save memory if it does not fit: gradient
-    checkpointing, then an 8-bit optimizer, then batches in pieces, then a base in 8 and in 4 bits, then
-    streamed. auto = on a GPU."""
+    checkpointing of a quarter of the blocks, a half, three quarters, all, then an 8-bit optimizer, then
+    batches in pieces, then a base in 8 and in 4 bits, then streamed. auto = on a GPU."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes (one per GPU); the batch grows with them."""
     num_threads: Annotated[int, Field(ge=0, le=256)] = 0

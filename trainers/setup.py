@@ -19,6 +19,7 @@ from trainers import guards
 from trainers.base_weights import choose, load_part
 from trainers.cache import LatentCache, TextCache
 from trainers.captions import captions_needed, wording
+from trainers.checkpointing import enable_checkpointing
 from trainers.checkpoints import Learning, Store, read_numbers, restore, same_optimizer
 from trainers.class_pictures import class_pictures
 from trainers.data import check_captions, load_items, read_pixels
@@ -31,7 +32,7 @@ from trainers.flat import Flat, refresh
 from trainers.groups import make_flats
 from trainers.held_out import split
 from trainers.kernels import keep_memory, settle_kernels
-from trainers.ladder import Rungs, enable_checkpointing
+from trainers.ladder import Rungs
 from trainers.masks import MaskCache, focus_of
 from trainers.metrics import Reporter
 from trainers.new_tokens import know_words
@@ -324,8 +325,8 @@ def make_learning(setting: Setting, rungs: Rungs) -> Learning:
     trainables = attach_all(family, recipe)
     if family.device.type == "cuda":
         denoiser.to(memory_format=torch.channels_last)  # convolutions of UNets run on it natively
-    if recipe.train.gradient_checkpointing or rungs.checkpointing:
-        enable_checkpointing(family, trainables)
+    if share := rungs.checkpointed(recipe.train):
+        enable_checkpointing(family, trainables, share)
     apply_weight_first(trainables, family.device)
     section = rungs.section(recipe.optimizer)
     flats = make_flats(trainables, section, family.denoiser_name, recipe.tokens.lr)

@@ -322,7 +322,7 @@ def test_the_last_rungs_load_the_base_in_another_way(tmp_path, monkeypatch, tiny
         "the base's weights are rounded to 4 bits",
         "the base's weights come from the main memory (steps take longer)",
     ]
-    assert json.loads(rundir.file("memory.json").read_text()) == asdict(Rungs(True, "", 2, "nf4", True))
+    assert json.loads(rundir.file("memory.json").read_text()) == asdict(Rungs(1.0, "", 2, "nf4", True))
     asked = {"train.base_weights": "nf4", "train.base_streaming": "on", "train.gradient_checkpointing": True}
     other = write_run(tmp_path / "asked", tiny_sd15, pictures, changes | asked)
     train_here(other)
