@@ -1,4 +1,4 @@
-"""How many operations a step of the published sizes starts: with PEFT's layers, and packed; and what it keeps.
+"""How many operations a step of the published sizes starts, with PEFT's layers and packed; and what it keeps.
 
 Only shapes are computed (fake tensors in bf16 on the CPU under its autocast), so it runs anywhere in a minute
 and without weights. Of the denoiser alone: forward and backward of one picture at the family's resolution, an

@@ -24,9 +24,11 @@ from trainers.recipe_section import DIFFUSION, FLOW, Needs
 from trainers.recipe_text import flatten
 
 LAW = "objective.law"
-BITS = {"int8": 8, "nf4": 4}  # of a rounded weight
+BITS = {"int8": 8, "fp8": 8, "nf4": 4}  # of a rounded weight
 ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the rest is for computing
-WEIGHT_BYTES = {"int8": 1.04, "nf4": 0.58}  # of a rounded weight, with its share of what stays whole
+# Bytes of a rounded weight, with its share of what stays whole.
+WEIGHT_BYTES = {"int8": 1.04, "fp8": 1.04, "nf4": 0.58}
+BY_ITSELF = ("int8", "nf4")  # what is taken where the recipe leaves it open; fp8 saves no more than int8
 # Shares of the blocks that gradient checkpointing computes again, as they are tried in turn, in words.
 CHECKPOINTED = {
     0.25: " for a quarter of the blocks",
@@ -161,8 +163,8 @@ def first_keeping(train: TrainSection, count: int, width: int, memory: int) -> t
         return train.base_weights, streamed
     if streamed or count * width <= room:
         return "whole", streamed
-    for kept, each in WEIGHT_BYTES.items():
-        if count * each <= room:
+    for kept in BY_ITSELF:
+        if count * WEIGHT_BYTES[kept] <= room:
             return kept, False
     return "nf4", train.base_streaming == "auto"
 

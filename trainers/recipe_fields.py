@@ -251,10 +251,10 @@ class TrainSection(Section):
     that does not enlarge it. Sizes that are not below train.resolution do not count."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Compute precision; adapter weights stay fp32. auto = bf16 on a GPU that has it, else fp16; CPU fp32."""
-    base_weights: Annotated[Literal["auto", "whole", "int8", "nf4"], ADDED] = "auto"
-    """How the frozen base's weights are kept: whole, or rounded to 8 or 4 bits for half or a quarter of the
-    memory, a little slower (the blocks of the denoiser, and T5 where it is frozen). auto = whole, unless a
-    GPU has no room for that."""
+    base_weights: Annotated[Literal["auto", "whole", "int8", "fp8", "nf4"], ADDED] = "auto"
+    """How the frozen base's weights are kept: whole, or rounded to 8 bits (int8; fp8 = e4m3, less exact) or
+    4 for half or a quarter of the memory, a little slower (the blocks of the denoiser, and T5 where it is
+    frozen). auto = whole, unless a GPU has no room for that."""
     base_streaming: Annotated[Literal["auto", "on", "off"], ADDED] = "auto"
     """Let the blocks of the frozen base rest in the main memory and copy each to the GPU in time: a tenth of
     its GPU memory, at the speed of the bus. auto = when nothing else fits."""

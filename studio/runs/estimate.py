@@ -21,7 +21,7 @@ from registry.records import Base
 from studio.runs.device import has_gpu, physical_cores
 from studio.runs.layers import weights_of
 from trainers.families import FAMILIES
-from trainers.fitting import CHECKPOINTED, WEIGHT_BYTES, first_keeping, only_denoiser
+from trainers.fitting import BY_ITSELF, CHECKPOINTED, WEIGHT_BYTES, first_keeping, only_denoiser
 from trainers.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
     ladder += [replace(small, pieces=count) for count in pieces]
     if only_denoiser(recipe):
         if recipe.train.base_weights == "auto":
-            kinds = ("whole", *WEIGHT_BYTES)
+            kinds = ("whole", *BY_ITSELF)
             ladder += [replace(ladder[-1], base=kept) for kept in kinds[kinds.index(first.base) + 1 :]]
         if recipe.train.base_streaming == "auto" and has_gpu():
             ladder.append(replace(ladder[-1], streamed=True))

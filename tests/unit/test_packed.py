@@ -19,7 +19,7 @@ from trainers.metrics import Reporter
 from trainers.packed import pack
 from trainers.run import run
 from trainers.signals import StopFlag
-from trainers.stored import compress_part
+from trainers.stored import ROUNDED, compress_part
 
 CPU = torch.device("cpu")
 ADAPTER = {
@@ -172,7 +172,7 @@ def test_other_methods_stay_with_peft(method, tiny_sd15):
     assert Model(tiny_sd15, torch.bfloat16, packed=True, changes=only).packed == 0
 
 
-@pytest.mark.parametrize("kept", ["int8", "nf4"])
+@pytest.mark.parametrize("kept", ROUNDED)
 def test_over_a_rounded_base(kept, tiny_sd15):
     model = Model(tiny_sd15, torch.bfloat16, packed=True, kept=kept)
     plain = Model(tiny_sd15, torch.bfloat16, kept=kept)
