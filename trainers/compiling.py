@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -174,6 +175,8 @@ def settle_compiling(
     """
     wanted = setting.recipe.train.compile
     if wanted == "off" or (wanted == "auto" and not _open(setting, rungs, start)):
+        if rungs.compiled:
+            setting.reporter.warn("blocks are not compiled any more: numbers round otherwise than before")
         return rungs
     if why := excluded(setting, rungs):
         if wanted == "on":
@@ -199,8 +202,8 @@ def settle_compiling(
 
 
 def _open(setting: "Setting", rungs: Rungs, start: int) -> bool:
-    """Whether "auto" may compile: it was decided so, or nothing was and no step is done; on a GPU alone."""
-    return bool(rungs.compiled) or (rungs.compiled is None and start == 0 and on_gpu(setting))
+    """Whether "auto" may compile: on a GPU, where that was decided, or no step is done."""
+    return on_gpu(setting) and (rungs.compiled is not None or start == 0)
 
 
 def on_gpu(setting: "Setting") -> bool:
@@ -217,7 +220,7 @@ def excluded(setting: "Setting", rungs: Rungs) -> str:
     return "" if repeated(setting.family.denoiser) else "this base has no repeated blocks that torch knows"
 
 
-def decide(trial: Trial, passes: int, shapes: int, place: Any, key: str) -> tuple[bool, str]:
+def decide(trial: Trial, passes: int, shapes: int, place: Path, key: str) -> tuple[bool, str]:
     """Whether blocks are compiled, which they then are, and why.
 
     Args:
@@ -227,7 +230,7 @@ def decide(trial: Trial, passes: int, shapes: int, place: Any, key: str) -> tupl
         place: Where paces are kept.
         key: Of this machine and setting.
     """
-    paces: dict[str, Any] = read_json(place) if place.exists() else {}
+    paces = _seen(place)
     if key in paces:
         pace, seen = Pace(**paces[key]), "seen before: "
         compiled = pace.pays(passes, shapes)
@@ -243,6 +246,14 @@ def decide(trial: Trial, passes: int, shapes: int, place: Any, key: str) -> tupl
     if trial.setting.writes:
         write_json(place, paces | {key: asdict(pace)})
     return compiled, pace.words()
+
+
+def _seen(place: Path) -> dict[str, Any]:
+    """Paces by key; what cannot be read is seen anew."""
+    try:
+        return read_json(place) if place.exists() else {}
+    except StudioError:
+        return {}
 
 
 def _probed(trial: Trial, plain: float) -> Pace:

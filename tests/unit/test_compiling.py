@@ -200,6 +200,8 @@ def test_what_pays_is_tried_once_and_remembered(tmp_path):
     assert decide(elsewhere, 2000, 1, place, "there")[0] is False
     assert elsewhere.calls == ["timed", "compiled", "timed", "undone"]
     assert set(json.loads(place.read_text())) == {"here", "there"}
+    place.write_text("{")
+    assert decide(Trial(0.5, 0.3), 2000, 3, place, "here") == (True, why)
 
 
 def test_a_short_run_tries_nothing(tmp_path):
@@ -235,8 +237,13 @@ def test_left_open_on_a_gpu_it_is_decided_and_kept(plain, tmp_path, tiny_sd15, p
     assert pace["compiling"] > 0
     monkeypatch.setattr(Pace, "pays", lambda *_: True)
     other = write_run(tmp_path / "other", tiny_sd15, pictures, TRAIN)
-    train_here(other)
+    assert run(Reporter(other), AfterOne(other)) == 0
     assert kept(other)["compiled"] is True
+    monkeypatch.setattr(compiling, "on_gpu", lambda _: False)
+    resume(other)
+    assert train_here(other).status.warnings == [
+        "blocks are not compiled any more: numbers round otherwise than before"
+    ]
     assert losses(other) == pytest.approx(losses(plain), rel=1e-4)
 
 
