@@ -59,17 +59,18 @@ class Shape:
 
     parameters: float  # of the denoiser
     side: int  # pixels
-    plain: float  # GiB of activations, bf16
+    plain: float  # GiB of activations, bf16, by which those of a CPU are scaled
     checkpointed: float  # GiB with gradient checkpointing
     forward: float  # 1e12 operations of one pass
+    on_gpu: tuple[float, float]  # the same two under a GPU's autocast (benchmarks.step_operations --kept)
 
 
 TABLE = {
-    "sd15": Shape(0.8595e9, 512, 0.75, 0.14, 0.80),
-    "sd21": Shape(0.8659e9, 768, 1.9, 0.32, 1.94),
-    "sdxl": Shape(2.5675e9, 1024, 5.2, 0.45, 6.76),
-    "sd35": Shape(2.243e9, 1024, 7.0, 0.30, 10.8),
-    "flux1": Shape(11.901e9, 1024, 21.6, 1.53, 74.4),
+    "sd15": Shape(0.8595e9, 512, 0.75, 0.14, 0.80, (1.12, 0.17)),
+    "sd21": Shape(0.8659e9, 768, 1.9, 0.32, 1.94, (2.52, 0.39)),
+    "sdxl": Shape(2.5675e9, 1024, 5.2, 0.45, 6.76, (7.46, 0.60)),
+    "sd35": Shape(2.243e9, 1024, 7.0, 0.30, 10.8, (9.67, 0.34)),
+    "flux1": Shape(11.901e9, 1024, 21.6, 1.53, 74.4, (31.18, 1.55)),
 }
 BACKWARD, RECOMPUTED = 2.1, 2.95  # a step's arithmetic in forward passes, plain and with checkpointing
 
@@ -141,7 +142,8 @@ def _kept(recipe: Recipe, fit: Fit) -> str:
 def activations_of(recipe: Recipe, family: str, size: Size, piece: float, fit: Fit) -> float:
     """Bytes that a pass keeps for the way back, of `piece` pixels."""
     shape = TABLE[family]
-    whole = shape.plain + _checkpointed(recipe, fit) * (shape.checkpointed - shape.plain)
+    plain, checkpointed = shape.on_gpu if has_gpu() else (shape.plain, shape.checkpointed)
+    whole = plain + _checkpointed(recipe, fit) * (checkpointed - plain)
     cells = piece / size.cell**2 / (shape.side / CELL) ** 2
     width = math.sqrt(size.denoiser / shape.parameters)
     return whole * GIB * cells * width * (1.0 if has_gpu() else KEPT_CPU)

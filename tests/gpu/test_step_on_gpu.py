@@ -1,4 +1,4 @@
-"""The training step on a GPU: adapters that compute in 16 bits, blocks that are compiled where that pays."""
+"""The training step on a GPU: adapters in 16 bits, blocks compiled where that pays, a share checkpointed."""
 
 import json
 
@@ -62,3 +62,18 @@ def test_left_open_it_is_timed_once_and_remembered(tmp_path, tiny_sd15, pictures
     (pace,) = json.loads((tmp_path / "cache" / compiling.PLACE).read_text()).values()
     assert pace["fault"] == ""
     assert min(pace["plain"], pace["compiled"], pace["compiling"]) > 0
+
+
+def test_the_fewer_blocks_are_checkpointed_the_more_is_kept(tmp_path, tiny_flux1, pictures):
+    found, peaks = [], []
+    for share in (0.0, 0.5, 1.0):
+        changes = {"train.max_steps": 2, "train.compile": "off", "train.gradient_checkpointing": share > 0}
+        changes |= {"train.checkpointed_blocks": share or 1.0, "train.batch_size": 4}
+        rundir = write_run(tmp_path / str(share), tiny_flux1, pictures, changes, family="flux1")
+        torch.cuda.empty_cache()
+        assert train_here(rundir).status.warnings == []
+        found.append(losses(rundir))
+        peaks.append(rundir.read_metrics()[-1]["peak_memory"])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[2] == pytest.approx(found[0], rel=1e-3)
+    assert peaks[0] > peaks[1] > peaks[2]
