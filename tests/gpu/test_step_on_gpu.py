@@ -55,12 +55,15 @@ def test_compiled_runs_learn_what_plain_ones_learn(family, tmp_path, request, pi
 
 def test_left_open_it_is_timed_once_and_remembered(tmp_path, tiny_sd15, pictures, monkeypatch):
     monkeypatch.setattr(compiling, "USUAL", 0.0)  # four steps are too few to be worth a trial
+    place, kept = tmp_path / "cache" / compiling.PLACE, []
     for name in ("first", "second"):
         rundir = write_run(tmp_path / name, tiny_sd15, pictures, {"train.max_steps": 4})
         assert train_here(rundir).status.warnings == []
-        assert json.loads(rundir.file("memory.json").read_text())["compiled"] is False
-    (pace,) = json.loads((tmp_path / "cache" / compiling.PLACE).read_text()).values()
-    assert pace["fault"] == ""
+        kept.append((json.loads(rundir.file("memory.json").read_text())["compiled"], place.read_bytes()))
+    assert kept[0][1] == kept[1][1]  # the second looked it up, and four steps make up for nothing
+    assert kept[1][0] is False
+    (pace,) = json.loads(place.read_text()).values()
+    assert (pace["fault"], kept[0][0]) == ("", pace["compiled"] < pace["plain"])
     assert min(pace["plain"], pace["compiled"], pace["compiling"]) > 0
 
 
