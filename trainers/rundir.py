@@ -104,7 +104,7 @@ class Status:
     seconds_per_step: float | None = None
     seconds_left: float | None = None
     reason: str = ""  # of a failure: one line in the house form
-    kind: str = ""  # of a failure: "nan", "oom", "input", "disk", "error"
+    kind: str = ""  # of a failure: "nan", "oom", "input", "disk", "error"; "killed": another process
     best_step: int | None = None
     held_out: list[str] = field(default_factory=list[str])  # pictures that are never trained on, by name
     peak_memory: int = 0  # bytes: GPU when there is one, else RSS

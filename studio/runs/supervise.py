@@ -257,7 +257,8 @@ class Supervision:
             memory_killed=trainer is not None and self._executor.memory_killed(trainer),
             started=started,
         )
-        if outcome.state is RunState.FINISHED or (status is not None and status.state == "failed"):
+        said = status is not None and status.state == "failed" and status.kind != "killed"
+        if outcome.state is RunState.FINISHED or said:
             return outcome
         if self._killed_for.startswith("hung"):
             return Outcome(RunState.FAILED, f"the trainer {self._killed_for}", "hung")

@@ -1,0 +1,52 @@
+"""`python -m tests.support.sharing_ranks DIR...`: trains one run directory after the other in this rank, and
+writes into each what the rank holds of the base between steps.
+
+Where a directory has a file `short-RANK`, memory ends in the dry run of that rank.
+"""
+
+import json
+import sys
+
+import torch
+
+import trainers.ladder
+import trainers.loop
+from trainers import run
+from trainers.rundir import RunDir
+from trainers.sharing import blocks, held_bytes
+
+
+def held(rundir: RunDir, rank: int) -> float:
+    """The part of the blocks' frozen weights, in bytes, that lay in a rank."""
+    facts = json.loads((rundir.path / f"held-{rank}.json").read_text())
+    return facts["here"] / facts["all"]
+
+
+def _train(session) -> None:
+    try:
+        _real(session)
+    finally:
+        part = session.family.denoiser
+        frozen = {p for block in blocks(part) for p in block.parameters() if not p.requires_grad}
+        facts = {"here": held_bytes(part), "all": sum(p.numel() * p.element_size() for p in frozen)}
+        path = session.setting.rundir.path / f"held-{session.accelerator.process_index}.json"
+        path.write_text(json.dumps(facts))
+
+
+def _attempt(setting, *arguments) -> BaseException | None:
+    if (setting.rundir.path / f"short-{setting.accelerator.process_index}").exists():
+        return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return _tried(setting, *arguments)
+
+
+_real, trainers.loop.train = trainers.loop.train, _train
+_tried, trainers.ladder._attempt = trainers.ladder._attempt, _attempt
+
+if __name__ == "__main__":
+    from accelerate import Accelerator
+
+    end = Accelerator.end_training
+    Accelerator.end_training = lambda _: None  # the group of processes is there for all runs
+    codes = [run.main([folder]) for folder in sys.argv[1:]]
+    end(Accelerator())
+    sys.exit(max(codes))
