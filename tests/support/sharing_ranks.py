@@ -1,17 +1,20 @@
 """`python -m tests.support.sharing_ranks DIR...`: trains one run directory after the other in this rank, and
 writes into each what the rank holds of the base between steps.
 
-Where a directory has a file `short-RANK`, memory ends in the dry run of that rank.
+Where a directory has a file `short-RANK`, memory ends in the dry run of that rank; with `nan-RANK` its loss
+is not finite.
 """
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 
 import trainers.ladder
 import trainers.loop
 from trainers import run
+from trainers.metrics import process_rank
 from trainers.rundir import RunDir
 from trainers.sharing import blocks, held_bytes
 
@@ -33,13 +36,24 @@ def _train(session) -> None:
         path.write_text(json.dumps(facts))
 
 
+def _marked(rundir: RunDir, word: str) -> bool:
+    return (rundir.path / f"{word}-{process_rank()}").exists()
+
+
+def _backward(*arguments, **options) -> torch.Tensor:
+    loss = _summed(*arguments, **options)
+    return loss * torch.nan if _marked(RunDir(Path(_now[0])), "nan") else loss
+
+
 def _attempt(setting, *arguments) -> BaseException | None:
-    if (setting.rundir.path / f"short-{setting.accelerator.process_index}").exists():
+    if _marked(setting.rundir, "short"):
         return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     return _tried(setting, *arguments)
 
 
 _real, trainers.loop.train = trainers.loop.train, _train
+_summed, trainers.loop.backward = trainers.loop.backward, _backward
+_now: list[str] = []  # the directory whose turn it is
 _tried, trainers.ladder._attempt = trainers.ladder._attempt, _attempt
 
 if __name__ == "__main__":
@@ -47,6 +61,9 @@ if __name__ == "__main__":
 
     end = Accelerator.end_training
     Accelerator.end_training = lambda _: None  # the group of processes is there for all runs
-    codes = [run.main([folder]) for folder in sys.argv[1:]]
+    codes = []
+    for folder in sys.argv[1:]:
+        _now[:] = [folder]
+        codes.append(run.main([folder]))
     end(Accelerator())
     sys.exit(max(codes))

@@ -7,17 +7,21 @@ import json
 import os
 import subprocess
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from registry.errors import BadInput
 from tests.support.forked import Forked
-from tests.support.runs import draw_pictures, environment, resume, write_run
+from tests.support.runs import draw_pictures, environment, recipe, resume, write_run
 from tests.support.sharing_ranks import held
-from trainers.fitting import first_sharing, shared_part
+from trainers.base_weights import Keeping
+from trainers.fitting import check_recipe, first_sharing, shared_part
 from trainers.ladder import Rungs, next_rung
+from trainers.loop import passes
 from trainers.recipe_fields import TrainSection
 from trainers.sharing import Together
 
@@ -123,10 +127,9 @@ def test_one_is_killed_and_the_run_resumes_to_the_bit(pairs, tmp_path, tiny_flux
 
 def test_nan_a_wish_to_stop_and_memory_of_one_rank_end_the_run_for_both(tmp_path, tiny_sd15, seven):
     long = CHANGES | {"train.max_steps": 100000, "checkpoints.every": 50000}
-    nan = write_run(
-        tmp_path / "nan", tiny_sd15, seven, CHANGES | {"optimizer.lr": 10.0, "train.max_grad_norm": 0.0}
-    )
-    asked, short = (write_run(tmp_path / name, tiny_sd15, seven, long) for name in ("asked", "short"))
+    runs = (("nan", CHANGES), ("asked", long), ("short", long))
+    nan, asked, short = (write_run(tmp_path / name, tiny_sd15, seven, changes) for name, changes in runs)
+    (nan.path / "nan-1").touch()
     (short.path / "short-1").touch()
     launcher = start_ranks(nan, asked, short)
     while len(asked.read_metrics()) < 3 and launcher.poll() is None:
@@ -141,3 +144,75 @@ def test_nan_a_wish_to_stop_and_memory_of_one_rank_end_the_run_for_both(tmp_path
     assert short.read_status().kind == "killed"
     assert "the largest batch does not fit into memory; when resumed, gradient checkpointing is on" in said
     assert json.loads(short.file("memory.json").read_text())["checkpointing"]
+
+
+def setting(**changes) -> SimpleNamespace:
+    changes = {"train.processes": 2, "train.gradient_checkpointing": True} | changes
+    found = recipe({**changes, "train.batch_size": 1}, "flux1")
+    return SimpleNamespace(recipe=found, family=SimpleNamespace(device=torch.device("cpu")))
+
+
+def test_a_base_is_shared_before_it_is_rounded():
+    kept, rungs, here = [], Rungs(optimizer="adamw8bit"), setting()
+    while (step := next_rung(rungs, here, fresh=True)) is not None:
+        rungs, said = step
+        kept.append((rungs.keeping(here), said))
+    words = [said for _, said in kept]
+    assert words[0] == "the base's weights are shared by the 2 processes (steps take longer)"
+    ways = [Keeping(sharded=True), Keeping("int8"), Keeping("nf4"), Keeping("nf4", streamed=True)]
+    assert [keeping for keeping, _ in kept] == ways
+    whole = setting(**{"train.base_weights": "whole", "train.base_streaming": "off"})
+    assert next_rung(Rungs(optimizer="adamw8bit", sharded=True), whole, fresh=True) is None
+    alone = setting(**{"train.processes": 1})
+    assert Rungs(sharded=True).keeping(alone) == Keeping()  # a branch with one process
+    assert next_rung(Rungs(optimizer="adamw8bit"), alone, fresh=True)[0].base == "int8"
+
+
+def test_it_is_shared_from_the_start_where_only_a_share_leaves_room():
+    def first(gigabytes: int, processes: int, **changes) -> bool:
+        train = TrainSection(processes=processes, **changes)
+        return first_sharing(train, 12 * 10**9, 2, gigabytes * 10**9)  # 24 GB of weights
+
+    assert shared_part(4) == pytest.approx(0.31)
+    assert [first(24, count) for count in (1, 2, 4)] == [False, True, True]
+    assert [first(12, count) for count in (2, 3, 4)] == [False, True, True]
+    assert not first(80, 4)
+    assert first(80, 4, base_sharding="on")
+    for other in ({"base_sharding": "off"}, {"base_weights": "int8"}, {"base_streaming": "on"}):
+        assert not first(24, 2, **other)
+    assert first(24, 2, base_weights="whole")
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"train.processes": 1}, "there is one process .*train.processes to 2"),
+        ({"adapter.method": "full"}, "weights that learn are whole"),
+        ({"train.base_weights": "nf4"}, "train.base_weights is nf4.*base_weights to whole"),
+        ({"train.base_streaming": "on"}, "so is train.base_streaming"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(changes, wrong):
+    asked = {"train.base_sharding": "on", "train.processes": 2}
+    check_recipe(recipe(asked))
+    with pytest.raises(BadInput, match=f"train.base_sharding: is on.*{wrong}"):
+        check_recipe(recipe(asked | changes))
+
+
+def test_every_process_makes_as_many_passes():
+    assert [share for _, share in passes(1, 3, even=True)] == [1.0, 0.0, 0.0]
+    assert [share for _, share in passes(3, 2, even=True)] == [1 / 3, 2 / 3]
+    assert len(passes(1, 3, even=False)) == 1
+
+
+def test_what_fails_for_the_first_process_keeps_it_from_no_pass():
+    def fails():
+        raise OSError("disk")
+
+    told = []
+    assert Together(shared=True).alone(fails, told.append) is None
+    assert str(told[0]) == "disk"
+    assert Together(writes=False, shared=True).alone(fails, told.append) is None
+    with pytest.raises(OSError, match="disk"):
+        Together().alone(fails, told.append)
+    assert Together().alone(lambda: 3, told.append) == 3
