@@ -7,6 +7,7 @@
     status.json     Status, replaced atomically           (trainer writes)
     metrics.jsonl   one optimizer step a line: step, loss, lr, ...
     memory.json     savings of memory, when it needed any (trainer writes; later attempts and branches read)
+    accelerate.json how several processes are started on GPUs   (worker writes)
     heartbeat       touched at least every 2 s while the trainer lives
     log.txt         stdout and stderr of the trainer
     previews/       step-000000-p0.png ... and base-p0.png (without adapter); previews.jsonl names them
