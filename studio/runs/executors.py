@@ -3,8 +3,8 @@
 One process is plain Python with the environment that `accelerate launch` would have prepared (after
 `accelerate.utils.launch.prepare_simple_launcher_cmd_env`): that saves 5 s of imports and an extra parent.
 Several processes go through `accelerate launch` with a configuration in the run directory, so that what was
-configured for other programs does not count; on a CPU through torch's own launcher. Where a trainer waits for a
-run like this one (`standby`), it takes it.
+configured for other programs does not count; on a CPU through torch's own launcher. Where a trainer waits for
+a run like this one (`standby`), it takes it.
 """
 
 import fcntl

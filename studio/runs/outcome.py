@@ -28,7 +28,8 @@ LESS_MEMORY = "lower train.batch_size or train.resolution, or set train.gradient
 class Outcome:
     """The state a run ends in and why, in one line.
 
-    `retry`: the trainer died before its first step without a word; starting it once more may help.
+    `retry`: the trainer died before its first step without a word, or knowing how to need less memory;
+    starting it once more may help.
     """
 
     state: RunState
