@@ -170,7 +170,7 @@ def first_sharing(train: TrainSection, count: int, width: int, memory: int) -> b
     """Whether the processes of a run hold the denoiser together before anything is tried.
 
     Arguments as `first_keeping`. Left open, they do where the whole one would fill a GPU, and a share of it,
-    with the blocks that are whole at a time, would not. That changes no number, so it comes before rounding.
+    with the blocks that are whole at a time, would not. That rounds no weight, so it comes before rounding.
     """
     room = ROOM * memory
     if train.shares != "auto":

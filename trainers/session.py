@@ -59,6 +59,7 @@ class Session:
     trackers: list[Any]
     base: BasePrediction | None = None  # what rows of base-prediction preservation are compared with
     shared: bool = False  # whether the processes hold the base together
+    torn: bool = False  # an error left a step in the middle, where other processes may wait for this one
 
     @property
     def accelerator(self) -> Accelerator:
@@ -131,7 +132,8 @@ class Session:
         self.milestones.saver.close()
         for tracker in self.trackers:
             tracker.finish()
-        self.accelerator.end_training()
+        if not self.torn:
+            self.accelerator.end_training()
 
 
 def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:

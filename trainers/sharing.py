@@ -4,7 +4,8 @@ Torch's FSDP2 (`fully_shard`; Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277
 repeated block along their first dimension, one piece a process. A block is made whole on all of them by one
 all-gather before it computes, and let go of after it, on the way there and on the way back; the next one
 comes meanwhile. Frozen weights have no gradients, so nothing is reduced or scattered. What learns stays whole
-on every process, and is averaged as without sharing. Nothing of this changes a number.
+on every process, and is averaged as without sharing. No number changes, but that gradients are added in
+another order where several blocks read the same values, at the skips of a UNet.
 
 Every pass needs all processes: they run the same passes in the same order (`loop.passes`), previews and the
 probe included.

@@ -96,7 +96,7 @@ def test_ranks_that_share_the_base_learn_what_ranks_with_whole_ones_do(pairs):
     ]
     assert shown[0] == shown[1]
     assert len(shown[0]) == 2 + 3 * 2
-    whole, shared = pairs["sd15"]  # whose convolutions round otherwise where weights lie otherwise
+    whole, shared = pairs["sd15"]  # at whose skips gradients are added in another order
     theirs = load_file(shared.adapter)
     assert all((theirs[key] - value).abs().max() < 1e-6 for key, value in load_file(whole.adapter).items())
 
