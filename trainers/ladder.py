@@ -32,7 +32,7 @@ from trainers.loop import backward
 from trainers.optim import make_optimizer, optimizer_kind
 from trainers.plan import Item
 from trainers.preservation import BasePrediction
-from trainers.recipe_fields import OptimizerSection
+from trainers.recipe_fields import OptimizerSection, TrainSection
 from trainers.rundir import MEMORY, RunDir
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def first_rungs(setting: "Setting") -> Rungs:
         return rungs
     kept = choose(setting.family, setting.family.denoiser_name, recipe.train)
     if kept.sharded and recipe.train.shares == "auto" and not rungs.base:
-        settled, said = replace(rungs, sharded=True), _shared_words(recipe.train.processes)
+        settled, said = _shared_first(rungs, recipe.train)
     elif kept.precision != "whole" and recipe.train.base_weights == "auto":
         settled = replace(rungs, base=rungs.base or kept.precision, streamed=rungs.streamed or kept.streamed)
         more = " and come from the main memory (steps take longer)" if settled.streamed else ""
@@ -117,8 +117,15 @@ def first_rungs(setting: "Setting") -> Rungs:
     return settled
 
 
-def _shared_words(processes: int) -> str:
-    return f"its weights are shared by the {processes} processes (steps take longer)"
+def _shared_first(rungs: Rungs, train: TrainSection) -> tuple[Rungs, str]:
+    """With gradient checkpointing at once: a rung that is needed later costs such a run a start."""
+    more = not (train.gradient_checkpointing or rungs.checkpointing)
+    said = _shared_words(train.processes, ", and gradient checkpointing is on" if more else "")
+    return replace(rungs, sharded=True, checkpointing=more or rungs.checkpointing), said
+
+
+def _shared_words(processes: int, more: str = "") -> str:
+    return f"its weights are shared by the {processes} processes{more} (steps take longer)"
 
 
 def keep_rungs(rundir: RunDir, rungs: Rungs) -> None:

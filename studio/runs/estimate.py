@@ -193,7 +193,7 @@ def _first_fit(recipe: Recipe, size: Size, room: int) -> Fit:
         return Fit()
     width = 4 if train.precision == "fp32" else 2
     if first_sharing(train, size.denoiser, width, int(room / USABLE)):
-        return Fit(sharded=train.shares == "auto")
+        return Fit(train.shares == "auto", sharded=train.shares == "auto")
     if train.base_weights != "auto":
         return Fit()
     kept, streamed = first_keeping(train, size.denoiser, width, int(room / USABLE))

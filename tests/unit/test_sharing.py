@@ -169,15 +169,18 @@ def test_a_base_is_shared_before_it_is_rounded():
     assert next_rung(Rungs(optimizer="adamw8bit"), alone, fresh=True)[0].base == "int8"
 
 
-def test_it_is_said_and_kept_for_later_attempts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_it_is_said_and_kept_for_later_attempts(tmp_path, monkeypatch, checkpointing):
     monkeypatch.setattr("trainers.ladder.choose", lambda *_: Keeping(sharded=True))
-    said, here = [], setting()
+    said, here = [], setting(**{"train.gradient_checkpointing": checkpointing})
     here.family.denoiser_name, here.rundir, here.writes = "transformer", RunDir(tmp_path), True
     here.reporter = SimpleNamespace(warn=said.append)
     rungs = first_rungs(here)
     assert rungs.keeping(here) == Keeping(sharded=True)
+    assert bool(rungs.checkpointing) != checkpointing
+    more = "" if checkpointing else ", and gradient checkpointing is on"
     why = "the GPU has no room for the whole base: "
-    assert said == [f"{why}its weights are shared by the 2 processes (steps take longer)"]
+    assert said == [f"{why}its weights are shared by the 2 processes{more} (steps take longer)"]
     assert read_rungs(here.rundir) == rungs == first_rungs(here)
     assert len(said) == 1
 

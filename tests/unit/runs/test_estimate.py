@@ -134,9 +134,10 @@ def test_several_gpus_hold_the_base_together(ws: Workspace, monkeypatch: pytest.
         recipe = apply_sets(chosen, [*sets])
         return estimate.memory(recipe, "flux1", size, 10**7, 512**2, fit(*sets) or estimate.Fit())
 
-    assert fit("train.processes=2") == estimate.Fit(sharded=True)
+    shared = estimate.Fit(checkpointing=True, sharded=True)
+    assert fit("train.processes=2") == shared
     assert fit("train.processes=2", "train.base_sharding=off") == estimate.Fit(base="int8")
-    assert fit("train.processes=2", "train.base_weights=whole") == estimate.Fit(sharded=True)
+    assert fit("train.processes=2", "train.base_weights=whole") == shared
     assert fit("train.processes=4", "train.base_sharding=on") == estimate.Fit()
     two, four = need("train.processes=2"), need("train.processes=4")
     assert two - four == pytest.approx(24e9 / 4, rel=1e-6)
