@@ -41,7 +41,7 @@ from trainers.plan import Item, replace_trigger
 from trainers.priors import check_words_named, with_class_captions
 from trainers.recipe import OptimizerSection, Recipe, TrainSection
 from trainers.rundir import RunDir, RunEnv, checkpoint_step, verify_checkpoint
-from trainers.sharing import share_part
+from trainers.sharing import in_turn, share_part
 from trainers.signals import StopFlag
 from trainers.stored import Precision
 from trainers.weight_first import apply_weight_first
@@ -80,14 +80,6 @@ class Setting:
     def cache(self) -> Path:
         """Folder of latents and conditioning, shared by the runs of a workspace."""
         return self.rundir.resolve(self.env.cache)
-
-    @contextmanager
-    def in_turn(self) -> Generator[None]:
-        """The block by one process after the other."""
-        for turn in range(self.accelerator.num_processes):
-            if turn == self.accelerator.process_index:
-                yield
-            self.accelerator.wait_for_everyone()
 
     @cached_property
     def memo(self) -> HashMemo:
@@ -328,7 +320,7 @@ def make_learning(setting: Setting, rungs: Rungs) -> Learning:
     """
     recipe, family = setting.recipe, setting.family
     keeping = rungs.keeping(setting)
-    with setting.in_turn() if keeping.sharded else nullcontext():  # the main memory need not hold many
+    with in_turn(setting.accelerator) if keeping.sharded else nullcontext():
         load_part(family, family.denoiser_name, keeping)
         trainables = attach_all(family, recipe)
         if keeping.sharded:

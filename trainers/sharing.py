@@ -13,12 +13,16 @@ probe included.
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # The innermost of what is repeated: transformer_blocks.3, down_blocks.0.resnets.1
 _BLOCK = re.compile(r"(^|[._])(blocks|resnets)\.\d+$")
@@ -48,6 +52,15 @@ def share_part(part: nn.Module, learning: Iterable[nn.Parameter], device: torch.
         tensor.data = tensor.data.to(device)
     # Around all: the blocks know their order by it, and the next one is asked for while one computes.
     fully_shard(part, mesh=mesh, ignored_params=rest)
+
+
+@contextmanager
+def in_turn(accelerator: "Accelerator") -> Generator[None]:
+    """The block by one process after the other, so that the main memory holds one base at a time."""
+    for turn in range(accelerator.num_processes):
+        if turn == accelerator.process_index:
+            yield
+        accelerator.wait_for_everyone()
 
 
 def blocks(part: nn.Module) -> Iterator[nn.Module]:
