@@ -51,14 +51,13 @@ def _attempt(setting, *arguments) -> BaseException | None:
     return _tried(setting, *arguments)
 
 
-_real, trainers.loop.train = trainers.loop.train, _train
-_summed, trainers.loop.backward = trainers.loop.backward, _backward
 _now: list[str] = []  # the directory whose turn it is
-_tried, trainers.ladder._attempt = trainers.ladder._attempt, _attempt
+_real, _summed, _tried = trainers.loop.train, trainers.loop.backward, trainers.ladder._attempt
 
 if __name__ == "__main__":
     from accelerate import Accelerator
 
+    trainers.loop.train, trainers.loop.backward, trainers.ladder._attempt = _train, _backward, _attempt
     end = Accelerator.end_training
     Accelerator.end_training = lambda _: None  # the group of processes is there for all runs
     codes = []
