@@ -3,12 +3,14 @@
     1  gradient checkpointing     activations are computed again: slower, far less memory
     2  8-bit optimizer            its state takes a quarter
     3  batches in pieces          2, 4, ... forward passes instead of one; same pictures, noise and mean
-    4  the base in 8, then 4 bits its blocks take a half, a quarter (trainers.stored)
-    5  the base streamed          its blocks come from the main memory (trainers.streaming)
+    4  the base shared            its blocks lie on the GPUs of several processes together (trainers.sharing)
+    5  the base in 8, then 4 bits its blocks take a half, a quarter (trainers.stored)
+    6  the base streamed          its blocks come from the main memory (trainers.streaming)
 
 Each rung is said in the log and the status, and kept in memory.json, so that a resumed run is the same run.
-Only the fourth changes what is learned beyond rounding. It and the fifth are for before the first step. Above
-the last rung the run fails with advice.
+Only the fifth changes what is learned beyond rounding. It and its neighbours are for before the first step.
+Above the last rung the run fails with advice. So does an attempt with a shared base: a process cannot leave
+it while others ask for its share. The next attempt takes the rung.
 """
 
 import gc
@@ -30,7 +32,7 @@ from trainers.loop import backward
 from trainers.optim import make_optimizer, optimizer_kind
 from trainers.plan import Item
 from trainers.preservation import BasePrediction
-from trainers.recipe_fields import OptimizerSection
+from trainers.recipe_fields import OptimizerSection, TrainSection
 from trainers.rundir import MEMORY, RunDir
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Rungs:
         pieces: Forward passes that a batch is cut into.
         base: How the base's weights are kept where the recipe leaves it open; "" = as that says.
         streamed: The base's blocks rest in the main memory.
+        sharded: The processes hold the base's blocks together, as long as these are whole and not streamed.
     """
 
     checkpointing: bool = False
@@ -64,6 +67,7 @@ class Rungs:
     pieces: int = 1
     base: Literal["", "int8", "nf4"] = ""
     streamed: bool = False
+    sharded: bool = False
 
     def section(self, section: OptimizerSection) -> OptimizerSection:
         """The optimizer section with the optimizer in force."""
@@ -77,9 +81,9 @@ class Rungs:
         train = recipe.train
         # A branch has its parent's rungs, and may have a recipe that leaves less open.
         precision = (self.base or "whole") if train.base_weights == "auto" else train.base_weights
-        return Keeping(
-            precision, train.base_streaming == "on" or (self.streamed and train.base_streaming == "auto")
-        )
+        streamed = train.base_streaming == "on" or (self.streamed and train.base_streaming == "auto")
+        shares = train.shares == "on" or (self.sharded and train.shares == "auto")
+        return Keeping(precision, streamed, shares and precision == "whole" and not streamed)
 
 
 def read_rungs(rundir: RunDir) -> Rungs:
@@ -94,21 +98,34 @@ def first_rungs(setting: "Setting") -> Rungs:
     A run goes on as it began, also on another GPU.
     """
     rungs, recipe = read_rungs(setting.rundir), setting.recipe
-    if recipe.adapter.method == "full" or recipe.train.base_weights != "auto":
+    if recipe.adapter.method == "full" or "auto" not in (recipe.train.base_weights, recipe.train.shares):
         return rungs
     kept = choose(setting.family, setting.family.denoiser_name, recipe.train)
-    if kept.precision == "whole":
+    if kept.sharded and recipe.train.shares == "auto" and not rungs.base:
+        settled, said = _shared_first(rungs, recipe.train)
+    elif kept.precision != "whole" and recipe.train.base_weights == "auto":
+        settled = replace(rungs, base=rungs.base or kept.precision, streamed=rungs.streamed or kept.streamed)
+        more = " and come from the main memory (steps take longer)" if settled.streamed else ""
+        said = f"its weights are rounded to {BITS.get(settled.base, 0)} bits{more}"
+    else:
         return rungs
-    settled = replace(rungs, base=rungs.base or kept.precision, streamed=rungs.streamed or kept.streamed)
     if settled == rungs:
         return rungs
-    more = " and come from the main memory (steps take longer)" if settled.streamed else ""
-    setting.reporter.warn(
-        f"the GPU has no room for the whole base: its weights are rounded to {BITS[settled.base]} bits{more}"
-    )
+    setting.reporter.warn(f"the GPU has no room for the whole base: {said}")
     if setting.writes:
         keep_rungs(setting.rundir, settled)
     return settled
+
+
+def _shared_first(rungs: Rungs, train: TrainSection) -> tuple[Rungs, str]:
+    """With gradient checkpointing at once: a rung that is needed later costs such a run a start."""
+    more = not (train.gradient_checkpointing or rungs.checkpointing)
+    said = _shared_words(train.processes, ", and gradient checkpointing is on" if more else "")
+    return replace(rungs, sharded=True, checkpointing=more or rungs.checkpointing), said
+
+
+def _shared_words(processes: int, more: str = "") -> str:
+    return f"its weights are shared by the {processes} processes{more} (steps take longer)"
 
 
 def keep_rungs(rundir: RunDir, rungs: Rungs) -> None:
@@ -139,6 +156,9 @@ def next_rung(rungs: Rungs, setting: "Setting", *, fresh: bool) -> tuple[Rungs, 
 def _base_rung(rungs: Rungs, setting: "Setting") -> tuple[Rungs, str] | None:
     """The next way to keep the base, as far as the recipe leaves it open."""
     train, keeping = setting.recipe.train, rungs.keeping(setting)
+    if train.shares == "auto" and keeping == Keeping():
+        said = _shared_words(train.processes).replace("its", "the base's", 1)
+        return replace(rungs, sharded=True), said
     if train.base_weights == "auto" and keeping.precision != "nf4":
         coarser = "int8" if keeping.precision == "whole" else "nf4"
         return replace(rungs, base=coarser), f"the base's weights are rounded to {BITS[coarser]} bits"
@@ -176,8 +196,8 @@ def climb(
         make: Makes what learns, on a base that is loaded anew.
 
     Returns:
-        `learning`, with another optimizer after the second rung, made anew after the fourth, and the rungs in
-        force.
+        `learning`, with another optimizer after the second rung, made anew from the fourth on, and the rungs
+        in force.
 
     Raises:
         Exception: what the last rung ran into.
@@ -186,8 +206,12 @@ def climb(
         return learning, rungs
     setting.reporter.phase("loading")
     while True:
-        batch = largest_batch(source)
-        error = _attempt(setting, objective, batch, learning, rungs)
+        batch, shared = largest_batch(source), rungs.keeping(setting).sharded
+        base = BasePrediction(setting.family, learning.trainables, always=shared and bool(source.prior))
+        error = _attempt(setting, objective, batch, learning, rungs, base)
+        if error is not None and shared:
+            _keep_for_next(setting, rungs, start)
+            raise error
         if not _any_process(setting, error is not None):
             return learning, rungs
         step = next_rung(rungs, setting, fresh=start == 0)
@@ -204,7 +228,7 @@ def climb(
             section, seed = rungs.section(setting.recipe.optimizer), setting.recipe.train.seed
             fresh = make_optimizer(section, learning.flats, setting.family.device, seed)
             learning = replace(learning, optimizer=fresh)
-        if (rungs.base, rungs.streamed) != (before.base, before.streamed):
+        if rungs.keeping(setting) != before.keeping(setting):
             _let_go(setting.family)
             learning = make(setting, rungs)
         if setting.writes:
@@ -240,7 +264,12 @@ def largest_batch(source: BatchSource) -> Batch:
 
 
 def _attempt(
-    setting: "Setting", objective: "Objective", batch: Batch, learning: "Learning", rungs: Rungs
+    setting: "Setting",
+    objective: "Objective",
+    batch: Batch,
+    learning: "Learning",
+    rungs: Rungs,
+    base: BasePrediction,
 ) -> BaseException | None:
     """Forward and backward pass beside what the optimizer will need; the error if memory did not suffice.
 
@@ -256,10 +285,9 @@ def _attempt(
         with torch.random.fork_rng(devices):
             values = sum(flat.parameter.numel() for flat in learning.flats)
             held = torch.empty(missing * values, dtype=torch.uint8, device=family.device)
-            base = BasePrediction(family, learning.trainables)
             generator, pieces = _generator(), rungs.pieces
-            on_device = batch.to(family.device)
-            backward(setting.accelerator, family, objective, on_device, generator, pieces, base)
+            on_device, even = batch.to(family.device), rungs.keeping(setting).sharded
+            backward(setting.accelerator, family, objective, on_device, generator, pieces, base, even=even)
     except (RuntimeError, MemoryError) as caught:
         if not is_memory(caught):
             raise
@@ -271,6 +299,12 @@ def _attempt(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(family.device)
     return error
+
+
+def _keep_for_next(setting: "Setting", rungs: Rungs, start: int) -> None:
+    """Said by whichever process it is: the others may wait for it, and cannot."""
+    if said := after_failure(setting.rundir, setting, rungs, start):
+        log.warning("the largest batch does not fit into memory; %s", said)
 
 
 def _generator() -> torch.Generator:

@@ -65,6 +65,7 @@ SPOKEN = {
     "optimizer.block_lrs": "Learning rates by layer (factors)",
     "train.base_weights": "Weights of the base",
     "train.base_streaming": "Base from the main memory",
+    "train.base_sharding": "Base shared by the GPUs",
     "data.trigger": "Trigger word",
     "preservation.mode": "What keeps the class",
     "preservation.weight": "Weight of what is kept",
