@@ -17,9 +17,9 @@ from uuid import uuid4
 import psutil
 
 from studio.runs.process import TOKEN_VARIABLE
-from trainers import standby
-from trainers.standby import READY, TAKEN
 
+MODULE = "trainers.standby"
+READY, TAKEN = b"ready\n", b"taken\n"  # what it says
 QUIET = 2.0  # seconds after the last run before one is prepared
 ANSWER = 5.0  # seconds that it has to take a run
 LOOK_EVERY = 2.0  # seconds between looks at the memory
@@ -119,7 +119,7 @@ class Standby:
         with theirs:
             try:
                 self._child = subprocess.Popen(
-                    [sys.executable, "-m", standby.__name__, "-" * len(str(like))],
+                    [sys.executable, "-m", MODULE, "-" * len(str(like))],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
