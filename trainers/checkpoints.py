@@ -28,7 +28,7 @@ from registry.errors import Damaged, StudioError
 from registry.files import atomic_folder, atomic_path, read_json, remove_tree, require_space, write_json
 from registry.hashing import hash_json
 from trainers.ema import Ema
-from trainers.flat import Flat
+from trainers.flat import Flat, refresh
 from trainers.methods import Trainables, load_initial, load_tensors
 from trainers.optim import page_state
 from trainers.rundir import (
@@ -208,6 +208,7 @@ def restore(folder: Path, learning: Learning, *, optimizer: bool = True) -> dict
     weights = _below("weights.", tensors)
     load_tensors(learning.trainables, weights)
     load_initial(learning.trainables, _below("initial.", tensors))
+    refresh(learning.flats)
     structure = numbers["learning"]
     same_groups = _layout(learning.flats) == structure.get("layout", _layout(learning.flats))
     for index, mean in enumerate(learning.ema.means):  # of other groups: it begins anew, at the weights

@@ -1,6 +1,6 @@
 """Running mean of the trained weights; it is what previews show and files keep."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ class Ema:
         device: Where the mean lies; None = where the parameters are. On a CPU beside a GPU it costs a
             transfer of all weights at each update, and no GPU memory.
         every: Steps between updates.
+        written: Called when `applied` has written the parameters.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class Ema:
         *,
         device: torch.device | None = None,
         every: int = 1,
+        written: Callable[[], None] | None = None,
     ) -> None:
         self.parameters, self.decay, self.every, self.updates = list(parameters), decay, every, 0
-        self.device = device
+        self.device, self.written = device, written
         self.means = [self._taken(p, torch.float32) for p in self.parameters] if decay else []
 
     @torch.no_grad()
@@ -68,6 +70,8 @@ class Ema:
     def _set(self, values: Sequence[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):
             parameter.copy_(value)
+        if self.written:
+            self.written()
 
     def _taken(self, parameter: nn.Parameter, dtype: torch.dtype) -> Tensor:
         return parameter.detach().to(self.device or parameter.device, dtype, copy=True)
@@ -83,10 +87,13 @@ class ScheduleFreeMean(Ema):
     Args:
         parameters: The optimizer's, in its order.
         optimizer: AdamWScheduleFree in train mode.
+        written: See `Ema`.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], optimizer: Any) -> None:
-        super().__init__(parameters, 0.0)
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], optimizer: Any, written: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(parameters, 0.0, written=written)
         self.optimizer = optimizer
         self.decay = 1.0  # only says that the means are not the parameters
 

@@ -24,12 +24,21 @@ from trainers.recipe_section import DIFFUSION, FLOW, Needs
 from trainers.recipe_text import flatten
 
 LAW = "objective.law"
-BITS = {"int8": 8, "nf4": 4}  # of a rounded weight
+BITS = {"int8": 8, "fp8": 8, "nf4": 4}  # of a rounded weight
 ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the rest is for computing
 # Of a shared base: the block that computes, the next one as it is sent and as it is put together, and what
 # has no block. FLUX.1's largest are 2.9 % each.
 BLOCKS_WHOLE = 0.1
-WEIGHT_BYTES = {"int8": 1.04, "nf4": 0.58}  # of a rounded weight, with its share of what stays whole
+# Bytes of a rounded weight, with its share of what stays whole.
+WEIGHT_BYTES = {"int8": 1.04, "fp8": 1.04, "nf4": 0.58}
+BY_ITSELF = ("int8", "nf4")  # what is taken where the recipe leaves it open; fp8 saves no more than int8
+# Shares of the blocks that gradient checkpointing computes again, as they are tried in turn, in words.
+CHECKPOINTED = {
+    0.25: " for a quarter of the blocks",
+    0.5: " for half of the blocks",
+    0.75: " for three quarters of the blocks",
+    1.0: "",
+}
 _MARKS: dict[str, tuple[Any, ...]] = {
     name: tuple(info.metadata) for name, info in ObjectiveSection.model_fields.items()
 }
@@ -160,8 +169,8 @@ def first_keeping(train: TrainSection, count: int, width: int, memory: int) -> t
         return train.base_weights, streamed
     if streamed or count * width <= room:
         return "whole", streamed
-    for kept, each in WEIGHT_BYTES.items():
-        if count * each <= room:
+    for kept in BY_ITSELF:
+        if count * WEIGHT_BYTES[kept] <= room:
             return kept, False
     return "nf4", train.base_streaming == "auto"
 

@@ -1,6 +1,7 @@
 """When memory is short: a dry run of the largest batch before the first step, and a ladder of savings.
 
-    1  gradient checkpointing     activations are computed again: slower, far less memory
+    1  gradient checkpointing     activations are computed again: slower, far less memory; of a quarter of the
+                                  blocks, a half, three quarters, all: as many as are needed
     2  8-bit optimizer            its state takes a quarter
     3  batches in pieces          2, 4, ... forward passes instead of one; same pictures, noise and mean
     4  the base shared            its blocks lie on the GPUs of several processes together (trainers.sharing)
@@ -25,8 +26,9 @@ import torch
 
 from registry.files import read_json, write_json
 from trainers.base_weights import Keeping, choose
+from trainers.checkpointing import enable_checkpointing
 from trainers.data import Batch, BatchSource
-from trainers.fitting import BITS, only_denoiser
+from trainers.fitting import BITS, CHECKPOINTED, only_denoiser
 from trainers.guards import is_memory
 from trainers.loop import backward
 from trainers.optim import make_optimizer, optimizer_kind
@@ -38,12 +40,12 @@ from trainers.rundir import MEMORY, RunDir
 if TYPE_CHECKING:
     from trainers.checkpoints import Learning
     from trainers.families.base import Family
-    from trainers.methods import Trainables
     from trainers.objectives import Objective
     from trainers.setup import Setting
 
 log = logging.getLogger(__name__)
 
+SPARE = 0.02  # of a GPU's memory stays free in the dry run: buckets of other shapes leave other gaps
 SETTLED = 5  # steps that do not count: kernels are chosen, and a GPU's queue fills
 TYPICAL = 10  # steps after these, whose median is what a step should take
 SLOW_FACTOR, SLOW_STEPS = 3.0, 10  # so many times as long, for so many steps in a row
@@ -54,7 +56,7 @@ class Rungs:
     """Savings in force beyond the recipe's own.
 
     Args:
-        checkpointing: Gradient checkpointing.
+        checkpointing: Share of the blocks that gradient checkpointing computes again; 0 = as the recipe says.
         optimizer: Name of the optimizer in place of the recipe's; "" = the recipe's.
         pieces: Forward passes that a batch is cut into.
         base: How the base's weights are kept where the recipe leaves it open; "" = as that says.
@@ -62,12 +64,16 @@ class Rungs:
         sharded: The processes hold the base's blocks together, as long as these are whole and not streamed.
     """
 
-    checkpointing: bool = False
+    checkpointing: float = 0.0
     optimizer: str = ""
     pieces: int = 1
     base: Literal["", "int8", "nf4"] = ""
     streamed: bool = False
     sharded: bool = False
+
+    def checkpointed(self, train: "TrainSection") -> float:
+        """Share of the blocks whose activations are computed again."""
+        return max(self.checkpointing, train.checkpointed_blocks if train.gradient_checkpointing else 0.0)
 
     def section(self, section: OptimizerSection) -> OptimizerSection:
         """The optimizer section with the optimizer in force."""
@@ -133,17 +139,23 @@ def keep_rungs(rundir: RunDir, rungs: Rungs) -> None:
     write_json(rundir.file(MEMORY), asdict(rungs))
 
 
-def next_rung(rungs: Rungs, setting: "Setting", *, fresh: bool) -> tuple[Rungs, str] | None:
+def next_rung(
+    rungs: Rungs, setting: "Setting", *, fresh: bool, tried: bool = True
+) -> tuple[Rungs, str] | None:
     """One step up and what to say about it; None at the top.
 
     Args:
         rungs: In force now.
         setting: The run.
         fresh: No step is done yet; later the optimizer's state would be lost with it.
+        tried: Whether it is tried at once; where it is not, blocks are checkpointed all or not at all.
     """
     recipe = setting.recipe
-    if not (recipe.train.gradient_checkpointing or rungs.checkpointing):
-        return replace(rungs, checkpointing=True), "gradient checkpointing is on (steps take longer)"
+    in_force = rungs.checkpointed(recipe.train)
+    if more := [share for share in CHECKPOINTED if share > in_force]:
+        share = more[0] if tried else more[-1]
+        said = f"gradient checkpointing is on{CHECKPOINTED[share]} (steps take longer)"
+        return replace(rungs, checkpointing=share), said
     smaller = optimizer_kind(rungs.section(recipe.optimizer), setting.family.device).smaller
     if fresh and smaller:
         return replace(rungs, optimizer=smaller), f"the optimizer is {smaller}"
@@ -171,7 +183,7 @@ def _base_rung(rungs: Rungs, setting: "Setting") -> tuple[Rungs, str] | None:
 def wants_dry_run(setting: "Setting") -> bool:
     """On a GPU, whose memory ends suddenly; on a CPU only when the recipe asks for it."""
     wanted = setting.recipe.train.dry_run
-    return wanted == "on" or (wanted == "auto" and setting.family.device.type == "cuda")
+    return wanted == "on" or (wanted == "auto" and setting.family.device.type != "cpu")
 
 
 def climb(
@@ -222,8 +234,8 @@ def climb(
         setting.reporter.warn(
             f"the largest batch ({len(batch.names)} x {width}x{height}) does not fit into memory: {said}"
         )
-        if rungs.checkpointing and not before.checkpointing:
-            enable_checkpointing(setting.family, learning.trainables)
+        if rungs.checkpointing != before.checkpointing:
+            enable_checkpointing(setting.family, learning.trainables, rungs.checkpointing)
         if rungs.optimizer != before.optimizer:
             section, seed = rungs.section(setting.recipe.optimizer), setting.recipe.train.seed
             fresh = make_optimizer(section, learning.flats, setting.family.device, seed)
@@ -239,16 +251,6 @@ def _let_go(family: "Family") -> None:
     """Free the denoiser's memory, whoever still refers to it."""
     family.denoiser.to_empty(device="meta")
     family.free(family.denoiser_name)
-
-
-def enable_checkpointing(family: "Family", trainables: "Trainables") -> None:
-    """Compute activations again in the backward pass instead of keeping them."""
-    denoiser: Any = family.denoiser
-    denoiser.enable_gradient_checkpointing()
-    for name in trainables.components:
-        if name != family.denoiser_name:
-            family.part(name).gradient_checkpointing_enable({"use_reentrant": False})
-            family.part(name).train()
 
 
 def largest_batch(source: BatchSource) -> Batch:
@@ -284,15 +286,19 @@ def _attempt(
     try:
         with torch.random.fork_rng(devices):
             values = sum(flat.parameter.numel() for flat in learning.flats)
-            held = torch.empty(missing * values, dtype=torch.uint8, device=family.device)
+            size = missing * values + _spare(family.device)
+            held = torch.empty(size, dtype=torch.uint8, device=family.device)
             generator, pieces = _generator(), rungs.pieces
             on_device, even = batch.to(family.device), rungs.keeping(setting).sharded
-            backward(setting.accelerator, family, objective, on_device, generator, pieces, base, even=even)
+            accelerator, flats = setting.accelerator, learning.flats
+            backward(accelerator, family, objective, on_device, generator, pieces, base, flats, even=even)
     except (RuntimeError, MemoryError) as caught:
         if not is_memory(caught):
             raise
         error = caught.with_traceback(None)  # its frames hold the tensors
     del held
+    for flat in learning.flats:
+        flat.drop()
     learning.optimizer.zero_grad(set_to_none=False)
     gc.collect()
     if family.device.type == "cuda":
@@ -305,6 +311,12 @@ def _keep_for_next(setting: "Setting", rungs: Rungs, start: int) -> None:
     """Said by whichever process it is: the others may wait for it, and cannot."""
     if said := after_failure(setting.rundir, setting, rungs, start):
         log.warning("the largest batch does not fit into memory; %s", said)
+
+
+def _spare(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    return int(SPARE * torch.cuda.get_device_properties(device).total_memory)
 
 
 def _generator() -> torch.Generator:
@@ -322,7 +334,7 @@ def _any_process(setting: "Setting", failed: bool) -> bool:
 
 def after_failure(rundir: RunDir, setting: "Setting", rungs: Rungs, step: int) -> str:
     """Memory ran out at `step` all the same: keep the next rung for the next attempt, and say so."""
-    step_up = next_rung(rungs, setting, fresh=step == 0)
+    step_up = next_rung(rungs, setting, fresh=step == 0, tried=False)
     if step_up is None:
         return ""
     keep_rungs(rundir, step_up[0])

@@ -3,6 +3,7 @@
 Shapes: B pictures of a batch; latents (B, C, h, w); t and weights (B,).
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from trainers.data import Batch
 from trainers.families.base import Family
+from trainers.flat import Flat, refresh
 from trainers.objectives import Objective
 from trainers.plan import draw_seed
 from trainers.preservation import BasePrediction
@@ -45,6 +47,7 @@ def train(session: "Session") -> None:
                     s.generator(step, micro),
                     pieces=s.rungs.pieces,
                     base=s.base,
+                    flats=s.learning.flats,
                     even=s.shared,
                 )
             loss += part / s.accumulate
@@ -53,6 +56,7 @@ def train(session: "Session") -> None:
         norm = accelerator.clip_grad_norm_(s.learning.parameters, s.max_grad_norm)
         s.optimizer.step()
         s.optimizer.zero_grad(set_to_none=False)  # gradients are views of one buffer and stay so
+        refresh(s.learning.flats)
         s.learning.ema.update()
         s.readback.push(step, loss, norm, stop, names, s.rates())
         s.milestones.after(step)
@@ -69,13 +73,15 @@ def backward(
     generator: torch.Generator,
     pieces: int = 1,
     base: BasePrediction | None = None,
+    flats: Sequence[Flat] = (),
     *,
     even: bool = False,
 ) -> Tensor:
     """Add the gradients of a batch at drawn noise and timesteps; returns its loss, a scalar without a graph.
 
     In several pieces it is the same mean over the same draws, with less in memory at a time. With several
-    processes their mean is that of all pictures together. `even`: see `passes`.
+    processes their mean is that of all pictures together. Of `flats` the stand-ins' gradients are gathered.
+    `even`: see `passes`.
     """
     shape, own = batch.drawn
     noise, t = objective.sample_noise(shape, generator), objective.sample_t(shape, generator)
@@ -86,6 +92,8 @@ def backward(
             part = error(family, objective, batch.rows(rows), noise[rows], t[rows], shown[rows], base)
         part = part * (share * batch.portion)
         accelerator.backward(part)
+        for flat in flats:
+            flat.gather()
         total += part.detach()
     return total
 

@@ -251,10 +251,10 @@ class TrainSection(Section):
     that does not enlarge it. Sizes that are not below train.resolution do not count."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Compute precision; adapter weights stay fp32. auto = bf16 on a GPU that has it, else fp16; CPU fp32."""
-    base_weights: Annotated[Literal["auto", "whole", "int8", "nf4"], ADDED] = "auto"
-    """How the frozen base's weights are kept: whole, or rounded to 8 or 4 bits for half or a quarter of the
-    memory, a little slower (the blocks of the denoiser, and T5 where it is frozen). auto = whole, unless a
-    GPU has no room for that."""
+    base_weights: Annotated[Literal["auto", "whole", "int8", "fp8", "nf4"], ADDED] = "auto"
+    """How the frozen base's weights are kept: whole, or rounded to 8 bits (int8; fp8 = e4m3, less exact) or
+    4 for half or a quarter of the memory, a little slower (the blocks of the denoiser, and T5 where it is
+    frozen). auto = whole, unless a GPU has no room for that."""
     base_streaming: Annotated[Literal["auto", "on", "off"], ADDED] = "auto"
     """Let the blocks of the frozen base rest in the main memory and copy each to the GPU in time: a tenth of
     its GPU memory, at the speed of the bus. auto = when nothing else fits."""
@@ -263,7 +263,11 @@ class TrainSection(Section):
     less memory on each GPU, and each block is sent between them two times a step. auto = when the GPUs have
     no room for the whole base each."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: about 40 % slower, far less memory."""
+    """Recompute activations in the backward pass: about 40 % slower, far less memory. Off = for as many
+    blocks as a GPU's memory asks for, see train.dry_run."""
+    checkpointed_blocks: Annotated[float, Field(gt=0, le=1), Needs("train.gradient_checkpointing")] = 1.0
+    """Share of the denoiser's blocks whose activations are recomputed, spread evenly: fewer = quicker, more
+    memory."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0
     """Gradients are scaled down to this norm; 0 = off."""
     ema_decay: Annotated[float, Field(ge=0, lt=1), _SCHEDULED] = 0.99
@@ -275,8 +279,8 @@ class TrainSection(Section):
     """Steps between updates of the running mean; its decay is per step all the same."""
     dry_run: Literal["auto", "on", "off"] = "auto"
     """Try the largest batch before the first step, and save memory if it does not fit: gradient
-    checkpointing, then an 8-bit optimizer, then batches in pieces, then a base shared by the processes, in 8
-    and in 4 bits, streamed. auto = on a GPU."""
+    checkpointing of a quarter of the blocks, a half, three quarters, all, then an 8-bit optimizer, then
+    batches in pieces, then a base shared by the processes, in 8 and in 4 bits, streamed. auto = on a GPU."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes (one per GPU); the batch grows with them."""
     num_threads: Annotated[int, Field(ge=0, le=256)] = 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from trainers import guards
 from trainers.base_weights import choose, load_part
 from trainers.cache import LatentCache, TextCache
 from trainers.captions import captions_needed, wording
+from trainers.checkpointing import enable_checkpointing
 from trainers.checkpoints import Learning, Store, read_numbers, restore, same_optimizer
 from trainers.class_pictures import class_pictures
 from trainers.data import check_captions, load_items, read_pixels
@@ -27,15 +28,16 @@ from trainers.ema import Ema, ScheduleFreeMean
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles, Conditioning, Family, Use
 from trainers.families.common import tokenizer_of
-from trainers.flat import Flat
+from trainers.flat import Flat, refresh
 from trainers.groups import make_flats
 from trainers.held_out import split
 from trainers.kernels import keep_memory, settle_kernels
-from trainers.ladder import Rungs, enable_checkpointing
+from trainers.ladder import Rungs
 from trainers.masks import MaskCache, focus_of
 from trainers.metrics import Reporter
 from trainers.new_tokens import know_words
 from trainers.optim import make_optimizer, optimizer_kind
+from trainers.packed import pack
 from trainers.placing import place_items, views
 from trainers.plan import Item, replace_trigger
 from trainers.priors import check_words_named, with_class_captions
@@ -328,12 +330,13 @@ def make_learning(setting: Setting, rungs: Rungs) -> Learning:
     denoiser: Any = family.denoiser
     if family.device.type == "cuda" and not keeping.sharded:
         denoiser.to(memory_format=torch.channels_last)  # convolutions of UNets run on it natively
-    if recipe.train.gradient_checkpointing or rungs.checkpointing:
-        enable_checkpointing(family, trainables)
+    if share := rungs.checkpointed(recipe.train):
+        enable_checkpointing(family, trainables, share)
     if not keeping.sharded:  # the whole weights of all layers would stay until the way back
         apply_weight_first(trainables, family.device)
     section = rungs.section(recipe.optimizer)
     flats = make_flats(trainables, section, family.denoiser_name, recipe.tokens.lr)
+    pack(trainables, flats, family.dtype)
     optimizer = make_optimizer(section, flats, family.device, recipe.train.seed)
     return Learning(trainables, flats, optimizer, make_mean(recipe, section, flats, optimizer, family.device))
 
@@ -343,10 +346,11 @@ def make_mean(
 ) -> Ema:
     """The running mean, or the optimizer's own."""
     parameters, train = [flat.parameter for flat in flats], recipe.train
+    written = partial(refresh, flats)
     if optimizer_kind(section, device).own_mean:
-        return ScheduleFreeMean(parameters, optimizer)
+        return ScheduleFreeMean(parameters, optimizer, written)
     where = torch.device("cpu") if train.ema_device == "cpu" else None
-    return Ema(parameters, train.ema_decay, device=where, every=train.ema_every)
+    return Ema(parameters, train.ema_decay, device=where, every=train.ema_every, written=written)
 
 
 def restore_newest(setting: Setting, store: Store, learning: Learning) -> tuple[int, dict[str, Any]]:

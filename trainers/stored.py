@@ -1,6 +1,7 @@
 """Weights of a base in 8 or 4 bits: they rest so, and each is made whole while its layer is asked.
 
     int8   w = c s        c from -127 to 127, s = max |w| / 127 of each output
+    fp8    w = c s        c a float of 4 + 3 bits (e4m3fn), s = max |w| / 448 of each output
     nf4    w = t[c] s     c one of 16 levels t, s = max |w| of each block of 64
                           (Dettmers et al. 2023, "QLoRA", arXiv:2305.14314, section 3 and appendix E)
 
@@ -28,9 +29,11 @@ from torch.nn.grad import conv2d_input
 if TYPE_CHECKING:
     from trainers.families.base import Family
 
-Precision = Literal["whole", "int8", "nf4"]
-ROUNDED: tuple[Precision, ...] = ("int8", "nf4")  # from fine to coarse
+Precision = Literal["whole", "int8", "fp8", "nf4"]
+ROUNDED: tuple[Precision, ...] = ("int8", "fp8", "nf4")  # from fine to coarse
+BY_ITSELF: tuple[Precision, ...] = ("int8", "nf4")  # what is taken where nobody chose; fp8 saves no more
 BLOCK = 64  # weights of nf4 that share a scale
+FP8 = torch.float8_e4m3fn  # Micikevicius et al. 2022, "FP8 Formats for Deep Learning"
 TINY = 2.0**-24  # the smallest number above 0 in fp16
 # Where a normal distribution, cut to 16 parts of the same share, has its middles; 0 is exact.
 LEVELS = (
@@ -214,8 +217,8 @@ def _plain(layer: nn.Module) -> bool:
 
 def _saved(weight: Tensor, precision: Precision) -> int:
     count, size = weight.numel(), weight.element_size()
-    if precision == "int8":
-        return count * (size - 1) - size * len(weight)
+    if precision != "nf4":
+        return count * (size - 1) - (size if precision == "int8" else 4) * len(weight)
     return count * size - -(-count // 2) - 2 * -(-count // BLOCK)
 
 
@@ -234,6 +237,22 @@ def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _from_int8(codes: Tensor, scales: Tensor, _shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return codes.to(dtype).mul_(scales)
+
+
+# -- fp8
+
+
+def _fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes as bytes, which nobody takes for numbers to convert; scales in fp32, whatever the base's dtype:
+    they bound no rounding, and one that comes out too small would cut off the largest weights."""
+    rows, most = weight.float().flatten(1), torch.finfo(FP8).max
+    scales = (rows.abs().amax(1, keepdim=True) / most).clamp_min(torch.finfo(torch.float32).tiny)
+    codes = (rows / scales).clamp_(-most, most).to(FP8)
+    return codes.view(torch.uint8).view(weight.shape), scales.view(-1, *[1] * (weight.ndim - 1))
+
+
+def _from_fp8(codes: Tensor, scales: Tensor, _shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return codes.view(FP8).to(dtype).mul_(scales)
 
 
 # -- nf4: two codes a byte, the first in its upper half; filled up to whole blocks
@@ -261,10 +280,12 @@ Fetch = Callable[[StoredLayer], tuple[Tensor, Tensor]]
 _ROUND: Mapping[Precision, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
     "whole": lambda weight: (weight, weight.new_empty(0)),
     "int8": _int8,
+    "fp8": _fp8,
     "nf4": _nf4,
 }
 _WHOLE: Mapping[Precision, Callable[[Tensor, Tensor, tuple[int, ...], torch.dtype], Tensor]] = {
     "whole": lambda codes, *_: codes,
     "int8": _from_int8,
+    "fp8": _from_fp8,
     "nf4": _from_nf4,
 }

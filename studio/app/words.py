@@ -64,6 +64,7 @@ SPOKEN = {
     "optimizer.name": "Optimizer",
     "optimizer.block_lrs": "Learning rates by layer (factors)",
     "train.base_weights": "Weights of the base",
+    "train.checkpointed_blocks": "Share of the blocks that are recomputed",
     "train.base_streaming": "Base from the main memory",
     "train.base_sharding": "Base shared by the GPUs",
     "data.trigger": "Trigger word",

@@ -190,7 +190,8 @@ def sample(
     ] = 1.0,
     memory: Annotated[str, typer.Option(help="auto, fast, slicing, model, group or sequential.")] = "auto",
     precision: Annotated[
-        str, typer.Option(help="Weights of the base: auto, whole, int8 or nf4 (rounded, for less memory).")
+        str,
+        typer.Option(help="Weights of the base: auto, whole, int8, fp8 or nf4 (rounded, for less memory)."),
     ] = "auto",
     speed: Annotated[
         str,

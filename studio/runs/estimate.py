@@ -21,7 +21,15 @@ from registry.records import Base
 from studio.runs.device import has_gpu, physical_cores
 from studio.runs.layers import weights_of
 from trainers.families import FAMILIES
-from trainers.fitting import WEIGHT_BYTES, first_keeping, first_sharing, only_denoiser, shared_part
+from trainers.fitting import (
+    BY_ITSELF,
+    CHECKPOINTED,
+    WEIGHT_BYTES,
+    first_keeping,
+    first_sharing,
+    only_denoiser,
+    shared_part,
+)
 from trainers.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -76,7 +84,7 @@ BACKWARD, RECOMPUTED = 2.1, 2.95  # a step's arithmetic in forward passes, plain
 class Fit:
     """Savings of memory, as the trainer's ladder would take them (trainers.ladder)."""
 
-    checkpointing: bool = False
+    checkpointing: float = 0.0  # share of the blocks
     small_state: bool = False
     pieces: int = 1
     base: str = "whole"  # how its weights are kept, where the recipe leaves that open
@@ -140,17 +148,22 @@ def _kept(recipe: Recipe, fit: Fit) -> str:
 def activations_of(recipe: Recipe, family: str, size: Size, piece: float, fit: Fit) -> float:
     """Bytes that a pass keeps for the way back, of `piece` pixels."""
     shape = TABLE[family]
-    checkpointed = recipe.train.gradient_checkpointing or fit.checkpointing
-    whole = shape.checkpointed if checkpointed else shape.plain
+    whole = shape.plain + _checkpointed(recipe, fit) * (shape.checkpointed - shape.plain)
     cells = piece / size.cell**2 / (shape.side / CELL) ** 2
     width = math.sqrt(size.denoiser / shape.parameters)
     return whole * GIB * cells * width * (1.0 if has_gpu() else KEPT_CPU)
 
 
-def seconds(recipe: Recipe, family: str, size: Size, pixels: int) -> float:
+def _checkpointed(recipe: Recipe, fit: Fit) -> float:
+    """Share of the blocks that are computed again."""
+    train = recipe.train
+    return max(fit.checkpointing, train.checkpointed_blocks if train.gradient_checkpointing else 0.0)
+
+
+def seconds(recipe: Recipe, family: str, size: Size, pixels: int, fit: Fit = Fit()) -> float:
     """Seconds a step takes, of `pixels` in all."""
     shape = TABLE[family]
-    passes = RECOMPUTED if recipe.train.gradient_checkpointing else BACKWARD
+    passes = BACKWARD + _checkpointed(recipe, fit) * (RECOMPUTED - BACKWARD)
     cells = pixels / size.cell**2 / (shape.side / CELL) ** 2
     work = shape.forward * 1e12 * passes * cells * size.denoiser / shape.parameters
     if has_gpu():
@@ -165,14 +178,15 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
     room, what = room_here()
     pieces = [2**k for k in range(1, 9) if 2**k <= recipe.train.batch_size]
     first = _first_fit(recipe, size, room)
-    small = replace(first, checkpointing=True, small_state=True)
-    ladder = [first, replace(first, checkpointing=True), small]
+    small = replace(first, checkpointing=1.0, small_state=True)
+    shares = [share for share in CHECKPOINTED if share > _checkpointed(recipe, first)]
+    ladder = [first, *(replace(first, checkpointing=share) for share in shares), small]
     ladder += [replace(small, pieces=count) for count in pieces]
     if only_denoiser(recipe):
         if recipe.train.shares == "auto" and has_gpu() and first == Fit():
             ladder.append(replace(ladder[-1], sharded=True))
         if recipe.train.base_weights == "auto":
-            kinds = ("whole", *WEIGHT_BYTES)
+            kinds = ("whole", *BY_ITSELF)
             ladder += [
                 replace(ladder[-1], base=kept, sharded=False) for kept in kinds[kinds.index(first.base) + 1 :]
             ]

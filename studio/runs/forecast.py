@@ -17,7 +17,7 @@ from studio.runs.device import has_gpu
 from studio.runs.estimate import Kind
 from studio.runs.layers import Weight, rank_of, t5_parts, weights_of
 from trainers.families import FAMILIES, FamilyInfo
-from trainers.fitting import BITS, only_denoiser
+from trainers.fitting import BITS, CHECKPOINTED, only_denoiser
 from trainers.recipe import AdapterSection, Recipe
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def figures_of(ws: "Workspace", recipe: Recipe, base: Base, learning: int) -> di
     taken = fit or estimate.Fit()
     guess = estimate.memory(recipe, base.family, size, learning, piece, taken)
     if not near:
-        minutes = estimate.seconds(recipe, base.family, size, pixels) * steps / 60
+        minutes = estimate.seconds(recipe, base.family, size, pixels, taken) * steps / 60
         reason = f"From the size of {where}; a probe of a few steps measures it."
         peak = Figure(guess, "estimated", "From the shapes in the base's files and a table of factors.")
         time, start = Figure(minutes, "estimated", reason), None
@@ -186,8 +186,9 @@ def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe) -> str:
             todo = f"set train.base_weights=auto, {todo}"
         return f"It will not fit: {why}. {todo[0].upper()}{todo[1:]}."
     savings: list[str] = []
-    if fit.checkpointing and not recipe.train.gradient_checkpointing:
-        savings.append("gradient checkpointing (steps take longer)")
+    train = recipe.train
+    if fit.checkpointing > (train.checkpointed_blocks if train.gradient_checkpointing else 0.0):
+        savings.append(f"gradient checkpointing{CHECKPOINTED[fit.checkpointing]} (steps take longer)")
     if fit.small_state:
         savings.append("an 8-bit optimizer")
     if fit.pieces > 1:

@@ -48,15 +48,21 @@ class Seen:
 def key(base_hash: str, recipe: JSON) -> str:
     """What makes two runs equally fast, as far as we distinguish."""
     train: dict[str, Any] = recipe.get("train", {})
-    shape = [train.get(k) for k in ("resolution", "batch_size", "accumulate", "gradient_checkpointing")]
+    shape = [train.get(k) for k in ("resolution", "batch_size", "accumulate")] + [_checkpointing(train)]
     shape += train.get("resolutions") or []
     return "-".join(str(part) for part in (base_hash[:16], *shape, *_way(recipe)))
 
 
 def alike(base_hash: str, recipe: JSON) -> str:
     """What two runs share of which one's figures can be scaled to the other's."""
-    checkpointing = recipe.get("train", {}).get("gradient_checkpointing")
+    checkpointing = _checkpointing(recipe.get("train", {}))
     return "-".join(str(part) for part in (base_hash[:16], checkpointing, *_way(recipe)))
+
+
+def _checkpointing(train: dict[str, Any]) -> Any:
+    """Off, on, or the share of the blocks."""
+    on, share = train.get("gradient_checkpointing"), train.get("checkpointed_blocks", 1.0)
+    return share if on and share < 1 else on
 
 
 def _way(recipe: JSON) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from trainers.stored import ROUNDED, Precision, bytes_saved
+from trainers.stored import BY_ITSELF, ROUNDED, Precision, bytes_saved
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
@@ -73,7 +73,7 @@ def settle(
     mode = choose(memory, sizes["whole"], needed, free, on_cpu=on_cpu)
     if memory != "auto" or mode in QUICK:
         return mode, "whole"
-    for kept in ROUNDED:
+    for kept in BY_ITSELF:
         quick = choose(memory, sizes[kept], needed, free)
         if quick in QUICK:
             return quick, kept

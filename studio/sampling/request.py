@@ -121,9 +121,9 @@ class SampleRequest(BaseModel):
     memory: Literal["auto", "fast", "slicing", "model", "sequential", "group"] = "auto"
     """What to do about memory: auto = the quickest that fits; fast = all on the device; slicing = in pieces;
     model, group, sequential = what is not needed waits in the main memory, from quick to slow."""
-    precision: Literal["auto", "whole", "int8", "nf4"] = "auto"
-    """How the weights of the denoiser and of T5 are kept: whole; int8, nf4 = rounded to 8 or 4 bits, for half
-    or a quarter of the memory; auto = whole, unless nothing quick fits."""
+    precision: Literal["auto", "whole", "int8", "fp8", "nf4"] = "auto"
+    """How the weights of the denoiser and of T5 are kept: whole; int8, fp8, nf4 = rounded to 8 or 4 bits, for
+    half or a quarter of the memory; auto = whole, unless nothing quick fits."""
     speed: Literal["plain", "channels_last", "compiled"] = "plain"
     """How the denoiser computes: plain; channels_last = another order in memory, for bases with a UNet;
     compiled = its blocks compiled first, which takes a minute. See docs/benchmarks.md for what pays."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers.families.sd import StableDiffusion15
 from trainers.metrics import Reporter
@@ -41,8 +41,18 @@ def equal(left: RunDir, right: RunDir) -> bool:
     return all(torch.equal(found[key], value) for key, value in tensors(right).items())
 
 
+def share_of(denoiser: nn.Module) -> float:
+    """Share of the blocks that are checkpointed."""
+    found: set[float] = {
+        getattr(module, "_gradient_checkpointing_func").share  # noqa: B009 # a module's attribute, to pyright
+        for module in denoiser.modules()
+        if getattr(module, "gradient_checkpointing", False)
+    }
+    return found.pop() if found else 0.0
+
+
 class ShortMemory:
-    """A device on which each picture of a forward pass takes `1`, or a half with checkpointing.
+    """A device on which each picture of a forward pass takes `1`, or a half with all blocks checkpointed.
 
     Args:
         patch: Puts it in the place of Stable Diffusion's denoiser.
@@ -56,7 +66,7 @@ class ShortMemory:
 
         def predict(family, x_t, t, cond, geometry):
             self.calls += 1
-            each = 0.5 if family.denoiser.is_gradient_checkpointing else 1.0
+            each = 1 - share_of(family.denoiser) / 2
             if torch.is_grad_enabled() and len(x_t) * each > self.room and self.calls > self.after:
                 self.refused += 1
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

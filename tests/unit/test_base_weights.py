@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_the_rounded_weight_and_no_weight_is_kept(name, 
     assert left.grad.dtype == dtype
 
 
-@pytest.mark.parametrize(("precision", "near"), [("int8", 0.01), ("nf4", 0.15)])
+@pytest.mark.parametrize(("precision", "near"), [("int8", 0.01), ("fp8", 0.03), ("nf4", 0.15)])
 @pytest.mark.parametrize("loudest", [3e-3, 3e-4, 2e-5])
 def test_quiet_outputs_of_a_half_precision_base_are_rounded_as_finely(precision, near, loudest):
     """Their scales lie below fp16's smallest normal number."""
@@ -141,7 +141,7 @@ def test_runs_lose_what_rounding_loses_and_no_more(family, request, tmp_path, pi
         rundir = write_run(tmp_path / kept, base, pictures, changes, family=family)
         assert train_here(rundir).status.warnings == []
         found[kept] = (losses(rundir), torch.cat([t.flatten() for t in tensors(rundir).values()]))
-    for kept, near in (("int8", 0.01), ("nf4", 0.1)):
+    for kept, near in (("int8", 0.01), ("fp8", 0.03), ("nf4", 0.1)):
         assert found[kept][0] == pytest.approx(found["whole"][0], rel=near)
         assert found[kept][0] != found["whole"][0]
         cosine = torch.cosine_similarity(found[kept][1], found["whole"][1], dim=0)
@@ -190,7 +190,7 @@ def bytes_of(part: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*part.parameters(), *part.buffers()))
 
 
-@pytest.mark.parametrize(("precision", "share"), [("int8", 0.30), ("nf4", 0.20)])
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.30), ("fp8", 0.30), ("nf4", 0.20)])
 def test_a_base_takes_less(precision, share, tiny_sd15):
     sizes = {}
     for kept in ("whole", precision):
@@ -322,7 +322,7 @@ def test_the_last_rungs_load_the_base_in_another_way(tmp_path, monkeypatch, tiny
         "the base's weights are rounded to 4 bits",
         "the base's weights come from the main memory (steps take longer)",
     ]
-    assert json.loads(rundir.file("memory.json").read_text()) == asdict(Rungs(True, "", 2, "nf4", True))
+    assert json.loads(rundir.file("memory.json").read_text()) == asdict(Rungs(1.0, "", 2, "nf4", True))
     asked = {"train.base_weights": "nf4", "train.base_streaming": "on", "train.gradient_checkpointing": True}
     other = write_run(tmp_path / "asked", tiny_sd15, pictures, changes | asked)
     train_here(other)

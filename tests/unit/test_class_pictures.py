@@ -102,11 +102,11 @@ def test_a_base_that_is_rounded_for_training_draws_so_too(family, tmp_path, requ
     rundir = write_run(tmp_path / "run", request.getfixturevalue(f"tiny_{family}"), pictures, family=family)
     settings = [
         open_setting(rundir, {"preservation.count": 1, "train.base_weights": kept}, family)
-        for kept in ("auto", "whole", "int8", "nf4")
+        for kept in ("auto", "whole", "int8", "fp8", "nf4")
     ]
-    auto, whole, int8, nf4 = (class_key(setting, 32) for setting in settings)
+    auto, whole, int8, fp8, nf4 = (class_key(setting, 32) for setting in settings)
     assert auto == whole
-    assert len({whole, int8, nf4}) == 3
+    assert len({whole, int8, fp8, nf4}) == 4
     class_pictures(settings[2])
     assert seen == [{"int8"}]
     assert ("text_encoder_2" in loaded[0]) == (family == "flux1")

@@ -10,6 +10,7 @@ from tests.support.runs import resume, write_run
 from tests.support.trained_here import ShortMemory, equal, losses, set_here, train_here
 from trainers.data import Batch
 from trainers.families.sd import StableDiffusion15
+from trainers.fitting import CHECKPOINTED
 from trainers.ladder import SETTLED, SLOW_STEPS, TYPICAL, Rungs, SlowWatch, largest_batch
 from trainers.loop import cuts
 from trainers.metrics import Reporter
@@ -55,9 +56,11 @@ def test_a_dry_run_leaves_no_trace(tmp_path, tiny_sd15, pictures):
 @pytest.mark.parametrize(
     ("room", "found"),
     [
-        (2.0, Rungs(True)),
-        (1.0, Rungs(True, "adamw8bit", 2)),
-        (0.5, Rungs(True, "adamw8bit", 4)),
+        (3.5, Rungs(0.25)),
+        (3.0, Rungs(0.5)),
+        (2.0, Rungs(1.0)),
+        (1.0, Rungs(1.0, "adamw8bit", 2)),
+        (0.5, Rungs(1.0, "adamw8bit", 4)),
     ],
 )
 def test_the_ladder_is_climbed_said_and_remembered(
@@ -70,10 +73,14 @@ def test_the_ladder_is_climbed_said_and_remembered(
     assert rungs(rundir) == asdict(found)
     assert memory.refused == len(warnings)
     said = [warning.partition("memory: ")[2] for warning in warnings]
-    assert said[0] == "gradient checkpointing is on (steps take longer)"
-    assert said[1:] == ["the optimizer is adamw8bit"][: len(said) - 1] + [
-        f"batches are computed in {pieces} pieces" for pieces in (2, 4) if pieces <= found.pieces
+    expected = [
+        f"gradient checkpointing is on{blocks} (steps take longer)"
+        for share, blocks in CHECKPOINTED.items()
+        if share <= found.checkpointing
     ]
+    expected += ["the optimizer is adamw8bit"] if found.optimizer else []
+    expected += [f"batches are computed in {pieces} pieces" for pieces in (2, 4) if pieces <= found.pieces]
+    assert said == expected
     assert warnings[0].startswith("the largest batch (4 x 32x32) does not fit")
     assert losses(rundir) == pytest.approx(roomy_losses, rel=1e-3)  # the same pictures, noise and mean
 
@@ -132,7 +139,7 @@ def test_a_run_on_its_way_keeps_its_optimizer(tmp_path, monkeypatch, tiny_sd15, 
     warnings = train_here(rundir).status.warnings
     assert len(warnings) == 1
     assert rungs(rundir) == {
-        "checkpointing": False,
+        "checkpointing": 0.0,
         "optimizer": "",
         "pieces": 2,
         "base": "",

@@ -29,6 +29,7 @@ PRECISION = {
     "auto": "Whole, if that is quick",
     "whole": "Whole",
     "int8": "Rounded to 8 bits (int8)",
+    "fp8": "Rounded to 8 bits (fp8)",
     "nf4": "Rounded to 4 bits (nf4)",
 }
 SPEED = {

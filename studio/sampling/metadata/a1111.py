@@ -21,7 +21,7 @@ _OURS = ("fill", "original", "noise", "nothing")
 _PAIR = re.compile(r'(\w[\w \-/]{1,40}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _TAG = re.compile(r"<lora:([^:>]+):(-?[\d.]+)(?::(-?[\d.]+))?>")
 _NEGATIVE = "Negative prompt:"
-_PRECISION, ROUNDED = "Base precision", ("int8", "nf4")  # ours: weights that were not kept whole
+_PRECISION, ROUNDED = "Base precision", ("int8", "fp8", "nf4")  # ours: weights that were not kept whole
 MAX_LINE = 20_000  # characters of pairs: a longer line is prompt
 
 

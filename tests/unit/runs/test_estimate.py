@@ -11,6 +11,7 @@ from studio.runs.forecast import Forecast, figure_words, forecast
 from studio.runs.probe import probe
 from studio.workspace import Workspace
 from tests.support.supervision import fake_executor, make_dataset, make_run
+from trainers.fitting import CHECKPOINTED
 from trainers.recipe import Recipe, apply_sets, preset
 from trainers.rundir import Status
 
@@ -58,6 +59,9 @@ def test_a_figure_says_how_it_is_known(ws: Workspace):
     assert 1.0 < larger.time.value < 2.0  # a part of a step costs the same
     assert larger.minutes is None  # was not measured
     assert kinds(cost(ws, "train.gradient_checkpointing=true")) == ("estimated", "estimated")
+    seen(ws, 0.6, 500 << 20, "train.gradient_checkpointing=true")
+    half = cost(ws, "train.gradient_checkpointing=true", "train.checkpointed_blocks=0.5")
+    assert kinds(half) == ("estimated", "estimated")
 
 
 def test_two_sizes_give_a_line(ws: Workspace):
@@ -78,7 +82,18 @@ def test_memory_grows_with_pictures_and_shrinks_with_savings(ws: Workspace):
         return estimate.memory(chosen, "sd15", size, 10**6, piece, fit)
 
     plain = need(64**2, estimate.Fit())
-    assert need(16 * 64**2, estimate.Fit()) > plain > need(64**2, estimate.Fit(checkpointing=True))
+    assert need(16 * 64**2, estimate.Fit()) > plain > need(64**2, estimate.Fit(checkpointing=1.0))
+    shares = [need(64**2, estimate.Fit(checkpointing=share)) for share in (0.0, *CHECKPOINTED)]
+    assert shares == sorted(shares, reverse=True)
+    assert len({*shares}) == len(shares)
+    asked = recipe("train.gradient_checkpointing=true", "train.checkpointed_blocks=0.5")
+    assert estimate.memory(asked, "sd15", size, 10**6, 64**2, estimate.Fit()) == shares[2]
+    times = [
+        estimate.seconds(chosen, "sd15", size, 512**2, estimate.Fit(checkpointing=share))
+        for share in (0, 0.5, 1)
+    ]
+    assert times[0] < times[1] < times[2]
+    assert estimate.seconds(asked, "sd15", size, 512**2) == times[1]
     assert need(64**2, estimate.Fit(pieces=2)) < plain
     whole, int8, nf4 = (need(64**2, estimate.Fit(base=kept)) for kept in ("whole", "int8", "nf4"))
     assert whole - nf4 > 1.1 * (whole - int8) > 2 * size.denoiser
