@@ -1,10 +1,20 @@
-"""Which of torch's kernels run on a GPU, and how memory is kept on a CPU: for training and drawing alike."""
+"""Which of torch's kernels run on a GPU, what is compiled, how memory is kept on a CPU: for training and
+drawing alike."""
 
 import ctypes
 import sys
+from functools import lru_cache
 
 import torch
+from torch import Tensor, nn
 
+REPEATED = (
+    "BasicTransformerBlock",
+    "FluxTransformerBlock",
+    "FluxSingleTransformerBlock",
+    "JointTransformerBlock",
+)
+SHORT = 200  # characters of a compiler's complaint
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
 
 
@@ -29,3 +39,27 @@ def keep_memory() -> None:
         mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most it takes: larger tensors go their own way
         mallopt(M_TRIM_THRESHOLD, 256 << 20)
         mallopt(M_TOP_PAD, 64 << 20)
+
+
+def repeated(denoiser: nn.Module) -> list[nn.Module]:
+    """Blocks of which it has many, alike but for their weights."""
+    return [module for module in denoiser.modules() if type(module).__name__ in REPEATED]
+
+
+@lru_cache
+def why_not(device: torch.device) -> str:
+    """What keeps torch from compiling; "" = nothing. Tried on one small function, which takes seconds."""
+    try:
+        torch.compile(_one_more, dynamic=False)(torch.zeros(8, device=device))
+    except Exception as error:  # noqa: BLE001  a compiler can fail in any way, and nobody depends on it
+        return f"torch cannot compile on this machine ({in_short(error)})"
+    return ""
+
+
+def in_short(error: BaseException) -> str:
+    """The first line of a compiler's complaint."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:SHORT].rstrip(". ")
+
+
+def _one_more(x: Tensor) -> Tensor:
+    return x + 1

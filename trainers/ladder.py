@@ -70,6 +70,7 @@ class Rungs:
     base: Literal["", "int8", "nf4"] = ""
     streamed: bool = False
     sharded: bool = False
+    compiled: bool | None = None  # whether blocks are (trainers.compiling); None = not decided
 
     def checkpointed(self, train: "TrainSection") -> float:
         """Share of the blocks whose activations are computed again."""
@@ -220,11 +221,11 @@ def climb(
     while True:
         batch, shared = largest_batch(source), rungs.keeping(setting).sharded
         base = BasePrediction(setting.family, learning.trainables, always=shared and bool(source.prior))
-        error = _attempt(setting, objective, batch, learning, rungs, base)
+        error = attempt(setting, objective, batch, learning, rungs, base)
         if error is not None and shared:
             _keep_for_next(setting, rungs, start)
             raise error
-        if not _any_process(setting, error is not None):
+        if not any_process(setting, error is not None):
             return learning, rungs
         step = next_rung(rungs, setting, fresh=start == 0)
         if step is None:
@@ -265,7 +266,35 @@ def largest_batch(source: BatchSource) -> Batch:
     return source.load(plan[position], 0, position)
 
 
-def _attempt(
+def one_pass(
+    setting: "Setting",
+    objective: "Objective",
+    batch: Batch,
+    learning: "Learning",
+    rungs: Rungs,
+    base: BasePrediction,
+) -> None:
+    """Forward and backward pass that leaves no trace.
+
+    Gradients are zero again afterwards. Draws come from a generator of their own, and the global ones
+    (dropout) are put back, though each step seeds them anew.
+    """
+    family, flats = setting.family, learning.flats
+    devices = [family.device] if family.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            generator, on_device = _generator(), batch.to(family.device)
+            accelerator, even = setting.accelerator, rungs.keeping(setting).sharded
+            backward(
+                accelerator, family, objective, on_device, generator, rungs.pieces, base, flats, even=even
+            )
+    finally:
+        for flat in flats:
+            flat.drop()
+        learning.optimizer.zero_grad(set_to_none=False)
+
+
+def attempt(
     setting: "Setting",
     objective: "Objective",
     batch: Batch,
@@ -273,33 +302,21 @@ def _attempt(
     rungs: Rungs,
     base: BasePrediction,
 ) -> BaseException | None:
-    """Forward and backward pass beside what the optimizer will need; the error if memory did not suffice.
-
-    Gradients are zero again afterwards. Draws come from a generator of their own, and the global ones
-    (dropout) are put back, though each step seeds them anew.
-    """
+    """`one_pass` beside what the optimizer will need; the error if memory did not suffice."""
     family, error = setting.family, None
     kind = optimizer_kind(rungs.section(setting.recipe.optimizer), family.device)
     missing = 0 if learning.optimizer.state else kind.state_bytes
     held: Any = None
-    devices = [family.device] if family.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices):
-            values = sum(flat.parameter.numel() for flat in learning.flats)
-            size = missing * values + _spare(family.device)
-            held = torch.empty(size, dtype=torch.uint8, device=family.device)
-            generator, pieces = _generator(), rungs.pieces
-            on_device, even = batch.to(family.device), rungs.keeping(setting).sharded
-            accelerator, flats = setting.accelerator, learning.flats
-            backward(accelerator, family, objective, on_device, generator, pieces, base, flats, even=even)
+        values = sum(flat.parameter.numel() for flat in learning.flats)
+        size = missing * values + _spare(family.device)
+        held = torch.empty(size, dtype=torch.uint8, device=family.device)
+        one_pass(setting, objective, batch, learning, rungs, base)
     except (RuntimeError, MemoryError) as caught:
         if not is_memory(caught):
             raise
         error = caught.with_traceback(None)  # its frames hold the tensors
     del held
-    for flat in learning.flats:
-        flat.drop()
-    learning.optimizer.zero_grad(set_to_none=False)
     gc.collect()
     if family.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -323,7 +340,7 @@ def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def _any_process(setting: "Setting", failed: bool) -> bool:
+def any_process(setting: "Setting", failed: bool) -> bool:
     """Whether any process of the run says so: all of them have to take the same rung."""
     accelerator = setting.accelerator
     if accelerator.num_processes == 1:

@@ -268,6 +268,10 @@ class TrainSection(Section):
     checkpointed_blocks: Annotated[float, Field(gt=0, le=1), Needs("train.gradient_checkpointing")] = 1.0
     """Share of the denoiser's blocks whose activations are recomputed, spread evenly: fewer = quicker, more
     memory."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the denoiser's repeated blocks, for fewer and larger operations after a minute or more at the
+    start; not over a rounded or streamed base. auto = on a GPU, where trial passes (once per machine and
+    setting) show that the steps left make up for it."""
     max_grad_norm: Annotated[float, Field(ge=0, le=1000)] = 1.0
     """Gradients are scaled down to this norm; 0 = off."""
     ema_decay: Annotated[float, Field(ge=0, lt=1), _SCHEDULED] = 0.99

@@ -96,7 +96,7 @@ class Status:
     """What the trainer is doing now. `state`: starting, running, stopped, finished or failed."""
 
     state: str
-    phase: str = ""  # "class pictures", "loading", "caching", "preview", "training", "saving"
+    phase: str = ""  # "class pictures", "loading", "compiling", "caching", "preview", "training", "saving"
     phase_done: int = 0
     phase_total: int = 0
     step: int = 0

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from trainers.base_pictures import base_pictures
 from trainers.checkpoints import Learning, Store, optimizer_class
+from trainers.compiling import settle_compiling
 from trainers.data import Batch, BatchSource
 from trainers.dreambooth import prior_rows, publisher
 from trainers.families.base import Family
@@ -173,6 +174,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     store = Store(rundir, workspace_key(), recipe.checkpoints.keep)
     start, numbers = restore_newest(setting, store, learning)
     learning, rungs = climb(setting, objective, source, learning, rungs, start=start, make=make_learning)
+    rungs = settle_compiling(setting, objective, source, learning, rungs, start=start)
     # Accelerate's wrapper is for the scaler; without one it only costs (it looks for a package at each step).
     optimizer = accelerator.prepare(learning.optimizer) if accelerator.scaler else learning.optimizer
     schedule = schedule_in_force(recipe.optimizer, recipe.schedule, family.device)

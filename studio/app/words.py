@@ -30,6 +30,7 @@ STATE_TONES: dict[str, str] = {
 }
 PHASE_WORDS = {
     "loading": "Loading the base",
+    "compiling": "Compiling",
     "caching": "Preparing pictures",
     "preview": "Drawing previews",
     "training": "Training",
@@ -64,6 +65,7 @@ SPOKEN = {
     "optimizer.name": "Optimizer",
     "optimizer.block_lrs": "Learning rates by layer (factors)",
     "train.base_weights": "Weights of the base",
+    "train.compile": "Compile the blocks",
     "train.checkpointed_blocks": "Share of the blocks that are recomputed",
     "train.base_streaming": "Base from the main memory",
     "train.base_sharding": "Base shared by the GPUs",

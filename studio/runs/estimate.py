@@ -54,6 +54,8 @@ STATE = {
     "sgd": 0.0,
 }
 STREAMED = 0.15  # of the denoiser's weights are on the GPU: three of its largest blocks, and what has none
+PACKED = ("lora", "rslora")  # methods that compute in 16 bits from fp32 values (trainers.packed)
+STAND_INS = 6  # bytes of these for each value: itself, its gradient, and that gathered
 ADAMW_STATE = 2.0  # values that the optimizer keeps for each that learns
 
 Kind = Literal["measured", "scaled", "estimated"]
@@ -135,6 +137,8 @@ def memory(recipe: Recipe, family: str, size: Size, learning: int, piece: int, f
         state = ADAMW_STATE  # there are none on a CPU
     mean = 1 if recipe.train.ema_decay else 0
     learned = learning * 4 * (2 + state + mean)
+    if width == 2 and recipe.adapter.method in PACKED:
+        learned += learning * STAND_INS
     activations = activations_of(recipe, family, size, piece / fit.pieces, fit)
     return int((0 if gpu else LIBRARIES) + weights + learned + activations)
 

@@ -75,6 +75,8 @@ def _way(recipe: JSON) -> list[str]:
     train = recipe.get("train", {})
     if (base := train.get("base_weights", "auto")) not in ("auto", "whole"):
         way.append(base)
+    if train.get("compile") == "on":
+        way.append("compiled")
     if train.get("base_streaming") == "on":
         way.append("streamed")
     if train.get("base_sharding") == "on":

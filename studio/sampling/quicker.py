@@ -8,24 +8,18 @@ Compiled blocks do not see what adapters do (see `layers.adapt`), so switching t
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from trainers.kernels import repeated, why_not
 
 if TYPE_CHECKING:
     from studio.sampling.stack import AdapterStack
     from trainers.families.base import Family
 
 Speed = Literal["plain", "channels_last", "compiled"]
-REPEATED = (
-    "BasicTransformerBlock",
-    "FluxTransformerBlock",
-    "FluxSingleTransformerBlock",
-    "JointTransformerBlock",
-)
-SHORT = 200  # characters of a compiler's complaint
 
 
 def quicken(
@@ -59,26 +53,6 @@ def quicken(
     return speed, said
 
 
-def repeated(denoiser: nn.Module) -> list[nn.Module]:
-    """Blocks of which it has many, alike but for their weights."""
-    return [module for module in denoiser.modules() if type(module).__name__ in REPEATED]
-
-
 def has_convolutions(denoiser: nn.Module) -> bool:
     """Whether it is a UNet; transformers have one convolution at most, which reads the latents."""
     return sum(isinstance(module, nn.Conv2d) for module in denoiser.modules()) > 1
-
-
-@lru_cache
-def why_not(device: torch.device) -> str:
-    """What keeps torch from compiling; "" = nothing. Tried on one small function, which takes seconds."""
-    try:
-        torch.compile(_one_more, dynamic=False)(torch.zeros(8, device=device))
-    except Exception as error:  # noqa: BLE001  a compiler can fail in any way, and pictures do not need it
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:SHORT].rstrip(". ")
-        return f"torch cannot compile on this machine ({said})"
-    return ""
-
-
-def _one_more(x: Tensor) -> Tensor:
-    return x + 1

@@ -1,9 +1,14 @@
-"""The training step on a GPU: adapters that compute in 16 bits."""
+"""The training step on a GPU: adapters that compute in 16 bits, blocks that are compiled where that pays."""
+
+import json
 
 import pytest
 import torch
 
+from tests.support.runs import write_run
+from tests.support.trained_here import losses, train_here
 from tests.unit.test_packed import Model, cosine
+from trainers import compiling
 from trainers.kernels import settle_kernels
 
 pytestmark = [
@@ -34,3 +39,26 @@ def test_packed_adapters_have_the_gradients_of_fp32_and_start_fewer_kernels(dtyp
     assert cosine(packed, exact) > min(0.999, cosine(plain, exact) - 1e-4)
     assert cosine(packed, plain) > 0.999
     assert few < 0.8 * many
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd35", "flux1"])
+def test_compiled_runs_learn_what_plain_ones_learn(family, tmp_path, request, pictures):
+    base, found = request.getfixturevalue(f"tiny_{family}"), {}
+    for way in ("off", "on"):
+        changes = {"train.max_steps": 4, "train.compile": way}
+        rundir = write_run(tmp_path / way, base, pictures, changes, family=family)
+        assert train_here(rundir).status.warnings == []
+        found[way] = losses(rundir)
+    assert found["on"] == pytest.approx(found["off"], rel=0.02)
+    assert json.loads(rundir.file("memory.json").read_text())["compiled"] is True
+
+
+def test_left_open_it_is_timed_once_and_remembered(tmp_path, tiny_sd15, pictures, monkeypatch):
+    monkeypatch.setattr(compiling, "USUAL", 0.0)  # four steps are too few to be worth a trial
+    for name in ("first", "second"):
+        rundir = write_run(tmp_path / name, tiny_sd15, pictures, {"train.max_steps": 4})
+        assert train_here(rundir).status.warnings == []
+        assert json.loads(rundir.file("memory.json").read_text())["compiled"] is False
+    (pace,) = json.loads((tmp_path / "cache" / compiling.PLACE).read_text()).values()
+    assert pace["fault"] == ""
+    assert min(pace["plain"], pace["compiled"], pace["compiling"]) > 0

@@ -45,18 +45,23 @@ def test_two_ranks_train_and_one_writes(tmp_path, tiny_sd15, pictures):
     assert all(torch.isfinite(tensor).all() for tensor in load_file(rundir.adapter).values())
 
 
-def test_two_ranks_learn_what_one_with_twice_the_batch_does(tmp_path, tiny_sd15, pictures):
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-5), ("bf16", 1e-2)])
+def test_two_ranks_learn_what_one_with_twice_the_batch_does(precision, near, tmp_path, tiny_sd15, pictures):
     """Five pictures of two shapes: shares of one picture and of two, at the same noise and timesteps."""
     changes = {"train.max_steps": 4, "optimizer.name": "adamw", "data.caption_dropout": 0.0}
+    changes["train.precision"] = precision
     one = write_run(tmp_path / "one", tiny_sd15, pictures, changes | {"train.batch_size": 4})
     assert train(one) == 0
     two = write_run(tmp_path / "two", tiny_sd15, pictures, changes | {"train.batch_size": 2})
     assert start_ranks(two).wait(240) == 0, two.file("log.txt").read_text()
     for left, right in zip(one.read_metrics(), two.read_metrics(), strict=True):
-        assert left["loss"] == pytest.approx(right["loss"], rel=1e-5)
-        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-4)
+        assert left["loss"] == pytest.approx(right["loss"], rel=near)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=10 * near)
     theirs = load_file(two.adapter)
-    assert all((theirs[key] - value).abs().max() < 1e-5 for key, value in load_file(one.adapter).items())
+    if precision == "fp32":
+        assert all((theirs[key] - value).abs().max() < near for key, value in load_file(one.adapter).items())
+    flat = [torch.cat([tensor.flatten() for tensor in load_file(run.adapter).values()]) for run in (one, two)]
+    assert torch.cosine_similarity(*flat, dim=0) > 0.99
 
 
 @pytest.mark.parametrize("cells", [(8, 8), (9, 7), (1, 1)])
