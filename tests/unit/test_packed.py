@@ -1,5 +1,6 @@
 """LoRA in 16 bits from fp32 masters: the gradients of fp32, fewer operations, the same run when resumed."""
 
+import weakref
 from collections import Counter
 
 import pytest
@@ -16,7 +17,7 @@ from trainers.groups import make_flats
 from trainers.method_table import is_plain_lora
 from trainers.methods import attach
 from trainers.metrics import Reporter
-from trainers.packed import pack
+from trainers.packed import Turned, pack
 from trainers.run import run
 from trainers.signals import StopFlag
 from trainers.stored import ROUNDED, compress_part
@@ -126,6 +127,34 @@ def test_fewer_operations(tiny_sd15):
     after = operations(Model(tiny_sd15, torch.bfloat16, packed=True))
     assert after.total() < 0.75 * before.total()
     assert after["_to_copy"] < 0.25 * before["_to_copy"]
+
+
+def test_what_several_layers_read_is_turned_once(tiny_sd15, monkeypatch):
+    """Norms give fp32 under a GPU's autocast; here they are made to."""
+    plain = torch.nn.functional.layer_norm
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", lambda x, *a, **k: plain(x, *a, **k).float())
+    turned = Turned(torch.bfloat16)
+    model = Model(tiny_sd15, torch.bfloat16, packed=True)
+    shared, shares = operations(model), model.step()[1].clone()
+    monkeypatch.setattr(Turned, "__call__", lambda self, x: x.to(self.dtype))
+    other = Model(tiny_sd15, torch.bfloat16, packed=True)
+    apart = operations(other)
+    assert (
+        shared["_to_copy"] <= apart["_to_copy"] - 2 * 2 * 4
+    )  # keys and values of each block, there and back
+    assert cosine(shares, other.step()[1]) > 0.9999
+    monkeypatch.undo()
+    x = torch.randn(3, 4, requires_grad=True) * 2
+    first = turned(x)
+    assert turned(x) is first
+    del first
+    with torch.no_grad():
+        assert not turned(x).requires_grad
+        x.add_(1)
+    assert torch.equal(turned(x), x.bfloat16())
+    seen = weakref.ref(turned(x))
+    del x
+    assert seen() is None
 
 
 def test_values_are_written_through(tiny_sd15):
