@@ -9,6 +9,9 @@ ifeq ($(HAS_GPU),yes)
 TORCH   := torch===2.13.0
 endif
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --no-compile --constraint constraints.txt
+# Afterwards by all processors, and without the libraries' own tests; pip takes one processor for everything.
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x '/tests?/' $(VENV)/lib >/dev/null || true
 PYTEST  := $(BIN)/python -m pytest
 JOBS    ?= 2
 
@@ -28,17 +31,19 @@ $(VENV)/.python:
 	  { echo "error: $(PYTHON): is not Python 3.11 to 3.13. Name one: make PYTHON=python3.11 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip
-	$(PIP) install --quiet --constraint constraints.txt '$(TORCH)'
+	$(INSTALL) '$(TORCH)'
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) --editable .
+	@$(COMPILE)
 	@touch $@
 
 dev: $(VENV)/.dev
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
+	@$(COMPILE)
 	@touch $@
 
 demo: venv  ## pictures become an adapter that visibly works; ends with the paths

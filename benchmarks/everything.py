@@ -54,7 +54,7 @@ BENCHES = (
     Bench("operations", "--json", "--json --rank 4 --every 40"),
     Bench("imports", "--json", "--json --files 20 --size 1"),
     Bench("catalog", "--json", "--json --adapters 2000"),
-    Bench("doctor", "--json --planted 300", "--json --planted 60"),
+    Bench("doctor", "--json --planted 1200", "--json --planted 60"),
     Bench("evidence", "--json", "--json --seeds 1 --kind style"),
 )
 

@@ -1,8 +1,9 @@
 """How the weights of the frozen base are kept while an adapter learns, and where.
 
-Whole, or in 8 or 4 bits (`stored`); on the device, or in the main memory, from where they come in time
-(`streaming`). A part comes from the disk into the main memory, is rounded there layer by layer, and only then
-goes to the device: a GPU never has to hold what it has no room for.
+Whole, or in 8 or 4 bits (`stored`); on the device, in the main memory, from where they come in time
+(`streaming`), or on the devices of a machine together (`sharing`). A part comes from the disk into the main
+memory, is rounded or cut there layer by layer, and only then goes to the device: a GPU never has to hold
+what it has no room for.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from registry.formats.checkpoints import parameters_of_file, parameters_of_folder
-from trainers.fitting import first_keeping
+from trainers.fitting import first_keeping, first_sharing
 from trainers.stored import Precision, compress_part
 from trainers.streaming import stream_part
 
@@ -23,14 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Keeping:
-    """How a part's weights are kept, and whether its blocks rest in the main memory."""
+    """How a part's weights are kept, whether its blocks rest in the main memory, and whether the processes of
+    the run hold them together; whole and resident ones only."""
 
     precision: Precision = "whole"
     streamed: bool = False
+    sharded: bool = False
 
 
 def load_part(family: "Family", name: str, keeping: Keeping) -> None:
     """Load a part of the base and put it on the device; one that is loaded stays as it is.
+
+    One that will be shared stays in the main memory, for `sharing.share_part`.
 
     Args:
         family: The base.
@@ -45,6 +50,8 @@ def load_part(family: "Family", name: str, keeping: Keeping) -> None:
         part: Any = family.part(name)
     finally:
         family.home = home
+    if keeping.sharded:
+        return
     compress_part(part, keeping.precision, family.device)
     if keeping.streamed:
         stream_part(part, home)
@@ -55,7 +62,7 @@ def load_part(family: "Family", name: str, keeping: Keeping) -> None:
 def choose(family: "Family", name: str, train: "TrainSection") -> Keeping:
     """How a part is kept, before it is loaded; for one base, recipe and device always the same.
 
-    See `fitting.first_keeping`; without a GPU nothing has to be rounded to begin with.
+    See `fitting.first_keeping` and `first_sharing`; without a GPU nothing has to be saved to begin with.
 
     Args:
         family: The base.
@@ -63,9 +70,13 @@ def choose(family: "Family", name: str, train: "TrainSection") -> Keeping:
         train: The section of the recipe.
     """
     count = memory = 0
-    if family.device.type == "cuda" and train.base_weights == "auto":
+    denoiser = name == family.denoiser_name
+    asked = train.base_weights == "auto" or (denoiser and train.shares == "auto")
+    if family.device.type == "cuda" and asked:
         count = parameters(family, name)
         memory = torch.cuda.get_device_properties(family.device).total_memory
+    if denoiser and first_sharing(train, count, family.dtype.itemsize, memory):
+        return Keeping(sharded=True)
     precision, streamed = first_keeping(train, count, family.dtype.itemsize, memory)
     return Keeping(cast("Precision", precision), streamed)
 

@@ -98,7 +98,9 @@ def _keepings(setting: "Setting") -> dict[str, Keeping]:
     """How the weights of the large parts are kept: they are no smaller here than in training."""
     family, train = setting.family, setting.recipe.train
     large = [name for name in (family.t5_encoder,) if name in family.text_encoder_names]
-    return {name: choose(family, name, train) for name in (*large, family.denoiser_name)}
+    kept = {name: choose(family, name, train) for name in (*large, family.denoiser_name)}
+    # One process draws while the others wait, so it cannot share the base with them: it streams it.
+    return {name: Keeping(streamed=True) if keeping.sharded else keeping for name, keeping in kept.items()}
 
 
 def _draw(setting: "Setting", paths: list[Path], numbers: list[int], side: int) -> None:

@@ -32,6 +32,7 @@ from trainers.data import BatchSource
 from trainers.guards import is_memory
 from trainers.kernels import in_short, repeated, why_not
 from trainers.ladder import Rungs, any_process, attempt, keep_rungs, largest_batch, one_pass
+from trainers.preservation import BasePrediction
 
 if TYPE_CHECKING:
     from trainers.checkpoints import Learning
@@ -99,9 +100,9 @@ class Trial:
     ) -> None:
         self.setting, self.denoiser = setting, setting.family.denoiser
         self._device = setting.family.device
-        batch = largest_batch(source)
-        self._pass = partial(one_pass, setting, objective, batch, learning, rungs)
-        self._attempt = partial(attempt, setting, objective, batch, learning, rungs)
+        batch, base = largest_batch(source), BasePrediction(setting.family, learning.trainables)
+        self._pass = partial(one_pass, setting, objective, batch, learning, rungs, base)
+        self._attempt = partial(attempt, setting, objective, batch, learning, rungs, base)
 
     def compile(self) -> str:
         """Compile the blocks and try them; why they are as they were, or ""."""
@@ -213,9 +214,12 @@ def on_gpu(setting: "Setting") -> bool:
 
 def excluded(setting: "Setting", rungs: Rungs) -> str:
     """Why this denoiser is not compiled; "" = it can be."""
-    if rungs.keeping(setting).streamed:
+    keeping = rungs.keeping(setting)
+    if keeping.streamed:
         return "the base's weights come from the main memory, layer by layer"
-    if rungs.keeping(setting) != Keeping():
+    if keeping.sharded:
+        return "the processes share the base's weights"
+    if keeping != Keeping():
         return "the base's weights are rounded"
     return "" if repeated(setting.family.denoiser) else "this base has no repeated blocks that torch knows"
 

@@ -26,6 +26,9 @@ from trainers.recipe_text import flatten
 LAW = "objective.law"
 BITS = {"int8": 8, "fp8": 8, "nf4": 4}  # of a rounded weight
 ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the rest is for computing
+# Of a shared base: the block that computes, the next one as it is sent and as it is put together, and what
+# has no block. FLUX.1's largest are 2.9 % each.
+BLOCKS_WHOLE = 0.1
 # Bytes of a rounded weight, with its share of what stays whole.
 WEIGHT_BYTES = {"int8": 1.04, "fp8": 1.04, "nf4": 0.58}
 BY_ITSELF = ("int8", "nf4")  # what is taken where the recipe leaves it open; fp8 saves no more than int8
@@ -50,6 +53,7 @@ _FACTS = {
     "family.convolutions": "bases with convolutions",
     "adapter.text": "a text encoder that learns along",
     "data.tags": "data.shuffle_tags or data.tag_dropout",
+    "train.several": "several processes",
 }
 
 
@@ -86,6 +90,7 @@ def circumstances(values: Mapping[str, Any], traits: Traits = Traits()) -> dict[
         "family.convolutions": info.denoiser == "unet",
         "adapter.text": values["adapter.train_text_encoder"] or values["adapter.train_t5"],
         "data.tags": values["data.shuffle_tags"] or values["data.tag_dropout"],
+        "train.several": values["train.processes"] > 1,
         LAW: _usual_law(flow=info.flow) if law == "auto" else law,
     }
 
@@ -123,6 +128,7 @@ def check_recipe(recipe: Recipe, traits: Traits = Traits()) -> None:
     check_words(recipe)
     check_rates(recipe.optimizer, adapter.method, learns_text=adapter.train_text_encoder or adapter.train_t5)
     _check_precision(recipe)
+    _check_sharing(recipe)
     guided = info.guidance_input if traits.guidance_input is None else traits.guidance_input
     check_objective(recipe.objective, flow=info.flow, guidance_input=guided)
     _check_zero_snr(recipe.objective, traits)
@@ -167,6 +173,23 @@ def first_keeping(train: TrainSection, count: int, width: int, memory: int) -> t
         if count * WEIGHT_BYTES[kept] <= room:
             return kept, False
     return "nf4", train.base_streaming == "auto"
+
+
+def first_sharing(train: TrainSection, count: int, width: int, memory: int) -> bool:
+    """Whether the processes of a run hold the denoiser together before anything is tried.
+
+    Arguments as `first_keeping`. Left open, they do where the whole one would fill a GPU, and a share of it,
+    with the blocks that are whole at a time, would not. That rounds no weight, so it comes before rounding.
+    """
+    room = ROOM * memory
+    if train.shares != "auto":
+        return train.shares == "on"
+    return room < count * width and count * width * shared_part(train.processes) <= room
+
+
+def shared_part(processes: int) -> float:
+    """Part of the denoiser's weights that a GPU holds when so many share them."""
+    return min(1.0, 1 / processes + BLOCKS_WHOLE)
 
 
 def check_rates(section: OptimizerSection, method: str, *, learns_text: bool = False) -> None:
@@ -254,6 +277,26 @@ def _check_precision(recipe: Recipe) -> None:
         raise BadInput("train.precision", "is fp16, in which weights cannot learn", "set it to bf16 or fp32")
     if precision == "bf16" and name in (*ONE_RATE, *OWN_MEAN):
         raise BadInput("optimizer.name", f"{name} cannot train bf16 weights", "use adamw8bit or adafactor")
+
+
+def _check_sharing(recipe: Recipe) -> None:
+    """Only a frozen base of whole weights is shared, by several processes."""
+    train = recipe.train
+    if train.base_sharding != "on":
+        return
+    elsewhere = "set it to auto, or train."
+    wrong = {
+        "and there is one process to hold the base": (train.processes == 1, f"{elsewhere}processes to 2"),
+        "and weights that learn are whole on every GPU": (recipe.adapter.method == "full", "set it to auto"),
+        f"and train.base_weights is {train.base_weights}": (
+            train.base_weights not in ("auto", "whole"),
+            f"{elsewhere}base_weights to whole",
+        ),
+        "and so is train.base_streaming": (train.base_streaming == "on", f"{elsewhere}base_streaming to off"),
+    }
+    for why, (here, todo) in wrong.items():
+        if here:
+            raise BadInput("train.base_sharding", f"is on, {why}", todo)
 
 
 def _check_zero_snr(section: ObjectiveSection, traits: Traits) -> None:

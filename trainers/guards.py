@@ -26,6 +26,7 @@ _MEMORY = re.compile(
     r"|CUBLAS_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
+_LOST = re.compile(r"gloo.*Connection (?:closed|reset) by peer", re.DOTALL)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -61,6 +62,8 @@ def classify(error: BaseException) -> Failure:
         return Failure("disk", 5, reason)
     if isinstance(error, BadInput):
         return Failure("input", 2, reason)
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+        return Failure("killed", 1, "another process of the run is gone")
     return Failure("error", 1, reason)
 
 

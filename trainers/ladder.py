@@ -4,12 +4,14 @@
                                   blocks, a half, three quarters, all: as many as are needed
     2  8-bit optimizer            its state takes a quarter
     3  batches in pieces          2, 4, ... forward passes instead of one; same pictures, noise and mean
-    4  the base in 8, then 4 bits its blocks take a half, a quarter (trainers.stored)
-    5  the base streamed          its blocks come from the main memory (trainers.streaming)
+    4  the base shared            its blocks lie on the GPUs of several processes together (trainers.sharing)
+    5  the base in 8, then 4 bits its blocks take a half, a quarter (trainers.stored)
+    6  the base streamed          its blocks come from the main memory (trainers.streaming)
 
 Each rung is said in the log and the status, and kept in memory.json, so that a resumed run is the same run.
-Only the fourth changes what is learned beyond rounding. It and the fifth are for before the first step. Above
-the last rung the run fails with advice.
+Only the fifth changes what is learned beyond rounding. It and its neighbours are for before the first step.
+Above the last rung the run fails with advice. So does an attempt with a shared base: a process cannot leave
+it while others ask for its share. The next attempt takes the rung.
 """
 
 import gc
@@ -59,6 +61,7 @@ class Rungs:
         pieces: Forward passes that a batch is cut into.
         base: How the base's weights are kept where the recipe leaves it open; "" = as that says.
         streamed: The base's blocks rest in the main memory.
+        sharded: The processes hold the base's blocks together, as long as these are whole and not streamed.
     """
 
     checkpointing: float = 0.0
@@ -66,6 +69,7 @@ class Rungs:
     pieces: int = 1
     base: Literal["", "int8", "nf4"] = ""
     streamed: bool = False
+    sharded: bool = False
     compiled: bool | None = None  # whether blocks are (trainers.compiling); None = not decided
 
     def checkpointed(self, train: "TrainSection") -> float:
@@ -84,9 +88,9 @@ class Rungs:
         train = recipe.train
         # A branch has its parent's rungs, and may have a recipe that leaves less open.
         precision = (self.base or "whole") if train.base_weights == "auto" else train.base_weights
-        return Keeping(
-            precision, train.base_streaming == "on" or (self.streamed and train.base_streaming == "auto")
-        )
+        streamed = train.base_streaming == "on" or (self.streamed and train.base_streaming == "auto")
+        shares = train.shares == "on" or (self.sharded and train.shares == "auto")
+        return Keeping(precision, streamed, shares and precision == "whole" and not streamed)
 
 
 def read_rungs(rundir: RunDir) -> Rungs:
@@ -101,21 +105,34 @@ def first_rungs(setting: "Setting") -> Rungs:
     A run goes on as it began, also on another GPU.
     """
     rungs, recipe = read_rungs(setting.rundir), setting.recipe
-    if recipe.adapter.method == "full" or recipe.train.base_weights != "auto":
+    if recipe.adapter.method == "full" or "auto" not in (recipe.train.base_weights, recipe.train.shares):
         return rungs
     kept = choose(setting.family, setting.family.denoiser_name, recipe.train)
-    if kept.precision == "whole":
+    if kept.sharded and recipe.train.shares == "auto" and not rungs.base:
+        settled, said = _shared_first(rungs, recipe.train)
+    elif kept.precision != "whole" and recipe.train.base_weights == "auto":
+        settled = replace(rungs, base=rungs.base or kept.precision, streamed=rungs.streamed or kept.streamed)
+        more = " and come from the main memory (steps take longer)" if settled.streamed else ""
+        said = f"its weights are rounded to {BITS.get(settled.base, 0)} bits{more}"
+    else:
         return rungs
-    settled = replace(rungs, base=rungs.base or kept.precision, streamed=rungs.streamed or kept.streamed)
     if settled == rungs:
         return rungs
-    more = " and come from the main memory (steps take longer)" if settled.streamed else ""
-    setting.reporter.warn(
-        f"the GPU has no room for the whole base: its weights are rounded to {BITS[settled.base]} bits{more}"
-    )
+    setting.reporter.warn(f"the GPU has no room for the whole base: {said}")
     if setting.writes:
         keep_rungs(setting.rundir, settled)
     return settled
+
+
+def _shared_first(rungs: Rungs, train: TrainSection) -> tuple[Rungs, str]:
+    """With gradient checkpointing at once: a rung that is needed later costs such a run a start."""
+    more = not (train.gradient_checkpointing or rungs.checkpointing)
+    said = _shared_words(train.processes, ", and gradient checkpointing is on" if more else "")
+    return replace(rungs, sharded=True, checkpointing=more or rungs.checkpointing), said
+
+
+def _shared_words(processes: int, more: str = "") -> str:
+    return f"its weights are shared by the {processes} processes{more} (steps take longer)"
 
 
 def keep_rungs(rundir: RunDir, rungs: Rungs) -> None:
@@ -152,6 +169,9 @@ def next_rung(
 def _base_rung(rungs: Rungs, setting: "Setting") -> tuple[Rungs, str] | None:
     """The next way to keep the base, as far as the recipe leaves it open."""
     train, keeping = setting.recipe.train, rungs.keeping(setting)
+    if train.shares == "auto" and keeping == Keeping():
+        said = _shared_words(train.processes).replace("its", "the base's", 1)
+        return replace(rungs, sharded=True), said
     if train.base_weights == "auto" and keeping.precision != "nf4":
         coarser = "int8" if keeping.precision == "whole" else "nf4"
         return replace(rungs, base=coarser), f"the base's weights are rounded to {BITS[coarser]} bits"
@@ -189,8 +209,8 @@ def climb(
         make: Makes what learns, on a base that is loaded anew.
 
     Returns:
-        `learning`, with another optimizer after the second rung, made anew after the fourth, and the rungs in
-        force.
+        `learning`, with another optimizer after the second rung, made anew from the fourth on, and the rungs
+        in force.
 
     Raises:
         Exception: what the last rung ran into.
@@ -199,8 +219,12 @@ def climb(
         return learning, rungs
     setting.reporter.phase("loading")
     while True:
-        batch = largest_batch(source)
-        error = attempt(setting, objective, batch, learning, rungs)
+        batch, shared = largest_batch(source), rungs.keeping(setting).sharded
+        base = BasePrediction(setting.family, learning.trainables, always=shared and bool(source.prior))
+        error = attempt(setting, objective, batch, learning, rungs, base)
+        if error is not None and shared:
+            _keep_for_next(setting, rungs, start)
+            raise error
         if not any_process(setting, error is not None):
             return learning, rungs
         step = next_rung(rungs, setting, fresh=start == 0)
@@ -217,7 +241,7 @@ def climb(
             section, seed = rungs.section(setting.recipe.optimizer), setting.recipe.train.seed
             fresh = make_optimizer(section, learning.flats, setting.family.device, seed)
             learning = replace(learning, optimizer=fresh)
-        if (rungs.base, rungs.streamed) != (before.base, before.streamed):
+        if rungs.keeping(setting) != before.keeping(setting):
             _let_go(setting.family)
             learning = make(setting, rungs)
         if setting.writes:
@@ -243,7 +267,12 @@ def largest_batch(source: BatchSource) -> Batch:
 
 
 def one_pass(
-    setting: "Setting", objective: "Objective", batch: Batch, learning: "Learning", rungs: Rungs
+    setting: "Setting",
+    objective: "Objective",
+    batch: Batch,
+    learning: "Learning",
+    rungs: Rungs,
+    base: BasePrediction,
 ) -> None:
     """Forward and backward pass that leaves no trace.
 
@@ -254,9 +283,11 @@ def one_pass(
     devices = [family.device] if family.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
-            base, generator = BasePrediction(family, learning.trainables), _generator()
-            on_device = batch.to(family.device)
-            backward(setting.accelerator, family, objective, on_device, generator, rungs.pieces, base, flats)
+            generator, on_device = _generator(), batch.to(family.device)
+            accelerator, even = setting.accelerator, rungs.keeping(setting).sharded
+            backward(
+                accelerator, family, objective, on_device, generator, rungs.pieces, base, flats, even=even
+            )
     finally:
         for flat in flats:
             flat.drop()
@@ -264,7 +295,12 @@ def one_pass(
 
 
 def attempt(
-    setting: "Setting", objective: "Objective", batch: Batch, learning: "Learning", rungs: Rungs
+    setting: "Setting",
+    objective: "Objective",
+    batch: Batch,
+    learning: "Learning",
+    rungs: Rungs,
+    base: BasePrediction,
 ) -> BaseException | None:
     """`one_pass` beside what the optimizer will need; the error if memory did not suffice."""
     family, error = setting.family, None
@@ -275,7 +311,7 @@ def attempt(
         values = sum(flat.parameter.numel() for flat in learning.flats)
         size = missing * values + _spare(family.device)
         held = torch.empty(size, dtype=torch.uint8, device=family.device)
-        one_pass(setting, objective, batch, learning, rungs)
+        one_pass(setting, objective, batch, learning, rungs, base)
     except (RuntimeError, MemoryError) as caught:
         if not is_memory(caught):
             raise
@@ -286,6 +322,12 @@ def attempt(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(family.device)
     return error
+
+
+def _keep_for_next(setting: "Setting", rungs: Rungs, start: int) -> None:
+    """Said by whichever process it is: the others may wait for it, and cannot."""
+    if said := after_failure(setting.rundir, setting, rungs, start):
+        log.warning("the largest batch does not fit into memory; %s", said)
 
 
 def _spare(device: torch.device) -> int:

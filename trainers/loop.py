@@ -48,6 +48,7 @@ def train(session: "Session") -> None:
                     pieces=s.rungs.pieces,
                     base=s.base,
                     flats=s.learning.flats,
+                    even=s.shared,
                 )
             loss += part / s.accumulate
             names += batch.names
@@ -73,20 +74,23 @@ def backward(
     pieces: int = 1,
     base: BasePrediction | None = None,
     flats: Sequence[Flat] = (),
+    *,
+    even: bool = False,
 ) -> Tensor:
     """Add the gradients of a batch at drawn noise and timesteps; returns its loss, a scalar without a graph.
 
     In several pieces it is the same mean over the same draws, with less in memory at a time. With several
     processes their mean is that of all pictures together. Of `flats` the stand-ins' gradients are gathered.
+    `even`: see `passes`.
     """
     shape, own = batch.drawn
     noise, t = objective.sample_noise(shape, generator), objective.sample_t(shape, generator)
     noise, t, shown = noise[own], t[own], objective.perturb(noise, generator)[own]
     count, total = len(batch.latents), torch.zeros((), device=batch.latents.device)
-    for rows in cuts(count, pieces):
+    for rows, share in passes(count, pieces, even=even):
         with accelerator.autocast():
             part = error(family, objective, batch.rows(rows), noise[rows], t[rows], shown[rows], base)
-        part = part * (len(range(*rows.indices(count))) / count * batch.portion)
+        part = part * (share * batch.portion)
         accelerator.backward(part)
         for flat in flats:
             flat.gather()
@@ -98,6 +102,17 @@ def cuts(count: int, pieces: int) -> list[slice]:
     """At most `pieces` runs of nearly equal length that cover 0 .. count - 1."""
     pieces = min(pieces, count)
     return [slice(count * n // pieces, count * (n + 1) // pieces) for n in range(pieces)]
+
+
+def passes(count: int, pieces: int, *, even: bool) -> list[tuple[slice, float]]:
+    """Rows of each piece and their share of the batch.
+
+    `even`: `pieces` of them also where there are fewer rows, with a share of 0: processes that share a base
+    have to ask it equally often.
+    """
+    parts = cuts(count, pieces)
+    idle = [(slice(0, 1), 0.0)] * (pieces - len(parts)) if even else []
+    return [*((rows, len(range(*rows.indices(count))) / count) for rows in parts), *idle]
 
 
 def error(
@@ -124,7 +139,7 @@ def error(
     noise, t = noise.to(x0, non_blocking=True), t.to(x0.device, non_blocking=True)
     shown = noise if shown is None else shown.to(x0, non_blocking=True)
     x_t, target = objective.corrupt(x0, shown, t), objective.target(x0, noise, t)
-    if base and batch.from_base is not None:
+    if base and (base.always or batch.from_base is not None):
         target = base.into(target, batch, x_t, t)
     prediction = family.predict(x_t, t, family.conditioning(batch.cond), batch.geometry).float()
     penalty = objective.penalty(prediction, target, t)

@@ -62,6 +62,11 @@ class Trainables:
         """All of them, in the order of `named`."""
         return list(self.named.values())
 
+    @property
+    def unshared(self) -> list[nn.Parameter]:
+        """What every process has whole where they share the base: all of them, and what is saved beside."""
+        return [*self.parameters, *self.initial.values()]
+
     @cached_property
     def layers(self) -> list[Any]:
         """The adapted layers of all components: PEFT's, and embeddings with new words."""

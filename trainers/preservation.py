@@ -101,10 +101,12 @@ class BasePrediction:
     Args:
         family: With the adapter attached.
         trainables: Can be switched off.
+        always: Ask also where no row is marked: other processes that share the base may have one.
     """
 
     family: "Family"
     trainables: "Trainables"
+    always: bool = False
 
     @torch.no_grad()
     def into(self, target: Tensor, batch: "Batch", x_t: Tensor, t: Tensor) -> Tensor:
@@ -113,13 +115,14 @@ class BasePrediction:
         Text encoders that are trained are switched off too. In eval mode: draws no random number. Call it
         before the forward pass that keeps its activations, so that their peaks do not add up.
         """
-        assert batch.from_base is not None
-        rows = batch.from_base.nonzero().flatten()
-        if not len(rows):  # a piece of a batch may have none
+        marked = batch.from_base
+        rows = torch.zeros(0, dtype=torch.long) if marked is None else marked.nonzero().flatten()
+        if not len(rows) and not self.always:  # a piece of a batch may have none
             return target
-        part, at = select(batch, rows), rows.to(x_t.device)
+        asked = rows if len(rows) else torch.zeros(1, dtype=torch.long)
+        part, at = select(batch, asked), asked.to(x_t.device)
         training = any(module.training for module in self.trainables.components.values())
         with self.trainables.disabled(), self.trainables.evaluating() if training else nullcontext():
             cond = self.family.conditioning(part.cond)
             base = self.family.predict(x_t[at], t[at], cond, part.geometry)
-        return target.index_copy(0, at, base.to(target.dtype))
+        return target.index_copy(0, at, base.to(target.dtype)) if len(rows) else target

@@ -1,7 +1,8 @@
 """Pictures drawn while training: same prompts, same noise, with the adapter as it would be saved, and
 without.
 
-A preview never breaks a run and never touches its random numbers.
+A preview never touches a run's random numbers, and never breaks it, but where memory ends on a process that
+shares the base with others: these wait for it in the middle of a pass.
 """
 
 import inspect
@@ -21,10 +22,12 @@ from registry.files import append_line, atomic_path
 from trainers.base_pictures import BasePictures
 from trainers.checkpoints import Learning
 from trainers.families.base import Conditioning, Family
+from trainers.guards import is_memory
 from trainers.guidance import Guided, begin, first_latents, is_flow
 from trainers.metrics import Reporter
 from trainers.recipe_fields import PreviewSection
 from trainers.rundir import PREVIEW_INDEX, PREVIEWS, RunDir
+from trainers.sharing import APART, Together
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class Previewer:
         schedule: Scheduler config of the noise that is trained on.
         kept: Where pictures of the base alone are kept for later runs; None where the base is not the same
             below the adapter.
+        together: Processes that share the base draw together, and the first one writes.
     """
 
     rundir: RunDir
@@ -69,6 +73,7 @@ class Previewer:
     reporter: Reporter
     schedule: Mapping[str, Any]
     kept: BasePictures | None = None
+    together: Together = APART
 
     def due(self, step: int, last: int) -> bool:
         """Every `preview.every` steps, before the first and after the last."""
@@ -77,47 +82,66 @@ class Previewer:
     def draw(self, step: int) -> None:
         """Pictures of `step`, and of the base if there are none yet; what is there stays."""
         self.reporter.phase("preview", 2 * len(self.prompts))
-        there = {(line["step"], line["prompt"]) for line in self.rundir.previews() if not line.get("base")}
-        based = {line["prompt"] for line in self.rundir.previews() if line.get("base")}
+        there, based = self.together.agreed(self._drawn() if self.together.writes else None)
         try:
             quiet = self.learning.trainables.evaluating()
             with torch.no_grad(), torch.random.fork_rng(), self.learning.ema.applied(), quiet:
                 for index, prompt in enumerate(self.prompts):
-                    picture = None
+                    picture, again = None, True
                     if prompt not in based and (step == 0 or self.learning.trainables.separable):
                         with self.learning.trainables.disabled():
                             picture = self._base_picture(index)
                         self._keep(picture, f"base-p{index}.png", step, prompt, base=True)
+                        again = step > 0
                     if (step, prompt) not in there:
-                        if picture is None or step or not self._is_base(index):
+                        if again or not self._is_base(index):
                             picture = self._picture(index)
                         self._keep(picture, f"step-{step:06d}-p{index}.png", step, prompt, base=False)
                     self.reporter.progress(2 * index + 2, 2 * len(self.prompts))
         except Exception as error:  # out of memory, a sampler's quirk, a full disk: the run is worth more
-            log.warning("preview at step %d failed", step, exc_info=True)
-            self.reporter.warn(f"previews fail: {type(error).__name__}: {str(error)[:200]}")
+            self._failed(error)
+            if self.together.shared and is_memory(error):
+                raise
             if self.family.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _base_picture(self, index: int) -> Image.Image:
+    def _failed(self, error: Exception) -> None:
+        log.warning("preview failed", exc_info=error)
+        self.reporter.warn(f"previews fail: {type(error).__name__}: {str(error)[:200]}")
+
+    def _drawn(self) -> tuple[set[tuple[int, str]], set[str]]:
+        """(step, prompt) of pictures that are there already, and prompts of those of the base."""
+        lines = self.rundir.previews()
+        own = {(line["step"], line["prompt"]) for line in lines if not line.get("base")}
+        return own, {line["prompt"] for line in lines if line.get("base")}
+
+    def _base_picture(self, index: int) -> Image.Image | None:
         """Of the base alone: drawn once by all runs of a workspace, where that can be."""
         if self.kept is None:
             return self._picture(index)
         path = self.kept.path(self.section.seed + index, self.size, *self._texts(index))
-        picture = self.kept.read(path)
-        if picture is None:
+        picture = self.kept.read(path) if self.together.writes else None
+        if not self.together.agreed(picture is not None):
             picture = self._picture(index)
-            self.kept.write(path, picture)
+            if picture is not None:
+                self.kept.write(path, picture)
         return picture
 
     def _is_base(self, index: int) -> bool:
         """Whether the first answer is the base's to the bit, as with an adapter that is zero yet."""
         with self.learning.trainables.disabled():
             base = self._latents(index, most=1)
-        return torch.equal(base, self._latents(index, most=1))
+        same = torch.equal(base, self._latents(index, most=1))
+        return bool(self.together.agreed(same))
 
-    def _picture(self, index: int) -> Image.Image:
-        return to_image(self.family.decode_image(self._latents(index))[0])
+    def _picture(self, index: int) -> Image.Image | None:
+        """None on all processes but the first, and where that one fails at it."""
+        latents = self._latents(index)
+
+        def decoded() -> Image.Image:
+            return to_image(self.family.decode_image(latents)[0])
+
+        return self.together.alone(decoded, self._failed)
 
     def _texts(self, index: int) -> tuple[Conditioning, Conditioning]:
         cond, negative = self.encode([self.prompts[index]]), self.encode([self.negative])
@@ -136,12 +160,17 @@ class Previewer:
                 family, section, cond, negative, noise, generator, schedule=self.schedule, most=most
             )
 
-    def _keep(self, picture: Image.Image, name: str, step: int, prompt: str, *, base: bool) -> None:
-        path = self.rundir.file(PREVIEWS) / name
-        with atomic_path(path, durable=False) as temporary:
-            picture.save(temporary, "PNG")
-        line = {"step": step, "prompt": prompt, "file": f"{PREVIEWS}/{name}", "base": base}
-        append_line(self.rundir.file(PREVIEW_INDEX), line)
+    def _keep(self, picture: Image.Image | None, name: str, step: int, prompt: str, *, base: bool) -> None:
+        if picture is None:
+            return
+
+        def write() -> None:
+            with atomic_path(self.rundir.file(PREVIEWS) / name, durable=False) as temporary:
+                picture.save(temporary, "PNG")
+            line = {"step": step, "prompt": prompt, "file": f"{PREVIEWS}/{name}", "base": base}
+            append_line(self.rundir.file(PREVIEW_INDEX), line)
+
+        self.together.alone(write, self._failed)
 
 
 def sample(

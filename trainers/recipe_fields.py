@@ -258,6 +258,10 @@ class TrainSection(Section):
     base_streaming: Annotated[Literal["auto", "on", "off"], ADDED] = "auto"
     """Let the blocks of the frozen base rest in the main memory and copy each to the GPU in time: a tenth of
     its GPU memory, at the speed of the bus. auto = when nothing else fits."""
+    base_sharding: Annotated[Literal["auto", "on", "off"], ADDED, Needs("train.several")] = "auto"
+    """Let the processes hold the blocks of the frozen base together (FSDP), each a share of whole weights:
+    less memory on each GPU, and each block is sent between them two times a step. auto = when the GPUs have
+    no room for the whole base each."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about 40 % slower, far less memory. Off = for as many
     blocks as a GPU's memory asks for, see train.dry_run."""
@@ -280,7 +284,7 @@ class TrainSection(Section):
     dry_run: Literal["auto", "on", "off"] = "auto"
     """Try the largest batch before the first step, and save memory if it does not fit: gradient
     checkpointing of a quarter of the blocks, a half, three quarters, all, then an 8-bit optimizer, then
-    batches in pieces, then a base in 8 and in 4 bits, then streamed. auto = on a GPU."""
+    batches in pieces, then a base shared by the processes, in 8 and in 4 bits, streamed. auto = on a GPU."""
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes (one per GPU); the batch grows with them."""
     num_threads: Annotated[int, Field(ge=0, le=256)] = 0
@@ -294,6 +298,12 @@ class TrainSection(Section):
             value = value.replace(",", " ").split()
         sides = list(value) if isinstance(value, list | tuple) else [value]
         return [int(s) if isinstance(s, str) and s.strip().isdecimal() else s for s in sides]
+
+    @property
+    def shares(self) -> Literal["auto", "on", "off"]:
+        """`base_sharding` as far as the rest of the section leaves it open."""
+        closed = self.processes == 1 or self.base_weights not in ("auto", "whole")
+        return "off" if closed or self.base_streaming == "on" else self.base_sharding
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from trainers.garbage import seldom_collecting
 from trainers.metrics import Reporter, process_rank
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         _keep_last_finite(reporter, failure.kind)
         reporter.end("failed", failure.kind, failure.reason)
         sys.stderr.write(f"error: {failure.reason}\n")
+        if several and failure.kind in ("oom", "error", "killed"):
+            _leave(failure.exit_code)
         return failure.exit_code
 
 
@@ -66,6 +69,7 @@ def run(reporter: Reporter, stop: StopFlag) -> int:
     try:
         train(session)
     except (RuntimeError, MemoryError) as error:
+        session.torn = session.accelerator.num_processes > 1
         if is_memory(error):
             session.memory_ran_out()
         raise
@@ -75,6 +79,17 @@ def run(reporter: Reporter, stop: StopFlag) -> int:
     reporter.end("finished" if done else "stopped")
     log.info("%s at step %d", "finished" if done else "stopped", session.milestones.step)
     return 0
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: the libraries' own goodbye would wait for processes that wait for this one.
+
+    The launcher ends those when it sees that one is gone.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def spare_bitsandbytes(recipe: Recipe) -> bool:

@@ -7,6 +7,7 @@
     status.json     Status, replaced atomically           (trainer writes)
     metrics.jsonl   one optimizer step a line: step, loss, lr, ...
     memory.json     savings of memory, when it needed any (trainer writes; later attempts and branches read)
+    accelerate.json how several processes are started on GPUs   (worker writes)
     heartbeat       touched at least every 2 s while the trainer lives
     log.txt         stdout and stderr of the trainer
     previews/       step-000000-p0.png ... and base-p0.png (without adapter); previews.jsonl names them
@@ -104,7 +105,7 @@ class Status:
     seconds_per_step: float | None = None
     seconds_left: float | None = None
     reason: str = ""  # of a failure: one line in the house form
-    kind: str = ""  # of a failure: "nan", "oom", "input", "disk", "error"
+    kind: str = ""  # of a failure: "nan", "oom", "input", "disk", "error"; "killed": another process
     best_step: int | None = None
     held_out: list[str] = field(default_factory=list[str])  # pictures that are never trained on, by name
     peak_memory: int = 0  # bytes: GPU when there is one, else RSS

@@ -38,6 +38,7 @@ from trainers.setup import (
     preview_prompts,
     restore_newest,
 )
+from trainers.sharing import Together
 from trainers.signals import StopFlag
 from trainers.tracking import open_trackers, track_into
 
@@ -58,6 +59,8 @@ class Session:
     start: int  # steps that were done before this attempt
     trackers: list[Any]
     base: BasePrediction | None = None  # what rows of base-prediction preservation are compared with
+    shared: bool = False  # whether the processes hold the base together
+    torn: bool = False  # an error left a step in the middle, where other processes may wait for this one
 
     @property
     def accelerator(self) -> Accelerator:
@@ -121,7 +124,8 @@ class Session:
     def memory_ran_out(self) -> None:
         """After the error: what the next attempt will do about it."""
         setting, step = self.setting, self.milestones.step
-        if setting.writes and (said := after_failure(setting.rundir, setting, self.rungs, step)):
+        # Whichever process it happens to: the first one may wait for it in vain.
+        if said := after_failure(setting.rundir, setting, self.rungs, step):
             setting.reporter.warn(said)
 
     def close(self) -> None:
@@ -129,7 +133,8 @@ class Session:
         self.milestones.saver.close()
         for tracker in self.trackers:
             tracker.finish()
-        self.accelerator.end_training()
+        if not self.torn:
+            self.accelerator.end_training()
 
 
 def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
@@ -180,11 +185,13 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         )
     trackers: list[Any] = []
     previewer = probe = None
+    shared = rungs.keeping(setting).sharded
     if setting.writes:
         store.sweep(start)
         reporter.rewind(start)
         rewind_previews(rundir, start)
         trackers = open_trackers(recipe, env, reporter, start)
+    if setting.writes or shared:  # of a shared base all processes ask the same
         if recipe.preview.every:
             previewer = _previewer(setting, learning, rungs, prompts, prompt_conditioning)
         probe = make_probe(setting, objective, learning, source, held)
@@ -207,7 +214,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     if numbers.get("best"):
         milestones.best = (int(numbers["best"][0]), float(numbers["best"][1]))
         reporter.best(milestones.best[0])
-    base = BasePrediction(family, learning.trainables) if source.prior else None
+    base = BasePrediction(family, learning.trainables, always=shared) if source.prior else None
     return Session(
         setting,
         objective,
@@ -221,6 +228,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         start,
         trackers,
         base,
+        shared,
     )
 
 
@@ -243,6 +251,7 @@ def _previewer(
         setting.reporter,
         schedule,
         None if moved else base_pictures(setting, rungs, schedule),
+        Together(setting.writes, rungs.keeping(setting).sharded),
     )
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property, partial
@@ -43,6 +43,7 @@ from trainers.plan import Item, replace_trigger
 from trainers.priors import check_words_named, with_class_captions
 from trainers.recipe import OptimizerSection, Recipe, TrainSection
 from trainers.rundir import RunDir, RunEnv, checkpoint_step, verify_checkpoint
+from trainers.sharing import in_turn, share_part
 from trainers.signals import StopFlag
 from trainers.stored import Precision
 from trainers.weight_first import apply_weight_first
@@ -320,14 +321,19 @@ def make_learning(setting: Setting, rungs: Rungs) -> Learning:
         rungs: Savings of memory that earlier attempts needed.
     """
     recipe, family = setting.recipe, setting.family
-    load_part(family, family.denoiser_name, rungs.keeping(setting))
+    keeping = rungs.keeping(setting)
+    with in_turn(setting.accelerator) if keeping.sharded else nullcontext():
+        load_part(family, family.denoiser_name, keeping)
+        trainables = attach_all(family, recipe)
+        if keeping.sharded:
+            share_part(family.denoiser, trainables.unshared, family.device)
     denoiser: Any = family.denoiser
-    trainables = attach_all(family, recipe)
-    if family.device.type == "cuda":
+    if family.device.type == "cuda" and not keeping.sharded:
         denoiser.to(memory_format=torch.channels_last)  # convolutions of UNets run on it natively
     if share := rungs.checkpointed(recipe.train):
         enable_checkpointing(family, trainables, share)
-    apply_weight_first(trainables, family.device)
+    if not keeping.sharded:  # the whole weights of all layers would stay until the way back
+        apply_weight_first(trainables, family.device)
     section = rungs.section(recipe.optimizer)
     flats = make_flats(trainables, section, family.denoiser_name, recipe.tokens.lr)
     pack(trainables, flats, family.dtype)

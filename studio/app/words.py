@@ -68,6 +68,7 @@ SPOKEN = {
     "train.compile": "Compile the blocks",
     "train.checkpointed_blocks": "Share of the blocks that are recomputed",
     "train.base_streaming": "Base from the main memory",
+    "train.base_sharding": "Base shared by the GPUs",
     "data.trigger": "Trigger word",
     "preservation.mode": "What keeps the class",
     "preservation.weight": "Weight of what is kept",

@@ -56,7 +56,7 @@ def train(
     Example: studio train --base pocket --dataset cat --goal character --set train.max_steps=300 --wait
     """
     from registry.errors import BadInput, NotFound
-    from registry.records import Base, Dataset
+    from registry.records import PLACES, Base, Dataset
     from studio.runs import launch
     from studio.runs.checks import check_run, with_trigger
     from studio.runs.forecast import forecast as make_forecast
@@ -86,7 +86,7 @@ def train(
         note("training a few steps to measure them; nothing of it is kept but the figures")
         measure(workspace, chosen, base_record, dataset_record, kept)
     if forecast:
-        if on != "local":
+        if on != PLACES[0]:
             note("these are the figures of this machine, not of the cluster")
         _show_forecast(make_forecast(workspace, chosen, base_record, dataset_record, kept), remarks)
         return

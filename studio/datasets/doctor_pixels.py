@@ -16,9 +16,10 @@ SOFT = 2.4  # pixels that an edge is wide where training sees it; a sharp pictur
 ENLARGED = 2.3  # pixels that an edge is wide in the file
 REPEATS = 13.0  # what enlarging leaves stands out as far; blur and chance reach 12.7
 LIKELY = 10.0  # the same beside edges that ring as well; there, blur and chance reach 9.9
+FAR = 20.0  # the same beside edges wider than BILINEAR: a blur by the mean of a box reaches 17.7
 SOME, PLACES = 4.0, 10.0  # places of edges: fewer repeat by chance; from so many on, enlarging mostly shows
 SLIGHT = 3.4  # pixels up to which an edge was hardly widened by a lens; enlarging by 2 leaves less
-UNKNOWN = 4.5  # the same where enlarging may hide; filters widen by no more up to a factor of 4
+UNKNOWN = 4.8  # the same where enlarging may hide; filters widen by no more up to a factor of 4
 BREAKS = 2.4  # how sharply an edge of straight pieces breaks; blur and JPEG reach 2.33
 BILINEAR = 6.2  # pixels that bilinear enlarging by up to 4 widens an edge to
 RINGS = 0.04  # overshoot that filters leave beside edges, and sharpened textures as well
@@ -178,7 +179,8 @@ def _enlarged(patient: Patient, image: Image) -> bool:
         return False
     repeats, places, breaks = (of.get(name, 0.0) for of in (seen.repeats, seen.places, seen.breaks))
     rings = seen.ringing.get(name, 0.0) >= RINGS
-    if edge < SLIGHT or (places >= SOME and repeats >= (LIKELY if rings else REPEATS)):
+    needed = FAR if edge > BILINEAR else LIKELY if rings else REPEATS
+    if edge < SLIGHT or (places >= SOME and repeats >= needed):
         return True
     return places < PLACES and (edge < UNKNOWN or rings or (breaks >= BREAKS and edge < BILINEAR))
 

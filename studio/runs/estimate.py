@@ -21,7 +21,15 @@ from registry.records import Base
 from studio.runs.device import has_gpu, physical_cores
 from studio.runs.layers import weights_of
 from trainers.families import FAMILIES
-from trainers.fitting import BY_ITSELF, CHECKPOINTED, WEIGHT_BYTES, first_keeping, only_denoiser
+from trainers.fitting import (
+    BY_ITSELF,
+    CHECKPOINTED,
+    WEIGHT_BYTES,
+    first_keeping,
+    first_sharing,
+    only_denoiser,
+    shared_part,
+)
 from trainers.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -84,6 +92,7 @@ class Fit:
     pieces: int = 1
     base: str = "whole"  # how its weights are kept, where the recipe leaves that open
     streamed: bool = False
+    sharded: bool = False  # the processes hold the base together
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,8 @@ def memory(recipe: Recipe, family: str, size: Size, learning: int, piece: int, f
     weights = size.denoiser * WEIGHT_BYTES.get(_kept(recipe, fit), width)
     if gpu and (fit.streamed or recipe.train.base_streaming == "on"):
         weights *= STREAMED
+    elif fit.sharded or recipe.train.shares == "on":
+        weights *= shared_part(recipe.train.processes)
     weights += size.text * width if trained_text else 0
     state = 0.5 if fit.small_state else STATE.get(recipe.optimizer.name, ADAMW_STATE)
     if not gpu and (recipe.optimizer.name == "auto" or recipe.optimizer.name.endswith("8bit")):
@@ -178,11 +189,15 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
     ladder = [first, *(replace(first, checkpointing=share) for share in shares), small]
     ladder += [replace(small, pieces=count) for count in pieces]
     if only_denoiser(recipe):
+        if recipe.train.shares == "auto" and has_gpu() and first == Fit():
+            ladder.append(replace(ladder[-1], sharded=True))
         if recipe.train.base_weights == "auto":
             kinds = ("whole", *BY_ITSELF)
-            ladder += [replace(ladder[-1], base=kept) for kept in kinds[kinds.index(first.base) + 1 :]]
+            ladder += [
+                replace(ladder[-1], base=kept, sharded=False) for kept in kinds[kinds.index(first.base) + 1 :]
+            ]
         if recipe.train.base_streaming == "auto" and has_gpu():
-            ladder.append(replace(ladder[-1], streamed=True))
+            ladder.append(replace(ladder[-1], streamed=True, sharded=False))
     for fit in ladder:
         need = memory(recipe, family, size, learning, piece, fit)
         if need <= room:
@@ -194,9 +209,13 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
 def _first_fit(recipe: Recipe, size: Size, room: int) -> Fit:
     """How the trainer begins: a base that would fill a GPU is loaded as finely as leaves room."""
     train = recipe.train
-    if not has_gpu() or recipe.adapter.method == "full" or train.base_weights != "auto":
+    if not has_gpu() or recipe.adapter.method == "full":
         return Fit()
     width = 4 if train.precision == "fp32" else 2
+    if first_sharing(train, size.denoiser, width, int(room / USABLE)):
+        return Fit(train.shares == "auto", sharded=train.shares == "auto")
+    if train.base_weights != "auto":
+        return Fit()
     kept, streamed = first_keeping(train, size.denoiser, width, int(room / USABLE))
     return Fit(base=kept, streamed=streamed and train.base_streaming == "auto")
 

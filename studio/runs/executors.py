@@ -2,8 +2,9 @@
 
 One process is plain Python with the environment that `accelerate launch` would have prepared (after
 `accelerate.utils.launch.prepare_simple_launcher_cmd_env`): that saves 5 s of imports and an extra parent.
-Several processes go through `accelerate launch`, on a CPU through torch's own launcher. Where a trainer waits
-for a run like this one (`standby`), it takes it.
+Several processes go through `accelerate launch` with a configuration in the run directory, so that what was
+configured for other programs does not count; on a CPU through torch's own launcher. Where a trainer waits for
+a run like this one (`standby`), it takes it.
 """
 
 import fcntl
@@ -30,6 +31,7 @@ from trainers.rundir import KEY_VARIABLE, LOG, PROCESS, RunDir
 
 LOCK = "trainer.lock"  # held by the living trainer through a descriptor it inherited
 MODULE = "trainers.run"
+ACCELERATE = "accelerate.json"  # in the run directory: how several processes are started
 
 
 class Trainer(Protocol):
@@ -131,6 +133,8 @@ class LocalExecutor:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise StudioError(f"run {rundir.path.name}", "already has a living trainer") from None
+            if processes > 1 and has_gpu():
+                write_json(rundir.file(ACCELERATE), configuration(processes))
             with rundir.file(LOG).open("ab") as log:
                 log.write(f"{ATTEMPT}{now().isoformat(timespec='seconds')} ---\n".encode())
                 log.flush()
@@ -225,10 +229,29 @@ def command(folder: Path, processes: int, module: str = MODULE) -> list[str]:
     if not has_gpu():  # accelerate launch --cpu runs one process, whatever number it is given
         spread = ["torch.distributed.run", "--standalone", "--nproc_per_node", ranks, "-m"]
     else:
-        spread = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", ranks]
-        spread += ["--num_machines", "1", "--main_process_port", "0"]
-        spread += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module"]
+        spread = ["accelerate.commands.launch", "--config_file", str(folder / ACCELERATE)]
+        spread += ["--num_processes", ranks, "--module"]
     return [sys.executable, "-m", *spread, module, str(folder)]
+
+
+def configuration(processes: int) -> dict[str, Any]:
+    """What `accelerate launch --config_file` reads: one process a GPU of this machine.
+
+    Precision and who holds which weights (`train.base_sharding`) are the trainer's own choice.
+    """
+    return {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_GPU",
+        "num_machines": 1,
+        "machine_rank": 0,
+        "num_processes": processes,
+        "gpu_ids": "all",
+        "main_process_port": 0,  # a free one
+        "mixed_precision": "no",
+        "dynamo_config": {"dynamo_backend": "NO"},
+        "use_cpu": False,
+        "debug": False,
+    }
 
 
 def environment(rundir: RunDir, processes: int, key: str) -> dict[str, str]:

@@ -193,6 +193,8 @@ def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe) -> str:
         savings.append("an 8-bit optimizer")
     if fit.pieces > 1:
         savings.append(f"batches in {fit.pieces} pieces")
+    if fit.sharded:
+        savings.append(f"the base's weights shared by the {recipe.train.processes} processes")
     if fit.base != "whole":
         savings.append(f"the base's weights rounded to {BITS[fit.base]} bits")
     if fit.streamed:

@@ -28,7 +28,8 @@ LESS_MEMORY = "lower train.batch_size or train.resolution, or set train.gradient
 class Outcome:
     """The state a run ends in and why, in one line.
 
-    `retry`: the trainer died before its first step without a word; starting it once more may help.
+    `retry`: the trainer died before its first step without a word, or knowing how to need less memory;
+    starting it once more may help.
     """
 
     state: RunState
@@ -51,13 +52,15 @@ def judge(
     """
     if status is not None and status.state == "finished":
         return Outcome(RunState.FINISHED)
-    if status is not None and status.state == "failed":
+    if status is not None and status.state == "failed" and status.kind != "killed":
         return Outcome(RunState.FAILED, _with_advice(status.reason, status.kind), status.kind or "error")
     if status is not None and status.state == "stopped":
         return Outcome(RunState.STOPPED)
     kind = _kind(exit_code, log, memory_killed=memory_killed)
     if kind in _REASONS:
         return Outcome(RunState.FAILED, _REASONS[kind], kind.removeprefix("host-"))
+    if status is not None and status.state == "failed":  # the log does not say how the other process ended
+        return Outcome(RunState.INTERRUPTED, status.reason, status.kind)
     if exit_code == KILLED_BY_SHELL:
         return Outcome(RunState.FAILED, _REASONS["host-oom"], "oom")
     how = _how(exit_code)

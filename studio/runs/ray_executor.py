@@ -73,8 +73,6 @@ class RayJob:
         """What stands between it and its trainer."""
         begun = self._seen or self.attempt.begun
         if self._trouble:
-            if self._wish and not begun:
-                return f"{self._trouble}; the run stops when it answers, or after a minute"
             return f"{self._trouble}; the run {'goes on by itself' if begun else 'waits'}"
         if self._wish or begun:
             return ""
@@ -122,6 +120,8 @@ class RayJob:
             self._trouble = ""
         except StudioError as error:
             self._trouble = str(error).rstrip(".")
+            # Unwanted, not begun: what the cluster has taken without our hearing of it finds the wish.
+            self._over = self._over or (bool(self._wish) and not self._seen and not self.attempt.begun)
         except Exception as error:  # noqa: BLE001  a thread that ended would leave its runs alone without a word
             self._trouble = f"{self.called}: cannot be looked after ({error})"
 

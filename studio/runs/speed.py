@@ -79,6 +79,8 @@ def _way(recipe: JSON) -> list[str]:
         way.append("compiled")
     if train.get("base_streaming") == "on":
         way.append("streamed")
+    if train.get("base_sharding") == "on":
+        way.append("shared")
     if kept.get("mode") == "base_prediction":
         way.append(f"base{kept.get('rows')}")
     return way

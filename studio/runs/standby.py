@@ -19,7 +19,7 @@ import psutil
 from studio.runs.process import TOKEN_VARIABLE
 
 MODULE = "trainers.standby"
-READY, TAKEN = b"ready\n", b"taken\n"  # what `trainers.standby` says
+READY, TAKEN = b"ready\n", b"taken\n"  # what it says
 QUIET = 2.0  # seconds after the last run before one is prepared
 ANSWER = 5.0  # seconds that it has to take a run
 LOOK_EVERY = 2.0  # seconds between looks at the memory

@@ -20,7 +20,7 @@ from studio.runs.full_results import is_full, register_run_base
 from studio.runs.keep import pick_by_probe
 from studio.runs.outcome import Outcome, judge, log_tail
 from trainers.recipe import Recipe
-from trainers.rundir import HEARTBEAT, PROCESS, STATUS, RunDir, Status
+from trainers.rundir import HEARTBEAT, MEMORY, PROCESS, STATUS, RunDir, Status
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -74,6 +74,7 @@ class Supervision:
         self._asked_at: float | None = None
         self._killed_for = ""
         self._closing = False
+        self._savings = self._read_savings()
         self._beat: tuple[int, float] = (-1, time.monotonic())  # (mtime in ns, when we saw it change)
         self._renewed_at = time.monotonic()
 
@@ -257,7 +258,11 @@ class Supervision:
             memory_killed=trainer is not None and self._executor.memory_killed(trainer),
             started=started,
         )
-        if outcome.state is RunState.FINISHED or (status is not None and status.state == "failed"):
+        asked = wish in WISHES or self._closing or bool(self._killed_for)
+        if outcome.kind == "oom" and not (started or asked) and self._took_a_rung():
+            return replace(outcome, retry=True)
+        said = status is not None and status.state == "failed" and status.kind != "killed"
+        if outcome.state is RunState.FINISHED or said:
             return outcome
         if self._killed_for.startswith("hung"):
             return Outcome(RunState.FAILED, f"the trainer {self._killed_for}", "hung")
@@ -267,10 +272,20 @@ class Supervision:
             return Outcome(RunState.INTERRUPTED, "the worker was stopped", "killed")
         return outcome
 
+    def _took_a_rung(self) -> bool:
+        """Whether several processes have found out how to need less memory: those that share a base cannot do
+        it on the spot. Each such start has more savings than the last one."""
+        several = Recipe.model_validate(self._run().recipe).train.processes > 1
+        return several and self._read_savings() != self._savings
+
+    def _read_savings(self) -> str:
+        path = self.rundir.file(MEMORY)
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
     def _settle(self, outcome: Outcome) -> None:
         """Write the end of the run: adapter, then run, then job."""
         job = self._ws.catalog.get(Job, self.job.id)
-        if outcome.retry and job.attempts < MAX_STARTS:
+        if outcome.retry and (outcome.kind == "oom" or job.attempts < MAX_STARTS):
             self._say(f"run {self.run_id}: {outcome.reason}; starting it once more")
             self._ws.catalog.move_run(self.run_id, RunState.QUEUED, expect=ACTIVE, process=None)
             self._ws.catalog.update(Job, job.id, state=JobState.QUEUED, owner="", lease_until=None)

@@ -121,6 +121,24 @@ def test_a_cluster_that_is_away_fails_no_run(ws: Workspace, service: Service):
     assert any("cannot be reached (ConnectionError); the run waits" in line for line in said)
 
 
+def test_a_stop_while_the_cluster_is_away_waits_for_nobody(ws: Workspace, service: Service):
+    """Also when the cluster has taken the job and its answer was lost."""
+    run = make_run(ws, SLOW, *SHORT, place="ray")
+    service.down()
+    work(ws, lambda: "cannot be reached" in reason(ws, run))
+    launch.stop(ws, run)
+    work(ws, over(ws, run))
+    assert (state(ws, run), reason(ws, run)) == (RunState.STOPPED, "")
+    service.up()
+    folder, late = ws.run_dir(run.id), Attempt(ws.run_dir(run.id), 1)
+    words = f"{sys.executable} -m studio.runs.node {folder.path} 1 1 tests.support.fake_trainer"
+    clusters.Jobs(clusters.Cluster.of(ws.home)).submit(late.job, words, run.id, 1, {"ANY": "1"})
+    process = service.jobs[late.job].process
+    assert process is not None
+    assert process.wait(20) == 0
+    assert starts(ws, run) == []
+
+
 def test_a_worker_that_dies_finds_the_job_again(
     ws: Workspace, service: Service, monkeypatch: pytest.MonkeyPatch
 ):

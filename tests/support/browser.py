@@ -74,6 +74,31 @@ def rest(page: "Page") -> None:
     expect(app).to_have_attribute("data-test-script-state", "notRunning")
 
 
+def only(found: "Locator") -> "Locator":
+    """What is found, once it is there a single time.
+
+    While a page is drawn anew, an element may stand beside the one that takes its place, and to act on both
+    is refused at once.
+    """
+    from playwright.sync_api import expect
+
+    expect(found).to_have_count(1)
+    return found
+
+
+def write(field: "Locator", text: str) -> None:
+    """Fill a field and leave it as a person does, by the tabulator.
+
+    Nothing is written while a dialog closes: it takes the focus back, and a field that has lost the focus
+    before it is left keeps its text to itself.
+    """
+    from playwright.sync_api import expect
+
+    expect(field.page.get_by_role("dialog")).to_have_count(0)
+    only(field).fill(text)
+    field.press("Tab")
+
+
 def install_browser() -> None:
     """Debian's Chromium when we are root on Debian, else Playwright's own."""
     if may_install() and install("chromium"):
@@ -95,15 +120,3 @@ def main() -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-def only(found: "Locator") -> "Locator":
-    """What is found, once it is there a single time.
-
-    While a page is drawn anew, an element may stand beside the one that takes its place, and to act on both
-    is refused at once.
-    """
-    from playwright.sync_api import expect
-
-    expect(found).to_have_count(1)
-    return found

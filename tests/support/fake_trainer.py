@@ -23,6 +23,7 @@ from trainers.rundir import (
     CHECKPOINTS,
     HEARTBEAT,
     KEY_VARIABLE,
+    MEMORY,
     METRICS,
     PROBES,
     RECIPE,
@@ -47,6 +48,7 @@ class Script:
     fault: str = (
         ""  # "nan", "hang", "137", "oom", "crash", "die-at-start", "deaf", "bad-adapter", "no-adapter"
     )
+    rungs: int = 0  # starts at which memory ends before the first step
     probes: bool = False  # figures of a probe that is best at step 10
 
 
@@ -115,6 +117,12 @@ def main(folder: Path) -> int:
     if script.fault == "die-at-start":
         sys.stderr.write("ImportError: libfoo.so.1: cannot open shared object file\n")
         return 1
+    memory = rundir.file(MEMORY)
+    taken = read_json(memory)["pieces"] if memory.exists() else 0
+    if taken < script.rungs:
+        write_json(memory, {"pieces": taken + 1})
+        sys.stderr.write("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n")
+        return 4
     stop, stopped = Stop(script.fault == "deaf"), threading.Event()
     while os.environ.get("RANK", "0") != "0" and not stop.asked:
         time.sleep(0.01)  # only the first of several ranks writes

@@ -110,6 +110,11 @@ def test_a_base_that_is_rounded_for_training_draws_so_too(family, tmp_path, requ
     class_pictures(settings[2])
     assert seen == [{"int8"}]
     assert ("text_encoder_2" in loaded[0]) == (family == "flux1")
+    together = {"preservation.count": 1, "train.base_sharding": "on", "train.processes": 2}
+    shared = open_setting(rundir, together, family)
+    assert class_key(shared, 32) == whole
+    class_pictures(shared)
+    assert seen[1:] == [{"whole"}]  # streamed: a process that draws alone cannot ask the others
 
 
 def rounded_in(family, names):

@@ -144,6 +144,7 @@ def test_a_run_on_its_way_keeps_its_optimizer(tmp_path, monkeypatch, tiny_sd15, 
         "pieces": 2,
         "base": "",
         "streamed": False,
+        "sharded": False,
         "compiled": None,
     }
 

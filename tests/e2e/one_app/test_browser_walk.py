@@ -13,7 +13,7 @@ from registry.formats.load import load_adapter
 from registry.records import Adapter, Dataset, Image, Run, Sample
 from studio.pocket.pictures import demo_set
 from studio.workspace import Workspace
-from tests.support.browser import only, page_at
+from tests.support.browser import only, page_at, write
 from trainers.recipe import preset_by_name
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -84,8 +84,7 @@ def drop_pictures(workspace: Workspace, page: Page, folder: Path) -> Dataset:
 
 def write_captions(workspace: Workspace, page: Page, dataset: Dataset) -> None:
     field = page.get_by_role("textbox", name="Caption of picture 6", exact=True)
-    only(field).fill("a shape in neon, neonsign")
-    field.blur()
+    write(field, "a shape in neon, neonsign")
     expect(page.get_by_text("Caption saved")).to_be_visible()
     images = {image.name: image for image in workspace.catalog.list(Image, dataset_id=dataset.id)}
     assert images["05.png"].caption == "a shape in neon, neonsign"
@@ -125,8 +124,7 @@ def compare_with_and_without(workspace: Workspace, page: Page, adapter: Adapter)
     press(page, "Make pictures")
     prompt = page.get_by_role("textbox", name="What to draw (prompt)", exact=True)
     expect(prompt).to_have_value("neonsign")
-    only(prompt).fill("a red circle, neonsign")
-    prompt.blur()
+    write(prompt, "a red circle, neonsign")
     only(page.get_by_text("Lock", exact=True)).click()
     pictures: list[np.ndarray] = []
     for expected in (1, 2):

@@ -26,7 +26,7 @@ from studio.evidence.plan import Wishes
 from studio.pocket.pictures import demo_set
 from studio.runs.launch import launch
 from studio.workspace import Workspace
-from tests.support.browser import only, page_at
+from tests.support.browser import only, page_at, write
 from tests.support.pictures import encoded
 from tests.support.sampling import add_adapter
 from tests.support.supervision import until
@@ -69,8 +69,7 @@ def a_grid_of_nine(workspace: Workspace, page: Page) -> Comparison:
         choose(page, "Add an adapter", name)
         expect(page.get_by_role("button", name=name, exact=True)).to_be_visible()  # then the list is another
     prompts = page.get_by_role("textbox", name="What to draw: a prompt in each line")
-    only(prompts).fill("a red circle")
-    prompts.blur()
+    write(prompts, "a red circle")
     choose(page, "Seeds", "3")
     page.keyboard.press("Escape")  # the list stays open for more
     ten_steps(page)

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from registry.records import Adapter, Sample
 from studio.workspace import Workspace
-from tests.support.browser import only, page_at, rest
+from tests.support.browser import only, page_at, rest, write
 from tests.support.sampling import add_adapter
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -47,8 +47,7 @@ def with_two_adapters(workspace: Workspace, page: Page) -> Sample:
     page.get_by_text("More", exact=True).last.click()
     slide(page, "How many steps (inference steps)", "Home", 7)  # 1 + 7
     prompt = page.get_by_role("textbox", name="What to draw (prompt)", exact=True)
-    only(prompt).fill("a red circle")
-    prompt.blur()
+    write(prompt, "a red circle")
     sample = make(workspace, page)
     assert sample.request["steps"] == 8
     ids = {workspace.catalog.get(Adapter, name).id for name in ("first", "second")}

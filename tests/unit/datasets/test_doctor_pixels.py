@@ -197,7 +197,7 @@ def test_a_soft_picture_repeats_nothing(photo: Pixels.Image, filter_: ImageFilte
 @pytest.mark.parametrize("quality", [0, 85])
 def test_an_edge_of_straight_pieces_breaks(quality: int):
     drawing = split(150, 320, (30, 30, 40), (230, 220, 200))
-    small = drawing.resize((600 * 10 // 38, 500 * 10 // 38), Pixels.Resampling.BICUBIC)
+    small = drawing.resize((600 * 10 // 42, 500 * 10 // 42), Pixels.Resampling.BICUBIC)
     seen = measured(small.resize(drawing.size, Pixels.Resampling.BILINEAR), quality)
     assert seen.edge > UNKNOWN
     assert seen.places < PLACES  # what repeats proves nothing

@@ -137,6 +137,29 @@ def test_on_a_gpu_the_forecast_begins_as_the_trainer_does(ws: Workspace, monkeyp
     assert fit(24, "adapter.method=full", "adapter.alpha=none") is None
 
 
+def test_several_gpus_hold_the_base_together(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
+    size, chosen = estimate.Size(12 * 10**9, 0, 8), apply_sets(preset("flux1", "style"), [])
+    monkeypatch.setattr(estimate, "has_gpu", lambda: True)
+    monkeypatch.setattr(estimate, "room_here", lambda: (int(24 * 0.94e9), "on the GPU"))
+
+    def fit(*sets: str) -> estimate.Fit | None:
+        return estimate.fits(apply_sets(chosen, [*sets]), "flux1", size, 10**7, 512**2)[0]
+
+    def need(*sets: str) -> int:
+        recipe = apply_sets(chosen, [*sets])
+        return estimate.memory(recipe, "flux1", size, 10**7, 512**2, fit(*sets) or estimate.Fit())
+
+    shared = estimate.Fit(checkpointing=True, sharded=True)
+    assert fit("train.processes=2") == shared
+    assert fit("train.processes=2", "train.base_sharding=off") == estimate.Fit(base="int8")
+    assert fit("train.processes=2", "train.base_weights=whole") == shared
+    assert fit("train.processes=4", "train.base_sharding=on") == estimate.Fit()
+    two, four = need("train.processes=2"), need("train.processes=4")
+    assert two - four == pytest.approx(24e9 / 4, rel=1e-6)
+    seen(ws, 5.0, 600 << 20, "train.processes=2", "train.base_sharding=on")
+    assert kinds(cost(ws, "train.processes=2")) == ("estimated", "estimated")
+
+
 def test_a_streamed_base_is_measured_apart(ws: Workspace):
     seen(ws, 5.0, 600 << 20, "train.base_streaming=on")
     assert kinds(cost(ws)) == ("estimated", "estimated")

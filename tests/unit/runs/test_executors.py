@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.files import write_json
 from studio.runs import device, executors
 from studio.runs.executors import command, environment
 from studio.workspace import Workspace
@@ -29,6 +30,22 @@ def test_the_command_is_a_list_with_the_run_directory_last(monkeypatch: pytest.M
     ranks = command(folder, 3)
     assert ranks[2:6] == ["torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
     assert executors._ranks(ranks) == 3
+
+
+def test_several_processes_are_started_by_a_configuration_that_accelerate_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from accelerate.commands import launch
+
+    monkeypatch.setattr(executors, "has_gpu", lambda: True)
+    write_json(tmp_path / executors.ACCELERATE, executors.configuration(3))
+    words = command(tmp_path, 3)[3:]
+    arguments, defaults, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
+    assert defaults is not None
+    assert (arguments.multi_gpu, arguments.num_processes, arguments.num_machines) == (True, 3, 1)
+    assert (arguments.main_process_port, arguments.mixed_precision) == (0, "no")
+    assert not any((arguments.use_fsdp, arguments.use_deepspeed, arguments.use_cpu))
+    assert arguments.training_script_args == [str(tmp_path)]
 
 
 def test_the_environment_of_one_process_is_what_accelerate_prepares(

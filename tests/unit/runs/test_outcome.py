@@ -73,6 +73,14 @@ def test_the_last_word_of_the_trainer_counts_most():
     assert judge(stopped, 0, log="", memory_killed=False, started=True).state is RunState.STOPPED
 
 
+def test_a_run_of_which_a_process_is_gone_is_interrupted_unless_the_log_says_more():
+    lost = Status(state="failed", kind="killed", reason="another process of the run is gone", step=5)
+    ended = judge(lost, 1, log="", memory_killed=False, started=True)
+    assert (ended.state, ended.reason) == (RunState.INTERRUPTED, lost.reason)
+    assert judge(lost, 1, log=CUDA, memory_killed=False, started=True).kind == "oom"
+    assert judge(lost, 1, log="", memory_killed=True, started=True).kind == "oom"
+
+
 def test_what_an_earlier_attempt_said_is_not_held_against_this_one(tmp_path: Path):
     (tmp_path / "log.txt").write_text(f"{ATTEMPT}1 ---\n{CUDA}\n{ATTEMPT}2 ---\nloading\n")
     tail = log_tail(RunDir(tmp_path))

@@ -8,6 +8,7 @@ import pytest
 from registry.errors import BadInput, StudioError, WorkspaceBusy
 from registry.records import Adapter, Base, Checkpoint, Job, JobState, Run, RunState
 from studio.runs import launch, speed
+from studio.runs.executors import LocalExecutor
 from studio.workspace import Workspace
 from tests.support.fake_trainer import Script
 from tests.support.supervision import ENDED, make_run, make_worker, starts, state_of, trainers_alive
@@ -86,6 +87,22 @@ def test_a_trainer_that_dies_twice_at_start_is_not_started_again(ws: Workspace):
     assert run.state is RunState.FAILED
     assert "libfoo.so.1" in run.reason
     assert len(starts(ws, run)) == 2
+
+
+@pytest.mark.fault
+def test_processes_that_share_a_base_start_again_with_what_they_found_out_about_memory(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    real = LocalExecutor.spawn
+    monkeypatch.setattr(LocalExecutor, "spawn", lambda self, rundir, _: real(self, rundir, 1))
+    run = make_run(ws, Script(rungs=3), "train.processes=2")
+    make_worker(ws).run(once=True)
+    assert state_of(ws, run) is RunState.FINISHED
+    assert len(starts(ws, run)) == 4
+    alone = make_run(ws, Script(rungs=3), name="alone")
+    make_worker(ws).run(once=True)
+    assert state_of(ws, alone) is RunState.FAILED
+    assert len(starts(ws, alone)) == 1
 
 
 @pytest.mark.fault
