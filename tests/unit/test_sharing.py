@@ -101,6 +101,20 @@ def test_ranks_that_share_the_base_learn_what_ranks_with_whole_ones_do(pairs):
     assert all((theirs[key] - value).abs().max() < 1e-6 for key, value in load_file(whole.adapter).items())
 
 
+def test_in_16_bits_with_half_of_the_blocks_checkpointed_it_is_the_same_run(tmp_path, tiny_flux1, seven):
+    """Layers compute with stand-ins, which no process shares."""
+    changes = CHANGES | {"train.max_steps": 4, "train.precision": "bf16", "adapter.dropout": 0.0}
+    changes |= {"train.gradient_checkpointing": True, "train.checkpointed_blocks": 0.5}
+    whole, shared = (
+        write_run(tmp_path / way, tiny_flux1, seven, changes | {"train.base_sharding": way}, family="flux1")
+        for way in ("off", "on")
+    )
+    assert start_ranks(whole, shared).wait(240) == 0, whole.file("log.txt").read_text()
+    theirs = load_file(shared.adapter)
+    assert all(torch.equal(theirs[key], value) for key, value in load_file(whole.adapter).items())
+    assert figures(whole) == figures(shared)
+
+
 @pytest.mark.parametrize("family", ["flux1", "sd15"])
 def test_each_holds_half_of_it_between_steps(pairs, family):
     whole, shared = pairs[family]
