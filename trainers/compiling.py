@@ -29,9 +29,10 @@ from registry.errors import StudioError
 from registry.files import read_json, write_json
 from trainers.base_weights import Keeping
 from trainers.data import BatchSource
+from trainers.dry_run import any_process, attempt, largest_batch, one_pass
 from trainers.guards import is_memory
 from trainers.kernels import in_short, repeated, why_not
-from trainers.ladder import Rungs, any_process, attempt, keep_rungs, largest_batch, one_pass
+from trainers.ladder import Rungs, keep_rungs
 from trainers.preservation import BasePrediction
 
 if TYPE_CHECKING:

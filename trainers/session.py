@@ -13,8 +13,9 @@ from trainers.checkpoints import Learning, Store, optimizer_class
 from trainers.compiling import settle_compiling
 from trainers.data import Batch, BatchSource
 from trainers.dreambooth import prior_rows, publisher
+from trainers.dry_run import climb
 from trainers.families.base import Family
-from trainers.ladder import Rungs, after_failure, climb, first_rungs
+from trainers.ladder import Rungs, after_failure, first_rungs
 from trainers.loop import step_generator
 from trainers.metrics import Reporter
 from trainers.milestones import Milestones

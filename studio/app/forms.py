@@ -14,17 +14,17 @@ from trainers.recipe import FieldFacts, Recipe, apply_sets, find_faults, recipe_
 from trainers.recipe_text import flatten
 
 SECTION_WORDS = {
-    "adapter": ("What is added", "adapter"),
-    "optimizer": ("How it learns", "optimizer"),
-    "schedule": ("How the learning rate moves", "schedule"),
-    "objective": ("What it predicts", "objective"),
-    "data": ("Pictures and captions", "data"),
-    "preservation": ("What is kept", "preservation"),
+    "adapter": ("Adapter", "adapter"),
+    "optimizer": ("Learning", "optimizer"),
+    "schedule": ("Rate", "schedule"),
+    "objective": ("Objective", "objective"),
+    "data": ("Pictures", "data"),
+    "preservation": ("Kept", "preservation"),
     "tokens": ("New words", "tokens"),
-    "train": ("How long and how much", "train"),
-    "checkpoints": ("What is saved on the way", "checkpoints"),
-    "preview": ("Pictures while training", "preview"),
-    "log": ("Where curves go", "log"),
+    "train": ("Steps and memory", "train"),
+    "checkpoints": ("Saving", "checkpoints"),
+    "preview": ("Previews", "preview"),
+    "log": ("Curves", "log"),
 }
 FIXED = {"name", "family", "goal"}  # chosen elsewhere on the page
 

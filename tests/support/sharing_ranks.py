@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-import trainers.ladder
+import trainers.dry_run
 import trainers.loop
 from trainers import run
 from trainers.metrics import process_rank
@@ -52,12 +52,12 @@ def _attempt(setting, *arguments) -> BaseException | None:
 
 
 _now: list[str] = []  # the directory whose turn it is
-_real, _summed, _tried = trainers.loop.train, trainers.loop.backward, trainers.ladder.attempt
+_real, _summed, _tried = trainers.loop.train, trainers.loop.backward, trainers.dry_run.attempt
 
 if __name__ == "__main__":
     from accelerate import Accelerator
 
-    trainers.loop.train, trainers.loop.backward, trainers.ladder.attempt = _train, _backward, _attempt
+    trainers.loop.train, trainers.loop.backward, trainers.dry_run.attempt = _train, _backward, _attempt
     end = Accelerator.end_training
     Accelerator.end_training = lambda _: None  # the group of processes is there for all runs
     codes = []

@@ -9,9 +9,10 @@ import torch
 from tests.support.runs import resume, write_run
 from tests.support.trained_here import ShortMemory, equal, losses, set_here, train_here
 from trainers.data import Batch
+from trainers.dry_run import largest_batch
 from trainers.families.sd import StableDiffusion15
 from trainers.fitting import CHECKPOINTED
-from trainers.ladder import SETTLED, SLOW_STEPS, TYPICAL, Rungs, SlowWatch, largest_batch
+from trainers.ladder import SETTLED, SLOW_STEPS, TYPICAL, Rungs, SlowWatch
 from trainers.loop import cuts
 from trainers.metrics import Reporter
 from trainers.plan import Geometry
