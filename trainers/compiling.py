@@ -16,7 +16,6 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -28,16 +27,12 @@ from torch import Tensor, nn
 from registry.errors import StudioError
 from registry.files import read_json, write_json
 from trainers.base_weights import Keeping
-from trainers.data import BatchSource
-from trainers.dry_run import any_process, attempt, largest_batch, one_pass
+from trainers.dry_run import Rehearsal, any_process
 from trainers.guards import is_memory
 from trainers.kernels import in_short, repeated, why_not
 from trainers.ladder import Rungs, keep_rungs
-from trainers.preservation import BasePrediction
 
 if TYPE_CHECKING:
-    from trainers.checkpoints import Learning
-    from trainers.objectives import Objective
     from trainers.setup import Setting
 
 log = logging.getLogger(__name__)
@@ -81,29 +76,11 @@ class Pace:
 
 
 class Trial:
-    """Passes of the largest batch that leave no trace but compiled blocks.
+    """Passes of the largest batch that leave no trace but compiled blocks."""
 
-    Args:
-        setting: The run.
-        objective: What is asked.
-        source: Batches.
-        learning: Restored already.
-        rungs: In force.
-    """
-
-    def __init__(
-        self,
-        setting: "Setting",
-        objective: "Objective",
-        source: BatchSource,
-        learning: "Learning",
-        rungs: Rungs,
-    ) -> None:
-        self.setting, self.denoiser = setting, setting.family.denoiser
-        self._device = setting.family.device
-        batch, base = largest_batch(source), BasePrediction(setting.family, learning.trainables)
-        self._pass = partial(one_pass, setting, objective, batch, learning, rungs, base)
-        self._attempt = partial(attempt, setting, objective, batch, learning, rungs, base)
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        self.setting, self._rehearsal = rehearsal.setting, rehearsal
+        self.denoiser, self._device = self.setting.family.denoiser, self.setting.family.device
 
     def compile(self) -> str:
         """Compile the blocks and try them; why they are as they were, or ""."""
@@ -129,7 +106,7 @@ class Trial:
         times: list[float] = []
         for _ in range(SETTLING + TIMED):
             begun = time.perf_counter()
-            self._pass()
+            self._rehearsal.run()
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
             times.append(time.perf_counter() - begun)
@@ -145,7 +122,7 @@ class Trial:
 
     def _tried(self) -> str:
         try:
-            error = self._attempt()
+            error = self._rehearsal.attempt()
         except StudioError:
             raise
         except Exception as caught:  # noqa: BLE001  a compiler can fail in any way, and the run does not need it
@@ -153,28 +130,17 @@ class Trial:
         return "that takes more memory than there is" if error and is_memory(error) else ""
 
 
-def settle_compiling(
-    setting: "Setting",
-    objective: "Objective",
-    source: BatchSource,
-    learning: "Learning",
-    rungs: Rungs,
-    *,
-    start: int,
-) -> Rungs:
+def settle_compiling(rehearsal: Rehearsal, *, start: int) -> Rungs:
     """Compile the blocks if the recipe says so, or if it leaves it open and that pays.
 
     Args:
-        setting: The run.
-        objective: What is asked.
-        source: Batches.
-        learning: Restored already.
-        rungs: In force.
+        rehearsal: Of the run, as it fits into memory.
         start: Steps done.
 
     Returns:
         The rungs with what was decided, which are kept.
     """
+    setting, rungs = rehearsal.setting, rehearsal.rungs
     wanted = setting.recipe.train.compile
     if wanted == "off" or (wanted == "auto" and not _open(setting, rungs, start)):
         if rungs.compiled:
@@ -188,7 +154,7 @@ def settle_compiling(
         log.info("blocks are not compiled, as this run began")
         return rungs
     setting.stop.check()
-    trial = Trial(setting, objective, source, learning, rungs)
+    trial = Trial(rehearsal)
     setting.reporter.phase("compiling")
     if wanted == "on" or rungs.compiled:
         fault = trial.compile()
@@ -197,7 +163,7 @@ def settle_compiling(
         return _kept(setting, rungs, compiled=not fault)
     train = setting.recipe.train
     passes = (train.max_steps - start) * train.accumulate * rungs.pieces
-    shapes = len({item.geometry.target for item in source.items})
+    shapes = len({item.geometry.target for item in rehearsal.source.items})
     compiled, why = decide(trial, passes, shapes, setting.cache / PLACE, key_of(setting, rungs))
     log.info("blocks are %s: %s", "compiled" if compiled else "not compiled", why)
     return _kept(setting, rungs, compiled=compiled)

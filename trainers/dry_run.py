@@ -6,7 +6,8 @@ Passes here leave no trace; `trainers.compiling` times them, too.
 import gc
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,65 +38,129 @@ def wants_dry_run(setting: "Setting") -> bool:
     return wanted == "on" or (wanted == "auto" and setting.family.device.type != "cpu")
 
 
-def climb(
-    setting: "Setting",
-    objective: "Objective",
-    source: BatchSource,
-    learning: "Learning",
-    rungs: Rungs,
-    *,
-    start: int,
-    make: "Callable[[Setting, Rungs], Learning]",
-) -> tuple["Learning", Rungs]:
-    """Try the largest batch; while it does not fit, take a rung. Nothing of the run's state changes.
+@dataclass(frozen=True)
+class Rehearsal:
+    """The largest batch of a run, and passes over it that leave no trace.
 
     Args:
         setting: The run.
         objective: What is asked.
         source: Batches.
         learning: Restored already.
-        rungs: Of earlier attempts, in force in `learning`.
+        rungs: In force in `learning`.
+    """
+
+    setting: "Setting"
+    objective: "Objective"
+    source: BatchSource
+    learning: "Learning"
+    rungs: Rungs
+
+    @cached_property
+    def batch(self) -> Batch:
+        """In the main memory."""
+        return largest_batch(self.source)
+
+    @cached_property
+    def _base(self) -> BasePrediction:
+        shared = self.rungs.keeping(self.setting).sharded
+        trainables, always = self.learning.trainables, shared and bool(self.source.prior)
+        return BasePrediction(self.setting.family, trainables, always=always)
+
+    def run(self) -> None:
+        """Forward and backward pass.
+
+        Gradients are zero again afterwards. Draws come from a generator of their own, and the global ones
+        (dropout) are put back, though each step seeds them anew.
+        """
+        family, flats, rungs = self.setting.family, self.learning.flats, self.rungs
+        devices = [family.device] if family.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices):
+                generator, batch = torch.Generator().manual_seed(0), self.batch.to(family.device)
+                accelerator, even = self.setting.accelerator, rungs.keeping(self.setting).sharded
+                backward(
+                    accelerator, family, self.objective, batch, generator, rungs.pieces, self._base, flats,
+                    even=even,
+                )  # fmt: skip
+        finally:
+            for flat in flats:
+                flat.drop()
+            self.learning.optimizer.zero_grad(set_to_none=False)
+
+    def attempt(self) -> BaseException | None:
+        """`run` beside what the optimizer will need; the error if memory did not suffice."""
+        device, learning, error = self.setting.family.device, self.learning, None
+        kind = optimizer_kind(self.rungs.section(self.setting.recipe.optimizer), device)
+        missing = 0 if learning.optimizer.state else kind.state_bytes
+        held: Any = None
+        try:
+            values = sum(flat.parameter.numel() for flat in learning.flats)
+            held = torch.empty(missing * values + _spare(device), dtype=torch.uint8, device=device)
+            self.run()
+        except (RuntimeError, MemoryError) as caught:
+            if not is_memory(caught):
+                raise
+            error = caught.with_traceback(None)  # its frames hold the tensors
+        del held
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        return error
+
+
+def climb(first: Rehearsal, *, start: int, make: "Callable[[Setting, Rungs], Learning]") -> Rehearsal:
+    """Try the largest batch; while it does not fit, take a rung. Nothing of the run's state changes.
+
+    Args:
+        first: With the rungs of earlier attempts.
         start: Steps done.
         make: Makes what learns, on a base that is loaded anew.
 
     Returns:
-        `learning`, with another optimizer after the second rung, made anew from the fourth on, and the rungs
-        in force.
+        What fits: with another optimizer after the second rung, what learns made anew from the fourth on.
 
     Raises:
         Exception: what the last rung ran into.
     """
+    setting, now = first.setting, first
     if not wants_dry_run(setting):
-        return learning, rungs
+        return first
     setting.reporter.phase("loading")
     while True:
-        batch, shared = largest_batch(source), rungs.keeping(setting).sharded
-        base = BasePrediction(setting.family, learning.trainables, always=shared and bool(source.prior))
-        error = attempt(setting, objective, batch, learning, rungs, base)
-        if error is not None and shared:
-            _keep_for_next(setting, rungs, start)
+        error = now.attempt()
+        if error is not None and now.rungs.keeping(setting).sharded:
+            _keep_for_next(setting, now.rungs, start)
             raise error
         if not any_process(setting, error is not None):
-            return learning, rungs
-        step = next_rung(rungs, setting, fresh=start == 0)
+            return now
+        step = next_rung(now.rungs, setting, fresh=start == 0)
         if step is None:
             raise error or MemoryError("another process of the run is out of memory")
-        before, (rungs, said) = rungs, step
-        height, width = batch.geometry[0].target
+        rungs, said = step
+        height, width = now.batch.geometry[0].target
         setting.reporter.warn(
-            f"the largest batch ({len(batch.names)} x {width}x{height}) does not fit into memory: {said}"
+            f"the largest batch ({len(now.batch.names)} x {width}x{height}) does not fit into memory: {said}"
         )
-        if rungs.checkpointing != before.checkpointing:
-            enable_checkpointing(setting.family, learning.trainables, rungs.checkpointing)
-        if rungs.optimizer != before.optimizer:
-            section, seed = rungs.section(setting.recipe.optimizer), setting.recipe.train.seed
-            fresh = make_optimizer(section, learning.flats, setting.family.device, seed)
-            learning = replace(learning, optimizer=fresh)
-        if rungs.keeping(setting) != before.keeping(setting):
-            _let_go(setting.family)
-            learning = make(setting, rungs)
+        now = replace(now, learning=_with_rungs(now, rungs, make), rungs=rungs)
         if setting.writes:
             keep_rungs(setting.rundir, rungs)
+
+
+def _with_rungs(now: Rehearsal, rungs: Rungs, make: "Callable[[Setting, Rungs], Learning]") -> "Learning":
+    """What learns when `rungs` are in force."""
+    setting, before, learning = now.setting, now.rungs, now.learning
+    if rungs.checkpointing != before.checkpointing:
+        enable_checkpointing(setting.family, learning.trainables, rungs.checkpointing)
+    if rungs.optimizer != before.optimizer:
+        section, seed = rungs.section(setting.recipe.optimizer), setting.recipe.train.seed
+        fresh = make_optimizer(section, learning.flats, setting.family.device, seed)
+        learning = replace(learning, optimizer=fresh)
+    if rungs.keeping(setting) != before.keeping(setting):
+        _let_go(setting.family)
+        learning = make(setting, rungs)
+    return learning
 
 
 def _let_go(family: "Family") -> None:
@@ -116,64 +181,6 @@ def largest_batch(source: BatchSource) -> Batch:
     return source.load(plan[position], 0, position)
 
 
-def one_pass(
-    setting: "Setting",
-    objective: "Objective",
-    batch: Batch,
-    learning: "Learning",
-    rungs: Rungs,
-    base: BasePrediction,
-) -> None:
-    """Forward and backward pass that leaves no trace.
-
-    Gradients are zero again afterwards. Draws come from a generator of their own, and the global ones
-    (dropout) are put back, though each step seeds them anew.
-    """
-    family, flats = setting.family, learning.flats
-    devices = [family.device] if family.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices):
-            generator, on_device = _generator(), batch.to(family.device)
-            accelerator, even = setting.accelerator, rungs.keeping(setting).sharded
-            backward(
-                accelerator, family, objective, on_device, generator, rungs.pieces, base, flats, even=even
-            )
-    finally:
-        for flat in flats:
-            flat.drop()
-        learning.optimizer.zero_grad(set_to_none=False)
-
-
-def attempt(
-    setting: "Setting",
-    objective: "Objective",
-    batch: Batch,
-    learning: "Learning",
-    rungs: Rungs,
-    base: BasePrediction,
-) -> BaseException | None:
-    """`one_pass` beside what the optimizer will need; the error if memory did not suffice."""
-    family, error = setting.family, None
-    kind = optimizer_kind(rungs.section(setting.recipe.optimizer), family.device)
-    missing = 0 if learning.optimizer.state else kind.state_bytes
-    held: Any = None
-    try:
-        values = sum(flat.parameter.numel() for flat in learning.flats)
-        size = missing * values + _spare(family.device)
-        held = torch.empty(size, dtype=torch.uint8, device=family.device)
-        one_pass(setting, objective, batch, learning, rungs, base)
-    except (RuntimeError, MemoryError) as caught:
-        if not is_memory(caught):
-            raise
-        error = caught.with_traceback(None)  # its frames hold the tensors
-    del held
-    gc.collect()
-    if family.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(family.device)
-    return error
-
-
 def _keep_for_next(setting: "Setting", rungs: Rungs, start: int) -> None:
     """Said by whichever process it is: the others may wait for it, and cannot."""
     if said := after_failure(setting.rundir, setting, rungs, start):
@@ -184,10 +191,6 @@ def _spare(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     return int(SPARE * torch.cuda.get_device_properties(device).total_memory)
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def any_process(setting: "Setting", failed: bool) -> bool:

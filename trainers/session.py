@@ -13,7 +13,7 @@ from trainers.checkpoints import Learning, Store, optimizer_class
 from trainers.compiling import settle_compiling
 from trainers.data import Batch, BatchSource
 from trainers.dreambooth import prior_rows, publisher
-from trainers.dry_run import climb
+from trainers.dry_run import Rehearsal, climb
 from trainers.families.base import Family
 from trainers.ladder import Rungs, after_failure, first_rungs
 from trainers.loop import step_generator
@@ -174,8 +174,9 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     learning = make_learning(setting, rungs)
     store = Store(rundir, workspace_key(), recipe.checkpoints.keep)
     start, numbers = restore_newest(setting, store, learning)
-    learning, rungs = climb(setting, objective, source, learning, rungs, start=start, make=make_learning)
-    rungs = settle_compiling(setting, objective, source, learning, rungs, start=start)
+    rehearsal = Rehearsal(setting, objective, source, learning, rungs)
+    rehearsal = climb(rehearsal, start=start, make=make_learning)
+    learning, rungs = rehearsal.learning, settle_compiling(rehearsal, start=start)
     # Accelerate's wrapper is for the scaler; without one it only costs (it looks for a package at each step).
     optimizer = accelerator.prepare(learning.optimizer) if accelerator.scaler else learning.optimizer
     schedule = schedule_in_force(recipe.optimizer, recipe.schedule, family.device)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-import trainers.dry_run
 import trainers.loop
 from trainers import run
+from trainers.dry_run import Rehearsal
 from trainers.metrics import process_rank
 from trainers.rundir import RunDir
 from trainers.sharing import blocks, held_bytes
@@ -45,19 +45,19 @@ def _backward(*arguments, **options) -> torch.Tensor:
     return loss * torch.nan if _marked(RunDir(Path(_now[0])), "nan") else loss
 
 
-def _attempt(setting, *arguments) -> BaseException | None:
-    if _marked(setting.rundir, "short"):
+def _attempt(rehearsal: Rehearsal) -> BaseException | None:
+    if _marked(rehearsal.setting.rundir, "short"):
         return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-    return _tried(setting, *arguments)
+    return _tried(rehearsal)
 
 
 _now: list[str] = []  # the directory whose turn it is
-_real, _summed, _tried = trainers.loop.train, trainers.loop.backward, trainers.dry_run.attempt
+_real, _summed, _tried = trainers.loop.train, trainers.loop.backward, Rehearsal.attempt
 
 if __name__ == "__main__":
     from accelerate import Accelerator
 
-    trainers.loop.train, trainers.loop.backward, trainers.dry_run.attempt = _train, _backward, _attempt
+    trainers.loop.train, trainers.loop.backward, Rehearsal.attempt = _train, _backward, _attempt
     end = Accelerator.end_training
     Accelerator.end_training = lambda _: None  # the group of processes is there for all runs
     codes = []
