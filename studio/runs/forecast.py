@@ -205,7 +205,9 @@ def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe) -> str:
         savings.append("the base's weights coming from the main memory (steps take longer)")
     if not savings:
         return f"It fits as it is: {why}."
-    return f"It fits with {', '.join(savings)}: {why}. The trainer sees to it."
+    by_itself = has_gpu() or train.dry_run == "on"  # as `trainers.dry_run` has it
+    who = "The trainer sees to it" if by_itself else "Set it in the recipe, without a GPU nothing is tried"
+    return f"It fits with {', '.join(savings)}: {why}. {who}."
 
 
 def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int, str]:

@@ -106,7 +106,11 @@ def test_memory_grows_with_pictures_and_shrinks_with_savings(ws: Workspace):
 def test_the_fit_is_said_with_its_reason(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
     assert cost(ws).fit.startswith("It fits as it is: 0.5 GiB of")
     monkeypatch.setattr(estimate, "room_here", lambda: (int(0.60 * 2**30), "of memory"))
-    assert "gradient checkpointing" in cost(ws, "train.batch_size=32").fit
+    said = cost(ws, "train.batch_size=32").fit
+    assert "gradient checkpointing" in said
+    assert said.endswith("Set it in the recipe, without a GPU nothing is tried.")
+    asked = cost(ws, "train.batch_size=32", "train.dry_run=on").fit
+    assert asked.endswith("The trainer sees to it.")
     for room in range(600, 440, -1):  # down to where nothing but a base of fewer bits helps
         monkeypatch.setattr(estimate, "room_here", lambda room=room: (room << 20, "of memory"))
         said = cost(ws, "train.batch_size=1").fit
