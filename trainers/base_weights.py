@@ -74,7 +74,7 @@ def choose(family: "Family", name: str, train: "TrainSection") -> Keeping:
     asked = train.base_weights == "auto" or (denoiser and train.shares == "auto")
     if family.device.type == "cuda" and asked:
         count = parameters(family, name)
-        memory = torch.cuda.get_device_properties(family.device).total_memory
+        memory = _smallest_memory(family.device, train.processes)
     if denoiser and first_sharing(train, count, family.dtype.itemsize, memory):
         return Keeping(sharded=True)
     precision, streamed = first_keeping(train, count, family.dtype.itemsize, memory)
@@ -86,3 +86,9 @@ def parameters(family: "Family", name: str) -> int:
     if family.in_single_file(name):
         return parameters_of_file(family.name, Path(family.base.location), name)
     return parameters_of_folder(family.config_folder / name)
+
+
+def _smallest_memory(device: torch.device, processes: int) -> int:
+    """Bytes of the smallest GPU of the run: all processes have to choose alike."""
+    several: list[Any] = list(range(min(processes, torch.cuda.device_count()))) if processes > 1 else []
+    return min(torch.cuda.get_device_properties(each).total_memory for each in several or [device])

@@ -52,7 +52,7 @@ class Pace:
     """What a machine has shown.
 
     Args:
-        plain: Seconds of a forward and backward pass of the largest batch.
+        plain: Seconds of a forward and backward pass of the largest batch, all of its pieces.
         compiled: The same with compiled blocks.
         compiling: Seconds that the first such pass took.
         fault: Why nothing could be compiled; "" = it could.
@@ -162,7 +162,7 @@ def settle_compiling(rehearsal: Rehearsal, *, start: int) -> Rungs:
             setting.reporter.warn(f"blocks are not compiled: {fault}")
         return _kept(setting, rungs, compiled=not fault)
     train = setting.recipe.train
-    passes = (train.max_steps - start) * train.accumulate * rungs.pieces
+    passes = (train.max_steps - start) * train.accumulate
     shapes = len({item.geometry.target for item in rehearsal.source.items})
     compiled, why = decide(trial, passes, shapes, setting.cache / PLACE, key_of(setting, rungs))
     log.info("blocks are %s: %s", "compiled" if compiled else "not compiled", why)
@@ -196,7 +196,7 @@ def decide(trial: Trial, passes: int, shapes: int, place: Path, key: str) -> tup
 
     Args:
         trial: Tries it.
-        passes: Forward and backward passes that are left.
+        passes: Forward and backward passes of whole batches that are left.
         shapes: Different sizes of pictures among them.
         place: Where paces are kept.
         key: Of this machine and setting.
@@ -259,9 +259,12 @@ def key_of(setting: "Setting", rungs: Rungs) -> str:
     device = torch.cuda.get_device_name(family.device) if family.device.type == "cuda" else "cpu"
     train, adapter = recipe.train, recipe.adapter
     shape = (train.sizes[-1], train.batch_size, rungs.pieces, rungs.checkpointed(train))
-    way = (adapter.method, adapter.rank, adapter.dropout > 0)
+    kept = recipe.preservation.rows if recipe.preservation.mode == "base_prediction" else 0
+    way = (adapter.method, adapter.rank, adapter.dropout > 0, kept)
+    # Bases of a family differ in size, and so do adapters of a rank in what they act on.
+    size = sum(parameter.numel() for parameter in family.denoiser.parameters())
     machine = (platform.node(), device, torch.__version__)
-    return " ".join(str(part) for part in (*machine, recipe.family, family.dtype, *shape, *way))
+    return " ".join(str(part) for part in (*machine, recipe.family, size, family.dtype, *shape, *way))
 
 
 def _kept(setting: "Setting", rungs: Rungs, *, compiled: bool) -> Rungs:

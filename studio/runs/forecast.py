@@ -127,7 +127,7 @@ def figures_of(ws: "Workspace", recipe: Recipe, base: Base, learning: int) -> di
     else:
         time, peak = (
             _scaled_time(near, pixels, steps),
-            _scaled_memory(near[0], recipe, base, size, pixels, piece),
+            _scaled_memory(near[0], recipe, base, size, learning, pixels),
         )
         known = [one.start for one in near if one.start]
         start = (
@@ -165,16 +165,20 @@ def _scaled_time(near: "Sequence[speed.Seen]", pixels: int, steps: int) -> Figur
 
 
 def _scaled_memory(
-    first: "speed.Seen", recipe: Recipe, base: Base, size: "estimate.Size", pixels: int, piece: int
+    first: "speed.Seen", recipe: Recipe, base: Base, size: "estimate.Size", learning: int, pixels: int
 ) -> Figure:
-    """The nearest figure, with the activations of this size in place of those of that."""
+    """The nearest figure, with what this size needs in place of what that one does, each with the savings
+    that a GPU makes it take."""
+    piece = speed.pixels_of(recipe)[1]
     name = "a probe" if first.run == speed.PROBE else f"run {first.run}"
     if (first.piece, first.pixels) == (piece, pixels) and first.memory:
         return Figure(first.memory, "measured", f"The peak of {name} here.")
-    plain = estimate.Fit()
-    more = estimate.activations_of(recipe, base.family, size, piece, plain)
-    less = estimate.activations_of(recipe, base.family, size, first.piece, plain)
-    value = max(0.5 * first.memory, first.memory + more - less)
+
+    def need(at: int) -> int:
+        fit = estimate.fits(recipe, base.family, size, learning, at)[0] if has_gpu() else None
+        return estimate.memory(recipe, base.family, size, learning, at, fit or estimate.Fit())
+
+    value = max(0.5 * first.memory, first.memory + need(piece) - need(first.piece))
     return Figure(value, "scaled", f"The peak of {name} here, with the activations of this size.")
 
 
@@ -201,7 +205,9 @@ def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe) -> str:
         savings.append("the base's weights coming from the main memory (steps take longer)")
     if not savings:
         return f"It fits as it is: {why}."
-    return f"It fits with {', '.join(savings)}: {why}. The trainer sees to it."
+    by_itself = has_gpu() or train.dry_run == "on"  # as `trainers.dry_run` has it
+    who = "The trainer sees to it" if by_itself else "Set it in the recipe, without a GPU nothing is tried"
+    return f"It fits with {', '.join(savings)}: {why}. {who}."
 
 
 def adapter_parameters(ws: "Workspace", recipe: Recipe, base: Base) -> tuple[int, str]:

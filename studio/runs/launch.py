@@ -171,17 +171,24 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
     check_place(ws, run.place)
     made = anew(run, recipe, name or f"{run.name[:80]}-from-{step}")
     made = replace(made, step=step, parent_run_id=run.id, parent_step=step)
-    memory = _memory_of(source, keep_optimizer=recipe.optimizer.name == parent.optimizer.name)
+    memory = _memory_of(source, recipe, parent)
     return enter(ws, made, recipe, base, items, checkpoint=verified[step].folder, memory=memory)
 
 
-def _memory_of(rundir: RunDir, *, keep_optimizer: bool) -> JSON | None:
-    """The savings of memory that a run needed: its branch begins in the middle, where some come too late."""
+def _memory_of(rundir: RunDir, recipe: Recipe, parent: Recipe) -> JSON | None:
+    """The savings of memory that a run needed: its branch begins in the middle, where some come too late.
+
+    What the branch's own recipe asks for counts all the same.
+    """
     path = rundir.file(MEMORY)
     if not path.exists():
         return None
     memory: JSON = read_json(path)
-    return memory if keep_optimizer else memory | {"optimizer": ""}
+    if recipe.optimizer.name != parent.optimizer.name:
+        memory |= {"optimizer": ""}
+    if recipe.train.compile == "on" and memory.get("compiled") is False:
+        memory |= {"compiled": None}
+    return memory
 
 
 def anew(run: Run, recipe: Recipe, name: str) -> Run:

@@ -226,6 +226,27 @@ def test_a_gpu_without_room_gets_the_finest_that_fits(tiny_sd15, monkeypatch):
     assert chosen() == Keeping()
 
 
+def test_processes_on_unequal_gpus_choose_alike(tiny_sd15, monkeypatch):
+    """By the smallest one of the run; otherwise one would wait for a share that another never sends."""
+    base, dtype = BaseFiles(str(tiny_sd15)), torch.bfloat16
+    ranks = [StableDiffusion15(base, dtype=dtype, device=torch.device("cuda", rank)) for rank in range(3)]
+    size = parameters(ranks[0], "unet") * 2
+    rooms = [2.0, 1.0, 0.1]  # of the whole base
+
+    def card(device: torch.device | int) -> SimpleNamespace:
+        index = device if isinstance(device, int) else device.index
+        return SimpleNamespace(total_memory=int(rooms[index] * size))
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", card)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(rooms))
+    several = recipe({"train.processes": 2}).train
+    assert [choose(family, "unet", several) for family in ranks[:2]] == [Keeping(sharded=True)] * 2
+    apart = several.model_copy(update={"base_sharding": "off"})
+    assert [choose(family, "unet", apart) for family in ranks[:2]] == [Keeping("int8")] * 2
+    alone = recipe().train
+    assert [choose(family, "unet", alone).precision for family in ranks] == ["whole", "int8", "nf4"]
+
+
 def test_where_the_whole_base_learns_it_is_never_rounded(tiny_sd15, monkeypatch):
     family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.bfloat16, device=torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=1))

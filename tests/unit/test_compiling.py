@@ -12,11 +12,14 @@ from tests.support.runs import recipe, resume, write_run
 from tests.support.trained_here import equal, losses, set_here, tensors, train_here
 from tests.unit.test_base_weights import AfterOne
 from trainers import compiling
-from trainers.compiling import Pace, compile_blocks, decide, excluded
+from trainers.compiling import Pace, compile_blocks, decide, excluded, key_of, settle_compiling
+from trainers.families.base import BaseFiles
+from trainers.families.sd import StableDiffusion15
 from trainers.kernels import repeated, why_not
 from trainers.ladder import Rungs
 from trainers.metrics import Reporter
 from trainers.run import run
+from trainers.signals import StopFlag
 
 TRAIN = {"train.max_steps": 4, "checkpoints.every": 1, "optimizer.lr": 1e-3}
 ON = TRAIN | {"train.compile": "on"}
@@ -245,6 +248,43 @@ def test_left_open_on_a_gpu_it_is_decided_and_kept(plain, tmp_path, tiny_sd15, p
         "blocks are not compiled any more: numbers round otherwise than before"
     ]
     assert losses(other) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_a_pass_of_a_batch_in_pieces_is_counted_once(tiny_sd15, monkeypatch):
+    """`Trial.seconds` takes the time of all pieces together."""
+    asked = {}
+
+    def decided(_trial, passes, _shapes, _place, key):
+        asked[key] = passes
+        return False, ""
+
+    monkeypatch.setattr(compiling, "on_gpu", lambda _: True)
+    monkeypatch.setattr(compiling, "Trial", lambda *_: None)
+    monkeypatch.setattr(compiling, "decide", decided)
+    changes = TRAIN | {"train.max_steps": 50, "train.accumulate": 2, "train.batch_size": 4}
+    setting = SimpleNamespace(
+        recipe=recipe(changes),
+        family=StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.float32, device=torch.device("cpu")),
+        stop=StopFlag(),
+        reporter=SimpleNamespace(phase=lambda _: None),
+        cache=tiny_sd15,
+        writes=False,
+    )
+    source = SimpleNamespace(items=[])
+    for pieces in (1, 4):
+        settle_compiling(setting, None, source, None, Rungs(pieces=pieces), start=0)
+    assert list(asked.values()) == [100, 100]
+
+
+def test_bases_of_a_family_that_differ_in_size_have_paces_of_their_own(tiny_sd15):
+    def key(denoiser, changes=TRAIN):
+        family = SimpleNamespace(denoiser=denoiser, device=torch.device("cpu"), dtype=torch.float32)
+        return key_of(SimpleNamespace(recipe=recipe(changes), family=family), Rungs())
+
+    small, large = torch.nn.Linear(4, 4), torch.nn.Linear(8, 8)
+    assert key(small) == key(torch.nn.Linear(4, 4))
+    kept = TRAIN | {"preservation.mode": "base_prediction"}  # more rows in each pass
+    assert len({key(small), key(large), key(small, kept)}) == 3
 
 
 def test_what_is_excluded_by_the_ladder_is_so_too(tiny_sd15):

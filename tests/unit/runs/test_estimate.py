@@ -1,5 +1,6 @@
 """Figures of a forecast: estimated from shapes, measured by a probe, scaled; each says which it is."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from registry.errors import StudioError
 from registry.records import Base, Dataset, RunState
 from studio.runs import estimate, speed
+from studio.runs import forecast as runs_forecast
 from studio.runs.forecast import Forecast, figure_words, forecast
 from studio.runs.probe import probe
 from studio.workspace import Workspace
@@ -104,7 +106,11 @@ def test_memory_grows_with_pictures_and_shrinks_with_savings(ws: Workspace):
 def test_the_fit_is_said_with_its_reason(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
     assert cost(ws).fit.startswith("It fits as it is: 0.5 GiB of")
     monkeypatch.setattr(estimate, "room_here", lambda: (int(0.60 * 2**30), "of memory"))
-    assert "gradient checkpointing" in cost(ws, "train.batch_size=32").fit
+    said = cost(ws, "train.batch_size=32").fit
+    assert "gradient checkpointing" in said
+    assert said.endswith("Set it in the recipe, without a GPU nothing is tried.")
+    asked = cost(ws, "train.batch_size=32", "train.dry_run=on").fit
+    assert asked.endswith("The trainer sees to it.")
     for room in range(600, 440, -1):  # down to where nothing but a base of fewer bits helps
         monkeypatch.setattr(estimate, "room_here", lambda room=room: (room << 20, "of memory"))
         said = cost(ws, "train.batch_size=1").fit
@@ -183,3 +189,23 @@ def test_a_probe_that_fails_says_why(ws: Workspace):
     with pytest.raises(StudioError, match="was not measured: it was stopped"):
         probe(ws, recipe(), base, dataset, executor=fake_executor(ws), stop=lambda: True)
     assert list((ws.home / "cache" / "probes").iterdir()) == []
+
+
+def test_on_a_gpu_memory_is_scaled_with_the_savings_that_each_size_takes(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    """What fits with gradient checkpointing is not said to need plain activations."""
+    size, room = estimate.Size(12 * 10**9, 0, 8), int(24 * 0.94e9)
+    base = replace(ws.catalog.get(Base, "pocket"), family="flux1")
+    chosen = apply_sets(preset("flux1", "style"), ["train.resolution=1024", "train.resolutions=[]"])
+    pixels, piece = speed.pixels_of(chosen)
+    here = 18 << 30  # at half of the sides
+    monkeypatch.setattr(estimate, "has_gpu", lambda: True)
+    monkeypatch.setattr(runs_forecast, "has_gpu", lambda: True)
+    monkeypatch.setattr(estimate, "room_here", lambda: (room, "on the GPU"))
+    monkeypatch.setattr(estimate, "size_of", lambda *_: size)
+    monkeypatch.setattr(speed, "near", lambda *_: [speed.Seen(2.0, here, pixels // 4, piece // 4, "r")])
+    found = runs_forecast.figures_of(ws, chosen, base, 10**7)
+    assert "gradient checkpointing" in found["fit"]
+    assert found["peak"].kind == "scaled"
+    assert 0.5 * here <= found["peak"].value < here + (2 << 30)  # plain ones take 23 GiB more

@@ -229,6 +229,15 @@ def test_a_branch_begins_with_the_savings_of_memory_its_parent_needed(ws: Worksp
         assert kept == needed | {"optimizer": optimizer}
 
 
+def test_a_branch_that_wants_compiled_blocks_does_not_inherit_that_they_are_not(ws: Workspace):
+    run = finish(ws)
+    for compiled, wanted, expected in ((False, "on", None), (False, "auto", False), (True, "on", True)):
+        ws.run_dir(run.id).file("memory.json").write_text(json.dumps({"compiled": compiled}))
+        sets = ["train.max_steps=30", f"train.compile={wanted}"]
+        branch = launch.branch(ws, run, 10, sets, f"{compiled} {wanted}")
+        assert json.loads(ws.run_dir(branch.id).file("memory.json").read_text()) == {"compiled": expected}
+
+
 def test_a_damaged_checkpoint_is_not_offered(ws: Workspace):
     run = finish(ws)
     folder = ws.run_dir(run.id).checkpoints()[-1]
