@@ -9,6 +9,8 @@ until the way back, and streamed ones.
 
 What was decided is kept in memory.json beside the rungs of the ladder: numbers are rounded in another order,
 so a run goes on as it began. What passes took is kept in compiled.json of the cache, by machine and setting.
+A resumed run may meet its sizes of pictures in another order, and torch compiles by what it has met: such a
+run is the same but for rounding, not to the bit.
 """
 
 import logging
@@ -41,9 +43,8 @@ BACKEND: Any = "inductor"  # of torch's compiler; another one in tests
 SETTLING, TIMED = 3, 5  # passes that do not count, and that do
 MOST_GAIN = 0.6  # of a pass; published gains of whole steps are 0.1 to 0.5
 USUAL = 60.0  # seconds of compiling, until this machine has shown it
-VARIANTS = (
-    64  # that torch may compile of a block (its default of 8 is for single functions): widths and buckets
-)
+VARIANTS = 64  # that torch may compile of a block, whose default is for functions: widths and buckets
+CANNOT = "torch cannot compile its blocks"
 PLACE = "compiled.json"
 
 
@@ -105,6 +106,8 @@ class Trial:
         """Of a pass; the mean over all processes, so that they decide alike."""
         times: list[float] = []
         for _ in range(SETTLING + TIMED):
+            if self.setting.accelerator.num_processes == 1:  # else the others would wait for this one
+                self.setting.stop.check()
             begun = time.perf_counter()
             self._rehearsal.run()
             if self._device.type == "cuda":
@@ -126,7 +129,7 @@ class Trial:
         except StudioError:
             raise
         except Exception as caught:  # noqa: BLE001  a compiler can fail in any way, and the run does not need it
-            return f"torch cannot compile its blocks ({in_short(caught)})"
+            return f"{CANNOT} ({in_short(caught)})"
         return "that takes more memory than there is" if error and is_memory(error) else ""
 
 
@@ -147,7 +150,9 @@ def settle_compiling(rehearsal: Rehearsal, *, start: int) -> Rungs:
             setting.reporter.warn("blocks are not compiled any more: numbers round otherwise than before")
         return rungs
     if why := excluded(setting, rungs):
-        if wanted == "on":
+        if rungs.compiled:
+            setting.reporter.warn(f"blocks are not compiled any more, numbers round otherwise: {why}")
+        elif wanted == "on":
             setting.reporter.warn(f"train.compile has no effect: {why}")
         return rungs
     if rungs.compiled is False:  # an earlier attempt decided so, or could not
@@ -207,6 +212,8 @@ def decide(trial: Trial, passes: int, shapes: int, place: Path, key: str) -> tup
         compiled = pace.pays(passes, shapes)
         fault = trial.compile() if compiled else ""
         return compiled and not fault, fault or seen + pace.words()
+    if MOST_GAIN * passes < 2 * (SETTLING + TIMED):
+        return False, f"{passes} passes are too few to make up for a trial"
     plain = trial.seconds()
     if plain * MOST_GAIN * passes < USUAL * shapes:
         return False, f"{passes} passes of {1000 * plain:.0f} ms are too few to make up for compiling"
@@ -214,7 +221,8 @@ def decide(trial: Trial, passes: int, shapes: int, place: Path, key: str) -> tup
     compiled = pace.pays(passes, shapes - 1)  # one is done
     if not compiled:
         trial.undo()
-    if trial.setting.writes:
+    # Memory that others hold, or a missing C++ compiler, may be otherwise next time.
+    if trial.setting.writes and (not pace.fault or pace.fault.startswith(CANNOT)):
         write_json(place, paces | {key: asdict(pace)})
     return compiled, pace.words()
 

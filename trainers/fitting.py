@@ -25,6 +25,7 @@ from trainers.recipe_text import flatten
 
 LAW = "objective.law"
 BITS = {"int8": 8, "fp8": 8, "nf4": 4}  # of a rounded weight
+LARGE = 2e9  # parameters of a denoiser whose activations fill a computer; SDXL's keep 12 GiB of a pass
 ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the rest is for computing
 # Of a shared base: the block that computes, the next one as it is sent and as it is put together, and what
 # has no block. FLUX.1's largest are 2.9 % each.
@@ -173,6 +174,20 @@ def first_keeping(train: TrainSection, count: int, width: int, memory: int) -> t
         if count * WEIGHT_BYTES[kept] <= room:
             return kept, False
     return "nf4", train.base_streaming == "auto"
+
+
+def first_checkpointing(train: TrainSection, count: int, *, gpu: bool) -> float:
+    """Share of the denoiser's blocks that are computed again before anything is tried, beyond the recipe's.
+
+    A GPU takes what it needs in the dry run. Without one nothing is tried, and what SD3.5 and FLUX.1 keep of
+    a pass is more than most machines have: from `LARGE` parameters on it is not kept.
+
+    Args:
+        train: The section of the recipe.
+        count: Parameters of the denoiser.
+        gpu: Whether it computes on one.
+    """
+    return 0.0 if gpu or train.dry_run == "on" or count < LARGE else 1.0
 
 
 def first_sharing(train: TrainSection, count: int, width: int, memory: int) -> bool:

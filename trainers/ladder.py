@@ -21,8 +21,8 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from registry.files import read_json, write_json
-from trainers.base_weights import Keeping, choose
-from trainers.fitting import BITS, CHECKPOINTED, only_denoiser
+from trainers.base_weights import Keeping, choose, parameters
+from trainers.fitting import BITS, CHECKPOINTED, first_checkpointing, only_denoiser
 from trainers.optim import optimizer_kind
 from trainers.recipe_fields import OptimizerSection, TrainSection
 from trainers.rundir import MEMORY, RunDir
@@ -90,7 +90,7 @@ def first_rungs(setting: "Setting") -> Rungs:
 
     A run goes on as it began, also on another GPU.
     """
-    rungs, recipe = read_rungs(setting.rundir), setting.recipe
+    rungs, recipe = _checkpointed_first(setting, read_rungs(setting.rundir)), setting.recipe
     if recipe.adapter.method == "full" or "auto" not in (recipe.train.base_weights, recipe.train.shares):
         return rungs
     kept = choose(setting.family, setting.family.denoiser_name, recipe.train)
@@ -105,6 +105,23 @@ def first_rungs(setting: "Setting") -> Rungs:
     if settled == rungs:
         return rungs
     setting.reporter.warn(f"the GPU has no room for the whole base: {said}")
+    if setting.writes:
+        keep_rungs(setting.rundir, settled)
+    return settled
+
+
+def _checkpointed_first(setting: "Setting", rungs: Rungs) -> Rungs:
+    """Where nothing is tried, for lack of a GPU; numbers stay the same, so resumed runs may have it, too."""
+    family, train = setting.family, setting.recipe.train
+    if family.device.type != "cpu" or rungs.checkpointed(train) == 1.0:
+        return rungs
+    share = first_checkpointing(train, parameters(family, family.denoiser_name), gpu=False)
+    if not share:
+        return rungs
+    log.info(
+        "gradient checkpointing is on (steps take longer): so large a base fills the main memory without"
+    )
+    settled = replace(rungs, checkpointing=share)
     if setting.writes:
         keep_rungs(setting.rundir, settled)
     return settled

@@ -25,6 +25,7 @@ from trainers.fitting import (
     BY_ITSELF,
     CHECKPOINTED,
     WEIGHT_BYTES,
+    first_checkpointing,
     first_keeping,
     first_sharing,
     only_denoiser,
@@ -183,7 +184,7 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
     """The first savings with which the run fits into this machine, and why; None when none does."""
     room, what = room_here()
     pieces = [2**k for k in range(1, 9) if 2**k <= recipe.train.batch_size]
-    first = _first_fit(recipe, size, room)
+    first = first_fit(recipe, size)
     small = replace(first, checkpointing=1.0, small_state=True)
     shares = [share for share in CHECKPOINTED if share > _checkpointed(recipe, first)]
     ladder = [first, *(replace(first, checkpointing=share) for share in shares), small]
@@ -206,10 +207,12 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
     return None, f"it needs {least / GIB:.1f} GiB at least, and there are {room / GIB:.1f} GiB {what}"
 
 
-def _first_fit(recipe: Recipe, size: Size, room: int) -> Fit:
+def first_fit(recipe: Recipe, size: Size) -> Fit:
     """How the trainer begins: a base that would fill a GPU is loaded as finely as leaves room."""
-    train = recipe.train
-    if not has_gpu() or recipe.adapter.method == "full":
+    train, room = recipe.train, room_here()[0]
+    if not has_gpu():
+        return Fit(first_checkpointing(train, size.denoiser, gpu=False))
+    if recipe.adapter.method == "full":
         return Fit()
     width = 4 if train.precision == "fp32" else 2
     if first_sharing(train, size.denoiser, width, int(room / USABLE)):

@@ -117,7 +117,8 @@ def figures_of(ws: "Workspace", recipe: Recipe, base: Base, learning: int) -> di
     pixels, piece = speed.pixels_of(recipe)
     size, steps, where = estimate.size_of(ws, base), recipe.train.max_steps, f"{base.family} on this machine"
     fit, why = estimate.fits(recipe, base.family, size, learning, piece)
-    taken = fit or estimate.Fit()
+    first = estimate.first_fit(recipe, size)
+    taken = fit or first
     guess = estimate.memory(recipe, base.family, size, learning, piece, taken)
     if not near:
         minutes = estimate.seconds(recipe, base.family, size, pixels, taken) * steps / 60
@@ -143,7 +144,7 @@ def figures_of(ws: "Workspace", recipe: Recipe, base: Base, learning: int) -> di
         "start": start,
         "peak": peak,
         "ram": ram if has_gpu() else peak,
-        "fit": _fit(fit, why, recipe),
+        "fit": _fit(fit, why, recipe, first),
     }
 
 
@@ -176,14 +177,15 @@ def _scaled_memory(
 
     def need(at: int) -> int:
         fit = estimate.fits(recipe, base.family, size, learning, at)[0] if has_gpu() else None
-        return estimate.memory(recipe, base.family, size, learning, at, fit or estimate.Fit())
+        taken = fit or estimate.first_fit(recipe, size)
+        return estimate.memory(recipe, base.family, size, learning, at, taken)
 
     value = max(0.5 * first.memory, first.memory + need(piece) - need(first.piece))
     return Figure(value, "scaled", f"The peak of {name} here, with the activations of this size.")
 
 
-def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe) -> str:
-    """Which savings the run will need, in words."""
+def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe, first: "estimate.Fit") -> str:
+    """Which savings the run will need, in words; `first` are those that it begins with."""
     if fit is None:
         todo = "lower train.resolution or train.batch_size, or choose a smaller base"
         if only_denoiser(recipe) and recipe.train.base_weights not in ("auto", "nf4"):
@@ -205,7 +207,7 @@ def _fit(fit: "estimate.Fit | None", why: str, recipe: Recipe) -> str:
         savings.append("the base's weights coming from the main memory (steps take longer)")
     if not savings:
         return f"It fits as it is: {why}."
-    by_itself = has_gpu() or train.dry_run == "on"  # as `trainers.dry_run` has it
+    by_itself = has_gpu() or train.dry_run == "on" or fit == first  # as `trainers.dry_run` has it
     who = "The trainer sees to it" if by_itself else "Set it in the recipe, without a GPU nothing is tried"
     return f"It fits with {', '.join(savings)}: {why}. {who}."
 

@@ -13,6 +13,7 @@ from tests.support.trained_here import equal, losses, set_here, tensors, train_h
 from tests.unit.test_base_weights import AfterOne
 from trainers import compiling
 from trainers.compiling import Pace, compile_blocks, decide, excluded, key_of, settle_compiling
+from trainers.dry_run import Rehearsal
 from trainers.families.base import BaseFiles
 from trainers.families.sd import StableDiffusion15
 from trainers.kernels import repeated, why_not
@@ -212,14 +213,16 @@ def test_a_short_run_tries_nothing(tmp_path):
     compiled, why = decide(trial, 100, 1, place, "here")
     assert (compiled, trial.calls) == (False, ["timed"])
     assert why == "100 passes of 500 ms are too few to make up for compiling"
+    assert decide(Trial(), 20, 1, place, "here") == (False, "20 passes are too few to make up for a trial")
     assert not place.exists()
 
 
 def test_what_cannot_be_compiled_is_not_tried_again(tmp_path):
-    place = tmp_path / "compiled.json"
+    place, fault = tmp_path / "compiled.json", f"{compiling.CANNOT} (a loop)"
     assert decide(Trial(0.5, fault="no compiler"), 2000, 1, place, "here") == (False, "no compiler")
+    assert decide(Trial(0.5, fault=fault), 2000, 1, place, "here") == (False, fault)  # there is one now
     again = Trial()
-    assert decide(again, 2000, 1, place, "here") == (False, "seen before: no compiler")
+    assert decide(again, 2000, 1, place, "here") == (False, f"seen before: {fault}")
     assert again.calls == []
 
 
@@ -227,6 +230,7 @@ def test_left_open_on_a_gpu_it_is_decided_and_kept(plain, tmp_path, tiny_sd15, p
     """The CPU stands in for it: passes are really timed, and compiled ones are slower here."""
     monkeypatch.setattr(compiling, "on_gpu", lambda _: True)
     monkeypatch.setattr(compiling, "USUAL", 0.0)
+    monkeypatch.setattr(compiling, "MOST_GAIN", 1.0)
     monkeypatch.setattr(compiling, "TIMED", 1)
     monkeypatch.setattr(compiling, "SETTLING", 1)
     monkeypatch.setattr(Pace, "pays", lambda *_: False)
@@ -272,7 +276,7 @@ def test_a_pass_of_a_batch_in_pieces_is_counted_once(tiny_sd15, monkeypatch):
     )
     source = SimpleNamespace(items=[])
     for pieces in (1, 4):
-        settle_compiling(setting, None, source, None, Rungs(pieces=pieces), start=0)
+        settle_compiling(Rehearsal(setting, None, source, None, Rungs(pieces=pieces)), start=0)
     assert list(asked.values()) == [100, 100]
 
 

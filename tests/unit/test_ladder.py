@@ -227,3 +227,16 @@ def test_steps_that_become_three_times_as_slow_are_told_once():
     (said,) = watched(*start, *[0.4] * (SLOW_STEPS + 30), on_gpu=False)
     assert said.endswith("(0.1 s): another program is busy, or memory is short; close what you can spare")
     assert watched(*start, *[0.4] * (SLOW_STEPS - 1)) == []
+
+
+def test_without_a_gpu_a_large_base_keeps_no_activations(tmp_path, tiny_sd15, pictures, monkeypatch):
+    """Nothing is tried there, so it has to be so at once; and a resumed run goes on like that."""
+    changes = {"train.max_steps": 2, "checkpoints.every": 1}
+    small = write_run(tmp_path / "small", tiny_sd15, pictures, changes)
+    train_here(small)
+    assert not small.file("memory.json").exists()
+    monkeypatch.setattr("trainers.ladder.parameters", lambda *_: 3 * 10**9)
+    large = write_run(tmp_path / "large", tiny_sd15, pictures, changes)
+    assert train_here(large).status.warnings == []
+    assert json.loads(large.file("memory.json").read_text())["checkpointing"] == 1.0
+    assert equal(small, large)
