@@ -166,6 +166,8 @@ def _train_part(
         else:
             say(f"{name}: step {mark.step}: {part.report()}")
 
+    if part.begin:
+        part.begin()
     for model_name, model in kind.models.items():
         model.train()
         model.requires_grad_(model_name in part.models)

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from studio.pocket.build.kinds.base import Material
 from studio.pocket.build.kinds.flux1 import PocketFlux1
 from studio.pocket.build.networks import make_t5
 from studio.pocket.build.reading import QUESTIONS, make_book, scene_loss, with_stray
@@ -97,3 +98,21 @@ def test_hidden_words_are_asked_for_and_padding_is_not():
     assert readers.loss(hidden, pooled, inputs) == whole
     inputs["words"] = torch.tensor([[5, 7, 0, 0]] * 2)
     assert readers.loss(hidden, pooled, inputs) != whole
+
+
+def test_guidance_is_learned_from_the_transformer_that_was_there_before():
+    torch.manual_seed(0)
+    kind = PocketFlux1()
+    painter = kind.models["transformer"]
+    torch.nn.init.normal_(painter.proj_out.weight, std=0.5)  # its answer is nothing before it has learned
+    texts = kind.read([["a red circle on a white background"], ["two stars"]], CPU)
+    material = Material(torch.randn(2, 16, 16, 16).half(), texts)
+    guidance = kind.parts()[-1]
+    guidance.begin()
+    torch.nn.init.zeros_(painter.proj_out.weight)
+    inputs = guidance.draw(material, 4, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        guided = guidance.loss(inputs)
+        plain = guidance.loss(inputs | {"guidance": torch.ones(4)})
+        assert plain == pytest.approx(float((inputs["noise"] - inputs["latents"]).square().mean()), rel=1e-4)
+        assert guided != plain

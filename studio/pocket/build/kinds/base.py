@@ -67,6 +67,7 @@ class Part:
         report: What was learned, in words; None = pictures judge it.
         rate: Times the learning rate.
         hold: Share of the part before the rate falls.
+        begin: Called first, with the weights that the parts before have left.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Part:
     report: Callable[[], str] | None = None
     rate: float = 1.0
     hold: float = 0.25
+    begin: Callable[[], None] | None = None
 
 
 class Kind(ABC):

@@ -3,11 +3,12 @@
 Three parts. The text encoders learn to read (`studio.pocket.build.reading`) and then stay as they are, as
 the real ones do. The transformer learns the flow at guidance 1. At last it learns guidance, as dev was
 distilled so that one call answers what two gave: half of a batch has guidance 1 and the true flow as its
-target; the other half has a guidance g drawn by chance, and its target is moved by g - 1 times what the
-caption changes in the base's own answer at guidance 1. In the mean that is u + g (c - u), the guided answer
-(Ho and Salimans 2022, eq. 6; Meng et al. 2023).
+target; the other half has a guidance g drawn by chance, and its target is moved by `PULL` (g - 1) times what
+the caption changes in the answer of the transformer as the second part left it (Ho and Salimans 2022, eq. 6;
+Meng et al. 2023).
 """
 
+import copy
 import math
 from functools import cached_property
 from typing import Any, ClassVar
@@ -33,6 +34,9 @@ from trainers.families.packing import pack, positions, unpack
 
 CLIP, T5 = 64, 128  # widths of the text encoders
 STRONGEST = 6.0  # guidance that is trained
+# Of guidance in two calls: that fades where a picture already says its words. What is learned from it does
+# not, and at full strength colours burn.
+PULL = 0.6
 SHIFT: dict[str, Any] = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}
 TOKENS = (LATENT_SIDE // 2) ** 2  # of a picture
 GATE = 0.2  # first strength of every block: near nothing as in DiT, yet with a way for the gradient
@@ -40,7 +44,7 @@ FULL_TEXT = 0.25  # share of a CPU's steps with all 64 tokens; the others are cu
 
 
 class PocketFlux1(FlowKind):
-    """Two double and four single blocks of width 128; 2.5 million parameters."""
+    """Two double and four single blocks of width 128; 2.4 million parameters."""
 
     peak_lr: ClassVar[float] = 1.2e-3
     # FLUX.1's line from (256 tokens, 0.5) to (4096, 1.15), here at 64 tokens
@@ -54,6 +58,7 @@ class PocketFlux1(FlowKind):
             "text_encoder": make_clip(first, CLIP, 2),
             "text_encoder_2": make_t5(second, T5, 3, looking=True),
         }
+        self._teacher: Network = None
         self._readers = make_readers(self.models["text_encoder_2"], self.models["text_encoder"])
 
     def parts(self) -> list[Part]:
@@ -64,7 +69,10 @@ class PocketFlux1(FlowKind):
             self._what_is_read, rate=1.5,
         )  # fmt: skip
         drawing = Part("drawing", 0.65, painter, self._draw_plain, self._plain_loss, hold=0.6)
-        return [reading, drawing, Part("guidance", 0.3, painter, self.draw, self.loss, rate=0.5, hold=0.1)]
+        guidance = Part(
+            "guidance", 0.3, painter, self.draw, self.loss, rate=0.3, hold=0.2, begin=self._keep_teacher
+        )
+        return [reading, drawing, guidance]
 
     def draw(self, material: Material, batch: int, generator: torch.Generator) -> Inputs:
         """Latents, noise, times, token ids, "guidance" (B,) and the empty caption's ids (1, L)."""
@@ -89,8 +97,10 @@ class PocketFlux1(FlowKind):
             words = torch.cat([hidden[half:], none.expand(rest, -1, -1)])
             vectors = torch.cat([pooled[half:], nobody.expand(rest, -1)])
             twice, times = torch.cat([noisy[half:]] * 2), torch.cat([t[half:]] * 2)
-            said, without = self._flow(twice, times, words, vectors, torch.ones_like(times)).chunk(2)
-            extra = (inputs["guidance"][half:, None, None, None] - 1) * (said - without)
+            said, without = self._flow(
+                twice, times, words, vectors, torch.ones_like(times), self._teacher
+            ).chunk(2)
+            extra = PULL * (inputs["guidance"][half:, None, None, None] - 1) * (said - without)
             target = torch.cat([target[:half], target[half:] + extra])
         return (flow - target).square().mean()
 
@@ -103,6 +113,10 @@ class PocketFlux1(FlowKind):
             "scheduler": make_flow_scheduler(**SHIFT),
         }
         return FluxPipeline(**parts)
+
+    def _keep_teacher(self) -> None:
+        """What the drawing part has learned answers for guidance from here on."""
+        self._teacher = copy.deepcopy(self.models["transformer"]).requires_grad_(False)
 
     def _draw_plain(self, material: Material, batch: int, generator: torch.Generator) -> Inputs:
         device = material.latents.device
@@ -162,10 +176,18 @@ class PocketFlux1(FlowKind):
         """T5's last layer (B, L, D) and CLIP's pooled vector (B, P)."""
         return self.models["text_encoder_2"](ids_2)[0], self.models["text_encoder"](ids).pooler_output
 
-    def _flow(self, noisy: Tensor, t: Tensor, hidden: Tensor, pooled: Tensor, guidance: Tensor) -> Tensor:
-        """One call; (B, 16, h, w) fp32."""
+    def _flow(
+        self,
+        noisy: Tensor,
+        t: Tensor,
+        hidden: Tensor,
+        pooled: Tensor,
+        guidance: Tensor,
+        asked: Network = None,
+    ) -> Tensor:
+        """One call of the transformer, or of the one that is asked instead; (B, 16, h, w) fp32."""
         height, width = noisy.shape[-2:]
-        said = self.models["transformer"](
+        said = (asked or self.models["transformer"])(
             hidden_states=pack(noisy),
             timestep=t,
             guidance=guidance,
@@ -184,12 +206,13 @@ def make_transformer() -> Network:
         "in_channels": 64,
         "num_layers": 2,
         "num_single_layers": 4,
-        "attention_head_dim": 32,
-        "num_attention_heads": 4,
+        "attention_head_dim": 64,
+        "num_attention_heads": 2,
         "joint_attention_dim": T5,
         "pooled_projection_dim": CLIP,
         "guidance_embeds": True,
-        "axes_dims_rope": (8, 12, 12),
+        # Half of the real ones: a narrow head has hardly a frequency for eight places in a row.
+        "axes_dims_rope": (8, 28, 28),
     }
     transformer = FluxTransformer2DModel(**settings)
     _start_quietly(transformer)
