@@ -12,6 +12,7 @@ OVERSAMPLING = 4
 CANVAS = SIDE * OVERSAMPLING
 RADIUS = {"small": 0.13, "": 0.24, "large": 0.36}  # of the side
 CROWDED_RADIUS = {1: 1.0, 2: 0.19, 3: 0.145}  # at most, of the side
+APART_RADIUS = CROWDED_RADIUS | {3: 0.115}  # with that of above every second three of a kind touch
 TEXTURE_PERIOD = int(0.085 * CANVAS)
 OUTLINE_HOLE = 0.72  # of the radius
 
@@ -22,9 +23,10 @@ def jitter(colour: Colour, rng: random.Random, amount: float = 8) -> Colour:
     return red, green, blue
 
 
-def layout(scene: Scene, rng: random.Random) -> tuple[list[Point], float]:
-    """Centres and common radius of the shapes, in pixels of the 64 px picture."""
-    radius = SIDE * min(RADIUS[scene.size], CROWDED_RADIUS[scene.count]) * rng.uniform(0.9, 1.1)
+def layout(scene: Scene, rng: random.Random, *, apart: bool = False) -> tuple[list[Point], float]:
+    """Centres and common radius of the shapes in pixels of the 64 px picture; `apart`: three do not touch."""
+    crowded = APART_RADIUS if apart else CROWDED_RADIUS
+    radius = SIDE * min(RADIUS[scene.size], crowded[scene.count]) * rng.uniform(0.9, 1.1)
     middle = SIDE / 2
 
     def near(amount: float) -> float:
@@ -44,11 +46,11 @@ def layout(scene: Scene, rng: random.Random) -> tuple[list[Point], float]:
     return [(near(slack) + offset, near(2 * slack)) for offset in offsets], radius
 
 
-def render(scene: Scene, rng: random.Random) -> Image.Image:
-    """The scene as an RGB picture; places, size and colours vary a little with `rng`."""
+def render(scene: Scene, rng: random.Random, *, apart: bool = False) -> Image.Image:
+    """The scene as an RGB picture; places, size and colours vary with `rng`; `apart`: see `layout`."""
     colour, ground = jitter(COLOURS[scene.colour], rng), jitter(COLOURS[scene.background], rng)
     picture = Image.new("RGB", (CANVAS, CANVAS), ground)
-    centers, radius = layout(scene, rng)
+    centers, radius = layout(scene, rng, apart=apart)
     for x, y in centers:
         center = (x * OVERSAMPLING, y * OVERSAMPLING)
         inside = mask(scene.shape, center, radius * OVERSAMPLING, CANVAS)

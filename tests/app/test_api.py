@@ -61,7 +61,7 @@ def request_of(ws: Workspace, reply: dict[str, Any]) -> dict[str, Any]:
 
 def test_it_lists_what_the_catalog_holds(client: TestClient, filled: Workspace):
     names = {base["name"] for base in client.get("/api/v1/bases").json()}
-    assert {"pocket", "pocket-xl", "pocket-sd35"} <= names
+    assert {"pocket", "pocket-xl", "pocket-sd35", "pocket-flux"} <= names
     assert client.get("/api/v1/bases/pocket").json()["family"] == "sd15"
     page = client.get("/api/v1/adapters", params={"limit": 2, "sort": "name"}).json()
     assert page["total"] == filled.catalog.search_adapters().total

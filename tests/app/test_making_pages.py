@@ -111,7 +111,12 @@ def test_an_adapter_that_does_not_fit_the_base_is_one_line_and_nothing_is_writte
     assert not at.exception
     assert "does not fit" in at.error[0].value
     assert not list((filled.home / "exports").iterdir())
-    assert {base.name for base in filled.catalog.list(Base)} == {"pocket", "pocket-xl", "pocket-sd35"}
+    assert {base.name for base in filled.catalog.list(Base)} == {
+        "pocket",
+        "pocket-xl",
+        "pocket-sd35",
+        "pocket-flux",
+    }
 
 
 def test_an_adapter_is_taken_out_of_a_base_of_the_list(

@@ -341,7 +341,12 @@ def test_foreign_names_are_never_markdown(filled: Workspace, open_page: Open):
 def test_removing_a_base_that_is_ours_is_not_offered(filled: Workspace, open_page: Open):
     at = open_page(filled, "bases")
     assert not [b for b in at.button if b.label == "Remove"]
-    assert {base.name for base in filled.catalog.list(Base)} == {"pocket", "pocket-xl", "pocket-sd35"}
+    assert {base.name for base in filled.catalog.list(Base)} == {
+        "pocket",
+        "pocket-xl",
+        "pocket-sd35",
+        "pocket-flux",
+    }
 
 
 def reruns_quickly(at: AppTest) -> None:

@@ -15,7 +15,7 @@ from tests.support.learning import KINDS, demo_dataset, drift, learn, likeness
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
-OTHER_FAMILIES = ("pocket-xl", "pocket-sd35")
+OTHER_FAMILIES = ("pocket-xl", "pocket-sd35", "pocket-flux")
 SHORT = ("train.max_steps=40", "checkpoints.every=40", "checkpoints.keep_best=false")
 QUICKLY = {"steps": 8, "seeds": 1}
 

@@ -136,7 +136,7 @@ def test_a_data_set_in_the_place_of_a_recipe_and_a_base_that_is_not_there_say_wh
     )
     assert "name one of `studio datasets list`" in refused(2, "train")
     assert refused(2, "train", "--dataset", "cat", "--base", "sdxl") == (
-        "base 'sdxl': does not exist. there is pocket-sd35, pocket-xl, pocket; "
+        "base 'sdxl': does not exist. there is pocket-flux, pocket-sd35, pocket-xl, pocket; "
         "add it with `studio bases add NAME LOCATION`."
     )
 

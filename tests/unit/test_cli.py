@@ -74,7 +74,7 @@ def test_json_is_one_document_in_both_places(tmp_path, capsys):
         assert run(["--home", str(tmp_path / "home"), *arguments]) == 0
         documents.append(json.loads(capsys.readouterr().out))
     assert documents[0] == documents[1]
-    assert {base["name"] for base in documents[0]} == {"pocket", "pocket-xl", "pocket-sd35"}
+    assert {base["name"] for base in documents[0]} == {"pocket", "pocket-xl", "pocket-sd35", "pocket-flux"}
 
 
 def test_debug_shows_where(tmp_path, capsys, monkeypatch):

@@ -203,7 +203,7 @@ def test_there_is_a_preset_for_every_family_and_goal():
     for family in (*FAMILIES, "pocket"):
         for goal in GOALS:
             assert f"{family}-{goal}" in preset_names()
-    others = {"pocket-xl-style", "pocket-sd35-style"}
+    others = {"pocket-xl-style", "pocket-sd35-style", "pocket-flux-style"}
     assert others <= set(preset_names())
     assert len(preset_names()) == 3 * (len(FAMILIES) + 1) + len(others)
 

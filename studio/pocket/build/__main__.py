@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("pocket-build"), help="folder of the result")
     parser.add_argument("--resume", action="store_true", help="go on from the states in that folder")
     parser.add_argument("--together", action="store_true", help="bases at the same time: for a GPU")
+    parser.add_argument("--shipped-autoencoders", action="store_true", help="train no new ones")
     parser.add_argument("--processes", type=int, default=1, help="how many draw pictures")
     parser.add_argument("--pictures", type=int, default=0, help="captioned ones; 0 = as fits the minutes")
     parser.add_argument("--pack", type=Path, help="folder for results packed into one file each")
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise BadInput(str(options.out), "holds an earlier build", "add --resume or name another folder")
     plan = BuildPlan(
         bases=names, minutes=options.minutes, pictures=options.pictures, together=options.together,
-        processes=options.processes, pack=options.pack,
+        processes=options.processes, pack=options.pack, shipped=options.shipped_autoencoders,
     )  # fmt: skip
     failed = build(options.out, plan, say, resume=options.resume)
     for name in names:

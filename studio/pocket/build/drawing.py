@@ -79,7 +79,7 @@ def draw_some(kind: Kind, count: int, seed: int) -> tuple[NDArray[np.uint8], lis
             pixels[index] = np.asarray(clutter(rng, noise))
             continue
         scene = sample_scene(rng)
-        pixels[index] = np.asarray(render(scene, rng))
+        pixels[index] = np.asarray(render(scene, rng, apart=True))
         if kind == "captioned":
             captions.append([caption(scene), *(varied_caption(scene, rng) for _ in range(WORDINGS - 1))])
     return pixels.transpose(0, 3, 1, 2), captions

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
@@ -15,6 +16,7 @@ from studio.pocket.render import SIDE
 FACTOR = 4  # the autoencoders shrink each side by this
 LATENT_SIDE = SIDE // FACTOR
 NORM_GROUPS = 8
+NEAREST = 4.0  # first bias of a T5 head for a neighbour it looks at
 
 # Networks are Any: the libraries annotate their own constructors and calls more narrowly than they behave
 # (a tuple of three widths is no tuple[int], an output is never the tuple it might be).
@@ -71,8 +73,16 @@ def make_clip(
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(CLIPTextConfig(**settings))
 
 
-def make_t5(tokenizer: T5Tokenizer, width: int, layers: int = 2) -> Network:
-    """(B, 64) token ids -> (B, 64, width); gated as T5 1.1 and XXL are, without dropout."""
+def make_t5(tokenizer: T5Tokenizer, width: int, layers: int = 2, *, looking: bool = False) -> Network:
+    """(B, 64) token ids -> (B, 64, width); gated as T5 1.1 and XXL are, without dropout.
+
+    Args:
+        tokenizer: Whose ids it reads.
+        width: Of the tokens.
+        layers: How many.
+        looking: Whether its heads start with a look at the neighbours: one to the left, one to the right, one
+            to both, one to none. It knows order by its relative bias alone, and that starts near nothing.
+    """
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "d_model": width,
@@ -84,7 +94,22 @@ def make_t5(tokenizer: T5Tokenizer, width: int, layers: int = 2) -> Network:
         "dropout_rate": 0.0,
         "tie_word_embeddings": False,
     }
-    return T5EncoderModel(T5Config(**settings))
+    t5 = T5EncoderModel(T5Config(**settings))
+    if looking:
+        _look_around(t5)
+    return t5
+
+
+def _look_around(t5: Network) -> None:
+    """Bias of nearness: buckets of T5 are 0 to 15 for the token itself and those before, 16 to 31 behind."""
+    bias = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    half = len(bias) // 2
+    nearness = (NEAREST - torch.arange(float(half))).clamp(min=0)  # by distance, at 0 the token itself
+    away = torch.full((half,), -NEAREST)
+    before, behind = torch.cat([nearness, away]), torch.cat([away, nearness])
+    before[0] = behind[0] = 0.0
+    with torch.no_grad():
+        bias[:, 0], bias[:, 1], bias[:, 2] = before, behind, torch.cat([nearness, nearness])
 
 
 def make_diffusion_scheduler() -> DDIMScheduler:

@@ -131,6 +131,11 @@ def run_stage(
     return losses
 
 
+def steps_in(state_file: Path) -> int:
+    """Steps that a stage had done when it was saved."""
+    return int(torch.load(state_file, map_location="cpu", weights_only=True)["step"])
+
+
 def rate(share: float, hold: float) -> float:
     """Learning rate as a fraction of its peak: up in 2 % of the way, hold, half a cosine down to 2 %."""
     falling = min(1.0, max(0.0, share - hold) / (1 - hold))

@@ -38,6 +38,7 @@ class BuildPlan:
         together: All stages of a kind at once.
         processes: How many draw.
         pack: Folder for packed results; None = none are packed.
+        shipped: The autoencoders that ship with the studio instead of new ones.
         steps: Of each stage instead of a time, for tests; 0 = by time.
         options: Further options of the workers, for tests.
     """
@@ -48,6 +49,7 @@ class BuildPlan:
     together: bool = False
     processes: int = 1
     pack: Path | None = None
+    shipped: bool = False
     steps: int = 0
     options: tuple[str, ...] = ()
 
@@ -153,6 +155,7 @@ class _Builder:
         command = [sys.executable, "-u", "-m", "studio.pocket.build.worker", stage, "--out", str(self.out)]
         command += ["--steps", str(plan.steps)] if plan.steps else ["--until", f"{until:.1f}"]
         command += ["--pack", str(plan.pack)] if plan.pack else []
+        command += ["--shipped"] if plan.shipped else []
         return subprocess.Popen([*command, *plan.options, *options])
 
 
@@ -168,8 +171,10 @@ def build(out: Path, plan: BuildPlan, say: Say, *, resume: bool = False) -> list
         plan.pack.mkdir(parents=True, exist_ok=True)
     end = begun + plan.minutes * 60 - (LAST_SECONDS if plan.minutes > 3 else 0.0)
     builder = _Builder(out, plan, say, resume)
-    say(f"{plan.mixed_count} and {plan.picture_count} pictures, {', '.join(plan.bases)}")
-    draw_files(out, "mixed", plan.mixed_count, say, processes=plan.processes)
+    mixed = 0 if plan.shipped else plan.mixed_count
+    say(f"{mixed} and {plan.picture_count} pictures, {', '.join(plan.bases)}")
+    if mixed:
+        draw_files(out, "mixed", mixed, say, processes=plan.processes)
     if plan.together:
         _at_once(builder, end)
     else:

@@ -30,15 +30,17 @@ from studio.pocket.build.autoencoder import (
 )
 from studio.pocket.build.drawing import draw_some
 from studio.pocket.build.files import DIVERGED, NOT_RECORDED, Files, pack_model
-from studio.pocket.build.kinds.base import Kind, Material, read_captions
+from studio.pocket.build.kinds.base import Kind, Material, Part, read_captions
 from studio.pocket.build.kinds.table import KINDS, make_kind
 from studio.pocket.build.networks import Network, make_autoencoder, parameters_of
 from studio.pocket.build.replay import Inputs, NotRecorded
-from studio.pocket.build.stage import Diverged, Mark, Stage, run_stage
+from studio.pocket.build.stage import Diverged, Mark, Stage, run_stage, steps_in
 from studio.pocket.checker import fidelity
 from studio.pocket.command import end_with, say
 from studio.pocket.grammar import evaluation_scenes
 
+SHIPPED = Path(check.__file__).parent
+SHIPPED_AUTOENCODERS = {4: "model/vae", 16: "models/pocket-sd35/vae"}  # by channels
 PATIENCE = 600.0  # seconds to wait for what another process makes
 FULL_BATCH = 256  # what learning rates are given for
 JUDGED = 64  # new pictures of each kind that an autoencoder is judged by
@@ -56,6 +58,7 @@ class Work:
         prompts: Held-out prompts that judge the result.
         marks: How often on the way.
         rate: Times the usual learning rate.
+        shipped: The autoencoder that ships with the studio instead of a new one.
     """
 
     stage: str
@@ -69,6 +72,7 @@ class Work:
     rate: float = 1.0
     plain: bool = False
     resume: bool = False
+    shipped: bool = False
 
     @property
     def files(self) -> Files:
@@ -81,13 +85,10 @@ def work_autoencoder(work: Work, channels: int, device: torch.device) -> None:
     files = work.files
     torch.manual_seed(channels)
     vae = make_autoencoder(channels).to(device)
-    plan = AutoencoderPlan(
-        files.state(work.stage), work.batch or (64 if device.type == "cuda" else 10), work.steps, work.until,
-        work.rate, work.plain,
-    )  # fmt: skip
-    mixed = torch.from_numpy(np.load(files.pixels("mixed")))
-    train_autoencoder(vae, mixed, plan, say, resume=work.resume)
-    del mixed
+    if work.shipped:
+        _fill_from(vae, SHIPPED / SHIPPED_AUTOENCODERS[channels])
+    else:
+        _learn_autoencoder(work, vae)
     others, scenes = draw_some("mixed", JUDGED, 99)[0], draw_some("captioned", JUDGED, 98)[0]
     figures = {
         "psnr_grammar": round_trip_psnr(vae, torch.from_numpy(scenes.copy())),
@@ -110,6 +111,21 @@ def work_autoencoder(work: Work, channels: int, device: torch.device) -> None:
     files.finished(work.stage).touch()
 
 
+def _learn_autoencoder(work: Work, vae: Network) -> None:
+    batch = work.batch or (64 if vae.device.type == "cuda" else 10)
+    state = work.files.state(work.stage)
+    plan = AutoencoderPlan(state, batch, work.steps, work.until, work.rate, work.plain)
+    mixed = torch.from_numpy(np.load(work.files.pixels("mixed")))
+    train_autoencoder(vae, mixed, plan, say, resume=work.resume)
+
+
+def _fill_from(vae: Network, folder: Path) -> None:
+    """Weights and scale of a saved one; what is loaded itself remembers the folder it came from."""
+    saved = type(vae).from_pretrained(folder, torch_dtype=torch.float32)
+    vae.load_state_dict(saved.state_dict())
+    vae.register_to_config(scaling_factor=saved.config.scaling_factor, shift_factor=saved.config.shift_factor)
+
+
 def work_kind(work: Work, device: torch.device) -> None:
     """Train a base and write down model, figures, curve and contact sheet, now and then and at the end."""
     files, channels = work.files, KINDS[work.stage].channels
@@ -123,27 +139,51 @@ def work_kind(work: Work, device: torch.device) -> None:
     _wait_for(files.finished(f"autoencoder-{channels}"))
     material = Material(torch.from_numpy(np.load(files.latents(channels))).to(device), texts)
     desk = _Desk(work, kind, device, batch)
-    autocast = kind.half and device.type == "cuda" and not work.plain
-
-    def loss_of(inputs: Inputs) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            return kind.loss(inputs)
-
-    for model in kind.models.values():
-        model.train()
-    stage = Stage(
-        work.stage, list(kind.models.values()), files.state(work.stage),
-        peak_lr=kind.peak_lr * work.rate * math.sqrt(math.sqrt(batch / FULL_BATCH)), beta2=0.99,
-        weight_decay=0.01, hold=0.25, steps=work.steps, until=work.until, seed=2, marks=work.marks,
-        plain=work.plain,
-    )  # fmt: skip
-    run_stage(
-        stage, lambda g: kind.draw(material, batch, g), loss_of, say, resume=work.resume, at_mark=desk.report
-    )
+    seconds = max(0.0, work.until - time.time())
+    for part in kind.parts():
+        _train_part(work, kind, part, seconds, material, desk)
     if not desk.judged:  # else the last mark was at the end
         desk.report(None)
     say(f"{work.stage}: end: {desk.judged}")
     files.finished(work.stage).touch()
+
+
+def _train_part(
+    work: Work, kind: Kind, part: Part, seconds: float, material: Material, desk: "_Desk"
+) -> None:
+    """One part of a base: `seconds` are those of all parts together."""
+    device = material.latents.device
+    autocast = kind.half and device.type == "cuda" and not work.plain
+    name = f"{work.stage}-{part.name}" if part.name else work.stage
+
+    def loss_of(inputs: Inputs) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            return part.loss(inputs)
+
+    def at_mark(mark: Mark) -> None:
+        if part.report is None:
+            desk.report(mark)
+        else:
+            say(f"{name}: step {mark.step}: {part.report()}")
+
+    if part.begin:
+        part.begin()
+    for model_name, model in kind.models.items():
+        model.train()
+        model.requires_grad_(model_name in part.models)
+    learning = [kind.models[model] for model in part.models]
+    stage = Stage(
+        name, [*learning, *(helper.to(device) for helper in part.helpers)], work.files.state(name),
+        peak_lr=kind.peak_lr * work.rate * part.rate * math.sqrt(math.sqrt(desk.batch / FULL_BATCH)),
+        beta2=0.99, weight_decay=0.01, hold=part.hold, steps=math.ceil(work.steps * part.share),
+        until=time.time() + seconds * part.share, seed=2, marks=max(1, round(work.marks * part.share)),
+        plain=work.plain,
+    )  # fmt: skip
+    run_stage(
+        stage, lambda g: part.draw(material, desk.batch, g), loss_of, say, resume=work.resume, at_mark=at_mark
+    )
+    if part.report is None:
+        desk.earlier += steps_in(stage.state_file)
 
 
 def _wait_for(file: Path) -> None:
@@ -159,15 +199,11 @@ class _Desk:
     """Judges a base and writes it down."""
 
     def __init__(self, work: Work, kind: Kind, device: torch.device, batch: int) -> None:
-        self._work, self._kind, self._batch = work, kind, batch
+        self._work, self._kind, self.batch = work, kind, batch
+        self.earlier = 0  # steps of the parts before this one that pictures judge
         channels = KINDS[work.stage].channels
         self._vae: Network = make_autoencoder(channels)
-        saved = type(self._vae).from_pretrained(work.files.autoencoder(channels))
-        self._vae.load_state_dict(saved.state_dict())
-        # Built anew: what is loaded remembers the folder it came from, and would write that down.
-        self._vae.register_to_config(
-            scaling_factor=saved.config.scaling_factor, shift_factor=saved.config.shift_factor
-        )
+        _fill_from(self._vae, work.files.autoencoder(channels))
         self._vae.to(device).eval()
         self.judged = ""  # what was seen last, in words
         self._figures = json.loads(work.files.figures(channels).read_text(encoding="utf-8"))
@@ -191,7 +227,8 @@ class _Desk:
             say(f"{work.stage}: step {mark.step}: {self.judged}")
         check.contact_sheet(pictures, scenes).save(folder / "sheet.png")
         if mark:
-            seen = {"samples": mark.step * self._batch, **asdict(mark), **asdict(result)}
+            samples = (self.earlier + mark.step) * self.batch
+            seen = {"samples": samples, **asdict(mark), **asdict(result)}
             with (folder / "curve.jsonl").open("a", encoding="utf-8") as curve:
                 curve.write(json.dumps(seen) + "\n")
         write_json(folder / "fidelity.json", {**self._figures, **asdict(result)})
@@ -241,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pack", type=Path, help="folder for packed models")
     parser.add_argument("--resume", action="store_true", help="go on from the saved state")
     parser.add_argument("--plain", action="store_true", help="no recording, no fused optimizer")
+    parser.add_argument("--shipped", action="store_true", help="take the autoencoder that is shipped")
     for name, default in (("steps", 0), ("batch", 0), ("prompts", 64), ("marks", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("until", 0.0), ("rate", 1.0)):

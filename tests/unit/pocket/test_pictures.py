@@ -35,6 +35,13 @@ def test_the_checker_counts_and_reads_any_size_and_mode():
     assert (seen.count, seen.colour, seen.background) == (3, "blue", "yellow")
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_three_of_a_kind_can_be_told_apart_where_bases_learn_from_them(shape):
+    scene, rng = Scene(shape, "black", "white", count=3), random.Random(2)
+    seen = [read_picture(render(scene, rng, apart=True)) for _ in range(6)]
+    assert [reading.count for reading in seen] == [3] * 6
+
+
 def test_an_empty_picture_shows_nothing():
     seen = read_picture(Image.new("RGB", (64, 64), COLOURS["green"]))
     assert (seen.background, seen.colour, seen.count, seen.shape) == ("green", "", 0, "")

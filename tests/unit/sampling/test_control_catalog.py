@@ -105,7 +105,7 @@ def test_it_stands_beside_the_bases_and_is_none(ws: Workspace, saved: Callable[.
     folder = saved("control_canny")
     net = add_base(ws, "canny net", str(folder))
     assert (net.part, net.variant, net.family, bool(net.weight_hash)) == ("controlnet", "canny", "sd15", True)
-    assert {base.name for base in list_bases(ws)} == {"pocket", "pocket-xl", "pocket-sd35"}
+    assert {base.name for base in list_bases(ws)} == {"pocket", "pocket-xl", "pocket-sd35", "pocket-flux"}
     assert [base.name for base in list_parts(ws)] == ["canny net"]
     assert list_parts(ws, "sdxl") == []
     assert check_available(ws, net) == folder

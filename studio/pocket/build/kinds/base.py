@@ -3,6 +3,7 @@
 import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from studio.pocket.build.networks import Network, make_diffusion_scheduler
 from studio.pocket.build.replay import Inputs
@@ -52,6 +53,35 @@ class Material:
     texts: Texts
 
 
+@dataclass(frozen=True)
+class Part:
+    """Part of a base's training. Parts follow one another, each from the averaged weights of the one before.
+
+    Args:
+        name: For messages and files.
+        share: Of the time, or of the steps.
+        models: Names of those that learn; the others stay as they are.
+        draw: As `Kind.draw`.
+        loss: As `Kind.loss`.
+        helpers: Learn too and are thrown away.
+        report: What was learned, in words; None = pictures judge it.
+        rate: Times the learning rate.
+        hold: Share of the part before the rate falls.
+        begin: Called first, with the weights that the parts before have left.
+    """
+
+    name: str
+    share: float
+    models: tuple[str, ...]
+    draw: Callable[[Material, int, torch.Generator], Inputs]
+    loss: Callable[[Inputs], Tensor]
+    helpers: tuple[nn.Module, ...] = ()
+    report: Callable[[], str] | None = None
+    rate: float = 1.0
+    hold: float = 0.25
+    begin: Callable[[], None] | None = None
+
+
 class Kind(ABC):
     """A pocket base: its networks, its objective, its pipeline.
 
@@ -77,16 +107,22 @@ class Kind(ABC):
     def pipeline(self, vae: Network, models: dict[str, Network]) -> Any:
         """The diffusers pipeline of the family with these parts."""
 
+    def parts(self) -> list[Part]:
+        """How it is trained; all at once when it says nothing else."""
+        return [Part("", 1.0, tuple(self.models), self.draw, self.loss)]
+
     def read(self, captions: list[list[str]], device: torch.device) -> Texts:
         """Token ids of the captions of each picture, each different text once, on the device."""
         known: dict[str, int] = {"": 0}
         rows = [[known.setdefault(text, len(known)) for text in texts] for texts in captions]
-        texts = list(known)
-        ids = {
+        return Texts(torch.tensor(rows, device=device), self.ids(list(known), device))
+
+    def ids(self, texts: list[str], device: torch.device) -> dict[str, Tensor]:
+        """Token ids by text encoder, "ids", "ids_2", ...: (texts, L) int16."""
+        return {
             name.replace("tokenizer", "ids"): torch.from_numpy(_ids(tokenizer, texts)).to(device)
             for name, tokenizer in self.tokenizers.items()
         }
-        return Texts(torch.tensor(rows, device=device), ids)
 
     def to(self, device: torch.device) -> "Kind":
         """Put the networks there."""
