@@ -79,7 +79,7 @@ def test_on_a_cpu_it_has_to_be_asked_for(plain):
     "more",
     [
         {"train.gradient_checkpointing": True, "train.checkpointed_blocks": 0.5},
-        {"adapter.method": "dora"},
+        {"adapter.method": "dora", "adapter.targets": r".*attn2\.to_q"},
         {"preservation.mode": "base_prediction", "data.trigger": "zork", "preview.every": 2},
     ],
     ids=["checkpointed", "dora", "preserved"],
