@@ -186,6 +186,7 @@ def test_a_base_is_shared_before_it_is_rounded():
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_it_is_said_and_kept_for_later_attempts(tmp_path, monkeypatch, checkpointing):
     monkeypatch.setattr("trainers.ladder.choose", lambda *_: Keeping(sharded=True))
+    monkeypatch.setattr("trainers.ladder.parameters", lambda *_: 0)  # a GPU is made up, and it asks for none
     said, here = [], setting(**{"train.gradient_checkpointing": checkpointing})
     here.family.denoiser_name, here.rundir, here.writes = "transformer", RunDir(tmp_path), True
     here.reporter = SimpleNamespace(warn=said.append)

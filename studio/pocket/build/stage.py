@@ -108,7 +108,8 @@ def run_stage(
         say(f"{stage.name}: goes on at step {run.step}")
     generator = torch.Generator(run.device)
     losses: list[float] = []
-    share, saved_at, unread = run.share(), time.monotonic(), 0
+    share = run.share() if run.step else 0.0  # one step at least, however late it begins
+    saved_at, unread = time.monotonic(), 0
     while share < 1:
         run.do(draw(generator.manual_seed(stage.seed * 1_000_003 + run.step)), share)
         unread += 1

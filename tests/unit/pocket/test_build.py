@@ -25,7 +25,7 @@ from studio.pocket.build.kinds import flux1
 from studio.pocket.build.kinds.base import Material
 from studio.pocket.build.kinds.table import KINDS, make_kind
 from studio.pocket.build.networks import make_autoencoder
-from studio.pocket.build.stage import Diverged, Stage, rate, run_stage
+from studio.pocket.build.stage import Diverged, Stage, rate, run_stage, steps_in
 from studio.pocket.build.together import BuildPlan, build
 from studio.pocket.build.tokenizer import byte_alphabet, make_t5_tokenizer, make_tokenizer
 from studio.pocket.grammar import evaluation_scenes
@@ -104,6 +104,13 @@ def test_a_stage_ends_when_its_time_is_up_and_a_resumed_one_has_only_the_rest(tm
     _, *stage = line_stage(tmp_path, until=time.time() + 1000)
     assert run_stage(*stage, quiet, resume=True) == []
     assert torch.load(tmp_path / "line.state", weights_only=True)["step"] == done
+
+
+def test_a_stage_that_begins_too_late_does_one_step(tmp_path):
+    _, *stage = line_stage(tmp_path, until=time.time() - 9)
+    assert len(run_stage(*stage, quiet, resume=False)) == 1
+    assert steps_in(stage[0].state_file) == 1
+    assert run_stage(*stage, quiet, resume=True) == []
 
 
 def test_a_loss_that_is_no_number_ends_the_stage_and_spares_the_state(tmp_path):

@@ -90,7 +90,10 @@ def learned(rundir: RunDir) -> tuple[str, dict[str, str]]:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_it_becomes_the_trainer_and_learns_the_same_to_the_bit(cold: tuple[Starts, RunDir]):
