@@ -1,5 +1,6 @@
 """Compare in a real browser: a grid of nine, the slider, ten blind votes, a checkpoint kept, the evidence."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -26,7 +27,7 @@ from studio.evidence.plan import Wishes
 from studio.pocket.pictures import demo_set
 from studio.runs.launch import launch
 from studio.workspace import Workspace
-from tests.support.browser import only, page_at, write
+from tests.support.browser import only, page_at, rest, write
 from tests.support.pictures import encoded
 from tests.support.sampling import add_adapter
 from tests.support.supervision import until
@@ -97,8 +98,16 @@ def ten_steps(page: Page) -> None:
 def choose(page: Page, label: str, option: str) -> None:
     """A value of a list."""
     box = page.get_by_role("combobox", name=re.compile(label))
-    only(box).click()  # after a choice the list before stands beside the new one for a moment
-    only(page.get_by_role("option", name=option, exact=True)).click()
+    wanted = page.get_by_role("option", name=option, exact=True)
+    for _ in range(5):
+        page.wait_for_timeout(300)  # what was done before begins to run the page's script
+        rest(page)
+        only(box).click()  # after a choice the list before stands beside the new one for a moment
+        with contextlib.suppress(AssertionError):
+            expect(wanted).to_have_count(1, timeout=3000)
+            break
+        page.keyboard.press("Escape")  # the page was drawn anew, and closed the list
+    only(wanted).click()
 
 
 def the_slider(page: Page) -> None:
