@@ -33,7 +33,7 @@ APP = "lora-studio"
 PACKAGE = "package:"  # a location inside the installed package, whatever folder that is in now
 POCKET = "pocket"
 _SHIPPED = Path(__file__).parent / "pocket"
-_PACKAGED = {
+PACKAGED = {
     POCKET: _SHIPPED / "model",
     **{name: _SHIPPED / "models" / name for name in ("pocket-xl", "pocket-sd35", "pocket-flux")},
 }
@@ -79,7 +79,7 @@ class Workspace:
         url = self.settings.database_url or f"sqlite:///{self.home / 'catalog.sqlite'}"
         catalog = Catalog.open(url, backups=self.home / "backups")
         if not catalog.read_only:
-            for name, folder in _PACKAGED.items():
+            for name, folder in PACKAGED.items():
                 if (folder / "model_index.json").exists():  # those of other families need not be installed
                     self._register_pocket(catalog, name, folder)
         return catalog
@@ -132,7 +132,7 @@ class Workspace:
             BadInput: a relative path that leaves the workspace.
         """
         if path.startswith(PACKAGE):
-            return _PACKAGED[path.removeprefix(PACKAGE)]
+            return PACKAGED[path.removeprefix(PACKAGE)]
         if Path(path).is_absolute():
             return Path(path)
         # By its text only: people put `bases` on a larger disk with a symbolic link, as they may.

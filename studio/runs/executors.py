@@ -11,6 +11,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from trainers.rundir import KEY_VARIABLE, LOG, PROCESS, RunDir
 
 LOCK = "trainer.lock"  # held by the living trainer through a descriptor it inherited
 MODULE = "trainers.run"
+PATIENCE = 5.0  # seconds for a started process to be seen as what it is
 ACCELERATE = "accelerate.json"  # in the run directory: how several processes are started
 
 
@@ -189,10 +191,20 @@ class LocalExecutor:
         """
         identity = read_identity(rundir)
         if identity is None or not identity.alive():
-            identity = self._by_command_line(rundir) if locked(rundir) else None
+            identity = self._without_record(rundir)
         if identity is not None:
             self._kills_before.setdefault(identity.pid, memory_kills())
         return identity
+
+    def _without_record(self, rundir: RunDir) -> ProcessIdentity | None:
+        """Looked for as long as the lock is held: a process just begun has no command line yet."""
+        patience = time.monotonic() + PATIENCE
+        while locked(rundir):
+            identity = self._by_command_line(rundir)
+            if identity is not None or time.monotonic() > patience:
+                return identity
+            time.sleep(0.02)
+        return None
 
     def _by_command_line(self, rundir: RunDir) -> ProcessIdentity | None:
         trainers: dict[int, psutil.Process] = {}
@@ -202,9 +214,9 @@ class LocalExecutor:
                 if self._module in words and str(rundir.path) in words:
                     trainers[process.pid] = process
         for pid, process in trainers.items():
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, KeyError):  # gone, or its environment is not there yet
                 if process.ppid() not in trainers:  # the launcher, not one of its ranks
-                    token = process.environ().get(TOKEN_VARIABLE, "")
+                    token = process.environ()[TOKEN_VARIABLE]
                     return ProcessIdentity.of(pid, _ranks(process.cmdline()), token)
         return None
 

@@ -317,6 +317,26 @@ def test_a_second_trainer_in_one_run_directory_is_refused(ws: Workspace):
     assert fake_executor(ws).find(rundir) is None
 
 
+def test_a_trainer_that_has_only_just_been_started_is_found(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
+    """Its worker died at once: no process.json, and for a moment no command line either."""
+    run = make_run(ws, Script(step_seconds=0.1))
+    rundir = ws.run_dir(run.id)
+    identity = fake_executor(ws).spawn(rundir)
+    real, unseen = psutil.process_iter, [1, 2, 3]
+
+    def processes() -> Iterator[psutil.Process]:
+        hidden = bool(unseen) and bool(unseen.pop())
+        yield from (process for process in real() if not (hidden and process.pid == identity.pid))
+
+    monkeypatch.setattr(psutil, "process_iter", processes)
+    try:
+        assert fake_executor(ws).find(rundir) == identity
+        assert unseen == []
+    finally:
+        monkeypatch.undo()
+        identity.kill()
+
+
 def test_a_full_disk_is_waited_out(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
     """Registering fails for want of space; the run is finished once there is some."""
     from registry.errors import StudioError

@@ -20,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the states in that folder")
     parser.add_argument("--together", action="store_true", help="bases at the same time: for a GPU")
     parser.add_argument("--shipped-autoencoders", action="store_true", help="train no new ones")
+    parser.add_argument("--further", action="store_true", help="train the shipped bases further")
+    parser.add_argument("--rate", type=float, default=1.0, help="times the usual learning rate")
     parser.add_argument("--processes", type=int, default=1, help="how many draw pictures")
     parser.add_argument("--pictures", type=int, default=0, help="captioned ones; 0 = as fits the minutes")
     parser.add_argument("--pack", type=Path, help="folder for results packed into one file each")
@@ -28,13 +30,15 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names:
         if name not in KINDS:
             raise BadInput(name, "is no pocket base", f"choose of {', '.join(KINDS)}")
-    if not options.minutes > 0:
-        raise BadInput("--minutes", f"is {options.minutes}", "give a number above 0")
+    for name in ("minutes", "rate"):
+        if not getattr(options, name) > 0:
+            raise BadInput(f"--{name}", f"is {getattr(options, name)}", "give a number above 0")
     if any(options.out.glob("*.state")) and not options.resume:
         raise BadInput(str(options.out), "holds an earlier build", "add --resume or name another folder")
     plan = BuildPlan(
         bases=names, minutes=options.minutes, pictures=options.pictures, together=options.together,
-        processes=options.processes, pack=options.pack, shipped=options.shipped_autoencoders,
+        processes=options.processes, pack=options.pack, rate=options.rate,
+        shipped=options.shipped_autoencoders or options.further, further=options.further,
     )  # fmt: skip
     failed = build(options.out, plan, say, resume=options.resume)
     for name in names:

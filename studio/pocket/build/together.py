@@ -39,6 +39,8 @@ class BuildPlan:
         processes: How many draw.
         pack: Folder for packed results; None = none are packed.
         shipped: The autoencoders that ship with the studio instead of new ones.
+        further: Bases begin with the weights that ship with the studio; wants its autoencoders, too.
+        rate: Times the usual learning rate.
         steps: Of each stage instead of a time, for tests; 0 = by time.
         options: Further options of the workers, for tests.
     """
@@ -50,6 +52,8 @@ class BuildPlan:
     processes: int = 1
     pack: Path | None = None
     shipped: bool = False
+    further: bool = False
+    rate: float = 1.0
     steps: int = 0
     options: tuple[str, ...] = ()
 
@@ -102,7 +106,8 @@ class _Builder:
             self.say(f"{stage}: done already")
             return None
         options = ["--resume"] if self.resume else []
-        return _Job(stage, until, self._popen(stage, until, options), options)
+        options += ["--rate", str(self.plan.rate)]
+        return _Job(stage, until, self._popen(stage, until, options), options, rate=self.plan.rate)
 
     def wait(self, jobs: list[_Job | None]) -> None:
         """Until all have ended; those that fail are started again in another way, at most twice."""
@@ -156,6 +161,7 @@ class _Builder:
         command += ["--steps", str(plan.steps)] if plan.steps else ["--until", f"{until:.1f}"]
         command += ["--pack", str(plan.pack)] if plan.pack else []
         command += ["--shipped"] if plan.shipped else []
+        command += ["--further"] if plan.further else []
         return subprocess.Popen([*command, *plan.options, *options])
 
 

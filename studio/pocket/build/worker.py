@@ -38,6 +38,7 @@ from studio.pocket.build.stage import Diverged, Mark, Stage, run_stage, steps_in
 from studio.pocket.checker import fidelity
 from studio.pocket.command import end_with, say
 from studio.pocket.grammar import evaluation_scenes
+from studio.workspace import PACKAGED
 
 SHIPPED = Path(check.__file__).parent
 SHIPPED_AUTOENCODERS = {4: "model/vae", 16: "models/pocket-sd35/vae"}  # by channels
@@ -59,6 +60,7 @@ class Work:
         marks: How often on the way.
         rate: Times the usual learning rate.
         shipped: The autoencoder that ships with the studio instead of a new one.
+        further: A base begins with the weights that ship with the studio.
     """
 
     stage: str
@@ -73,6 +75,7 @@ class Work:
     plain: bool = False
     resume: bool = False
     shipped: bool = False
+    further: bool = False
 
     @property
     def files(self) -> Files:
@@ -140,12 +143,23 @@ def work_kind(work: Work, device: torch.device) -> None:
     material = Material(torch.from_numpy(np.load(files.latents(channels))).to(device), texts)
     desk = _Desk(work, kind, device, batch)
     seconds = max(0.0, work.until - time.time())
-    for part in kind.parts():
+    parts = kind.parts()
+    if work.further:
+        _begin_with_shipped(kind, work.stage)
+        parts = [part for part in parts if part.report is None]  # those read already
+    for part in parts:
         _train_part(work, kind, part, seconds, material, desk)
     if not desk.judged:  # else the last mark was at the end
         desk.report(None)
     say(f"{work.stage}: end: {desk.judged}")
     files.finished(work.stage).touch()
+
+
+def _begin_with_shipped(kind: Kind, name: str) -> None:
+    """Weights of the base of that name as it ships."""
+    for part, model in kind.models.items():
+        saved = type(model).from_pretrained(PACKAGED[name] / part, torch_dtype=torch.float32)
+        model.load_state_dict(saved.state_dict())
 
 
 def _train_part(
@@ -279,6 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on from the saved state")
     parser.add_argument("--plain", action="store_true", help="no recording, no fused optimizer")
     parser.add_argument("--shipped", action="store_true", help="take the autoencoder that is shipped")
+    parser.add_argument("--further", action="store_true", help="begin with the base that is shipped")
     for name, default in (("steps", 0), ("batch", 0), ("prompts", 64), ("marks", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("until", 0.0), ("rate", 1.0)):

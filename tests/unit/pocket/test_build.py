@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from registry.errors import BadInput, Damaged
@@ -29,6 +30,7 @@ from studio.pocket.build.stage import Diverged, Stage, rate, run_stage, steps_in
 from studio.pocket.build.together import BuildPlan, build
 from studio.pocket.build.tokenizer import byte_alphabet, make_t5_tokenizer, make_tokenizer
 from studio.pocket.grammar import evaluation_scenes
+from studio.workspace import PACKAGED
 from trainers.families import FAMILIES
 from trainers.families.base import BaseFiles
 from trainers.plan import Geometry
@@ -237,6 +239,25 @@ def test_a_build_can_start_from_the_autoencoder_that_is_shipped(tmp_path, monkey
     back = vae.decode(latents / vae.config.scaling_factor + vae.config.shift_factor).sample
     pictures = torch.from_numpy(np.load(files.pixels("captioned"))) / 127.5 - 1
     assert (back - pictures).abs().mean() < 0.05, "it is a trained one"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "channels"), [("pocket", 4), ("pocket-flux", 16)])
+def test_a_shipped_base_can_be_trained_further(tmp_path, monkeypatch, name, channels):
+    monkeypatch.setattr(check, "STEPS", 2)
+    monkeypatch.setattr(worker, "JUDGED", 2)
+    draw_files(tmp_path, "captioned", 4, quiet)
+    assert worker.main([f"autoencoder-{channels}", "--out", str(tmp_path), "--shipped"]) == 0
+    still = ["--steps", "1", "--rate", "1e-9", *TINY]
+    assert worker.main([name, "--out", str(tmp_path), "--further", *still]) == 0
+    denoiser = next(iter(make_kind(name).models))
+    mine, shipped = (
+        load_file(next((folder / denoiser).glob("*.safetensors")))
+        for folder in (Files(tmp_path).result(name) / "model", PACKAGED[name])
+    )
+    assert mine.keys() == shipped.keys()
+    assert all(torch.allclose(mine[key].float(), shipped[key].float(), atol=1e-4) for key in mine)
+    assert not list(tmp_path.glob("*reading*")), "its text encoders read already"
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -70,7 +70,7 @@ def test_pocket_bases_of_other_families_are_there_when_their_files_are(home, tmp
         (tmp_path / name).mkdir()
     (tmp_path / "pocket-xl" / "model_index.json").write_text("{}")
     packaged = {name: tmp_path / name for name in ("pocket-xl", "pocket-flux")}
-    monkeypatch.setattr("studio.workspace._PACKAGED", packaged)
+    monkeypatch.setattr("studio.workspace.PACKAGED", packaged)
     (base,) = Workspace.open(home).catalog.list(Base)
     assert (base.name, base.family, base.builtin, base.location) == (
         "pocket-xl",
@@ -84,7 +84,7 @@ def test_an_update_of_the_package_brings_its_new_weights(ws, tmp_path, monkeypat
     old = ws.catalog.get(Base, POCKET)
     shutil.copytree(ws.resolve(old.location), tmp_path / "new")
     (tmp_path / "new" / "unet" / "config.json").write_text("{}")
-    monkeypatch.setattr("studio.workspace._PACKAGED", {POCKET: tmp_path / "new"})
+    monkeypatch.setattr("studio.workspace.PACKAGED", {POCKET: tmp_path / "new"})
     new = Workspace.open(ws.home).catalog.get(Base, POCKET)
     assert new.id == old.id
     assert new.weight_hash != old.weight_hash
