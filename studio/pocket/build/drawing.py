@@ -20,13 +20,14 @@ from registry.files import atomic_path
 from studio.pocket.clutter import clutter
 from studio.pocket.grammar import caption, sample_scene, varied_caption
 from studio.pocket.render import SIDE, render
+from studio.pocket.stray import with_stray
 
 Kind = Literal["mixed", "captioned"]
 Say = Callable[[str], None]
 
 CHUNK = 500  # pictures that are drawn at a time
 CLUTTER_SHARE = 0.5  # of the autoencoder's pictures
-WORDINGS = 4  # captions of a picture: the plain one and three varied ones
+WORDINGS = 4  # captions of a picture: the plain one and three varied ones, some with stray words
 SEEDS: dict[Kind, int] = {"mixed": 11, "captioned": 1000}
 
 
@@ -81,7 +82,8 @@ def draw_some(kind: Kind, count: int, seed: int) -> tuple[NDArray[np.uint8], lis
         scene = sample_scene(rng)
         pixels[index] = np.asarray(render(scene, rng, apart=True))
         if kind == "captioned":
-            captions.append([caption(scene), *(varied_caption(scene, rng) for _ in range(WORDINGS - 1))])
+            varied = (with_stray(varied_caption(scene, rng), rng) for _ in range(WORDINGS - 1))
+            captions.append([caption(scene), *varied])
     return pixels.transpose(0, 3, 1, 2), captions
 
 

@@ -8,7 +8,6 @@ captions.
 """
 
 import random
-import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 from studio.pocket.build.networks import Network
 from studio.pocket.build.replay import Inputs
-from studio.pocket.build.tokenizer import EVERYDAY
 from studio.pocket.grammar import (
     COLOURS,
     COUNT_WORDS,
@@ -30,6 +28,7 @@ from studio.pocket.grammar import (
     varied_caption,
 )
 from studio.pocket.shapes import SHAPES
+from studio.pocket.stray import with_stray
 
 QUESTIONS: dict[str, tuple[object, ...]] = {  # attributes of a scene and their answers
     "shape": SHAPES,
@@ -41,7 +40,6 @@ QUESTIONS: dict[str, tuple[object, ...]] = {  # attributes of a scene and their 
     "texture": ("", *TEXTURES),
 }
 CAPTIONS, ASKED = 20_000, 512  # different ones that are learned from, and that judge
-STRAY_SHARE = 0.3  # of captions that have a word beside them that means nothing
 HIDDEN_SHARE = 0.2  # of the words in half of a batch
 WORD_WEIGHT = 0.5  # of the loss by words beside the one by scenes
 
@@ -72,15 +70,6 @@ def make_book(read: Callable[[list[str]], dict[str, Tensor]], count: int, *, hel
     ids = read([with_stray(varied_caption(scene, rng), rng) for scene in scenes])
     answers = torch.tensor([_answers(scene) for scene in scenes])
     return Book(ids, answers.to(next(iter(ids.values())).device))
-
-
-def with_stray(text: str, rng: random.Random) -> str:
-    """Some texts get an everyday word or a made-up one before or behind them."""
-    if rng.random() >= STRAY_SHARE:
-        return text
-    made_up = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 8)))
-    word = rng.choice((rng.choice(EVERYDAY), made_up))
-    return rng.choice((f"{word} {text}", f"{text}, {word}", f"{text} {word}"))
 
 
 class Readers(nn.Module):

@@ -16,6 +16,7 @@ from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
 from studio.pocket.grammar import COLOURS, COUNT_WORDS, FILLERS, POSITIONS, SIZES, TEXTURES
 from studio.pocket.shapes import SHAPES
+from studio.pocket.stray import EVERYDAY
 
 LENGTH = 77  # tokens, as CLIP
 T5_LENGTH = 64  # enough for any caption; each further one costs attention in every block
@@ -24,20 +25,6 @@ WORD_START = "\u2581"  # what T5 puts before a word
 EVERYDAY_MERGES = 300
 GRAMMAR_WEIGHT = 100  # a grammar word counts as often as so many everyday ones
 END_OF_WORD = "</w>"
-EVERYDAY = """
-    and for from by as is it this that my your our his her its their four five six seven eight nine
-    ten painting sketch portrait person man woman boy girl child face hand eye cat dog bird fish
-    horse bear fox rabbit cow car boat house tree flower leaf mountain river lake sea beach sky
-    cloud sun moon night day city street road bridge forest garden field snow rain fire water stone
-    wood metal glass paper ink pencil watercolor oil pastel crayon charcoal comic cartoon pixel
-    retro vintage modern minimal abstract flat outline hatched crosshatch line dot stripe pattern
-    texture soft bright dark light big tiny huge tall short long wide round sharp smooth rough old
-    new young happy sad cute good high low center middle behind front under over near wearing
-    holding standing sitting running flying toy robot monster dragon castle ship plane train bottle
-    cup chair table book shoe hat bag clock lamp logo icon badge mascot creature object foreground
-    detailed realistic fantasy magic space planet food fruit apple banana lemon cake bread cheese
-    gold silver brown teal cyan magenta beige cream violet
-""".split()  # noqa: SIM905  a list of 150 strings reads worse
 
 Merge = tuple[str, str]
 

@@ -8,8 +8,9 @@ import torch
 from studio.pocket.build.kinds.base import Material
 from studio.pocket.build.kinds.flux1 import PocketFlux1
 from studio.pocket.build.networks import make_t5
-from studio.pocket.build.reading import QUESTIONS, make_book, scene_loss, with_stray
+from studio.pocket.build.reading import QUESTIONS, make_book, scene_loss
 from studio.pocket.build.tokenizer import make_t5_tokenizer
+from studio.pocket.stray import with_stray
 
 CPU = torch.device("cpu")
 
