@@ -6,7 +6,7 @@ Asked before a run is queued, and again by the trainer. Where a field counts is 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from registry.errors import BadInput
 from trainers.families import FAMILIES
@@ -32,7 +32,7 @@ ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the res
 BLOCKS_WHOLE = 0.1
 # Bytes of a rounded weight, with its share of what stays whole.
 WEIGHT_BYTES = {"int8": 1.04, "fp8": 1.04, "nf4": 0.58}
-BY_ITSELF = ("int8", "nf4")  # what is taken where the recipe leaves it open; fp8 saves no more than int8
+BY_ITSELF: Final = ("int8", "nf4")  # what is taken where nobody chose; fp8 saves no more than int8
 # Shares of the blocks that gradient checkpointing computes again, as they are tried in turn, in words.
 CHECKPOINTED = {
     0.25: " for a quarter of the blocks",

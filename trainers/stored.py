@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Precision = Literal["whole", "int8", "fp8", "nf4"]
 ROUNDED: tuple[Precision, ...] = ("int8", "fp8", "nf4")  # from fine to coarse
-BY_ITSELF: tuple[Precision, ...] = ("int8", "nf4")  # what is taken where nobody chose; fp8 saves no more
 BLOCK = 64  # weights of nf4 that share a scale
 FP8 = torch.float8_e4m3fn  # Micikevicius et al. 2022, "FP8 Formats for Deep Learning"
 TINY = 2.0**-24  # the smallest number above 0 in fp16
