@@ -130,12 +130,12 @@ def _checkpointed_first(setting: "Setting", rungs: Rungs) -> Rungs:
 def _shared_first(rungs: Rungs, train: TrainSection) -> tuple[Rungs, str]:
     """With gradient checkpointing at once: a rung that is needed later costs such a run a start."""
     more = not (train.gradient_checkpointing or rungs.checkpointing)
-    said = _shared_words(train.processes, ", and gradient checkpointing is on" if more else "")
+    said = _shared_words("its", train.processes, ", and gradient checkpointing is on" if more else "")
     return replace(rungs, sharded=True, checkpointing=more or rungs.checkpointing), said
 
 
-def _shared_words(processes: int, more: str = "") -> str:
-    return f"its weights are shared by the {processes} processes{more} (steps take longer)"
+def _shared_words(whose: str, processes: int, more: str = "") -> str:
+    return f"{whose} weights are shared by the {processes} processes{more} (steps take longer)"
 
 
 def keep_rungs(rundir: RunDir, rungs: Rungs) -> None:
@@ -173,8 +173,7 @@ def _base_rung(rungs: Rungs, setting: "Setting") -> tuple[Rungs, str] | None:
     """The next way to keep the base, as far as the recipe leaves it open."""
     train, keeping = setting.recipe.train, rungs.keeping(setting)
     if train.shares == "auto" and keeping == Keeping():
-        said = _shared_words(train.processes).replace("its", "the base's", 1)
-        return replace(rungs, sharded=True), said
+        return replace(rungs, sharded=True), _shared_words("the base's", train.processes)
     if train.base_weights == "auto" and keeping.precision != "nf4":
         coarser = "int8" if keeping.precision == "whole" else "nf4"
         return replace(rungs, base=coarser), f"the base's weights are rounded to {BITS[coarser]} bits"
