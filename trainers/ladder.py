@@ -25,7 +25,7 @@ from trainers.base_weights import Keeping, choose, parameters
 from trainers.fitting import BITS, CHECKPOINTED, first_checkpointing, only_denoiser
 from trainers.optim import optimizer_kind
 from trainers.recipe_fields import OptimizerSection, TrainSection
-from trainers.rundir import MEMORY, RunDir
+from trainers.rundir import MEMORY, UNTRIED, RunDir
 
 if TYPE_CHECKING:
     from trainers.setup import Setting
@@ -82,7 +82,8 @@ class Rungs:
 def read_rungs(rundir: RunDir) -> Rungs:
     """Those of earlier attempts."""
     path = rundir.file(MEMORY)
-    return Rungs(**read_json(path)) if path.exists() else Rungs()
+    kept = read_json(path) if path.exists() else {}
+    return Rungs(**{name: value for name, value in kept.items() if name != UNTRIED})
 
 
 def first_rungs(setting: "Setting") -> Rungs:
@@ -138,9 +139,9 @@ def _shared_words(whose: str, processes: int, more: str = "") -> str:
     return f"{whose} weights are shared by the {processes} processes{more} (steps take longer)"
 
 
-def keep_rungs(rundir: RunDir, rungs: Rungs) -> None:
-    """For later attempts."""
-    write_json(rundir.file(MEMORY), asdict(rungs))
+def keep_rungs(rundir: RunDir, rungs: Rungs, *, untried: bool = False) -> None:
+    """For later attempts; `untried`: the next one is the first with them, so it is worth being made."""
+    write_json(rundir.file(MEMORY), asdict(rungs) | ({UNTRIED: True} if untried else {}))
 
 
 def next_rung(
@@ -188,7 +189,7 @@ def after_failure(rundir: RunDir, setting: "Setting", rungs: Rungs, step: int) -
     step_up = next_rung(rungs, setting, fresh=step == 0, tried=False)
     if step_up is None:
         return ""
-    keep_rungs(rundir, step_up[0])
+    keep_rungs(rundir, step_up[0], untried=True)
     return f"when resumed, {step_up[1]}"
 
 
