@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import weakref
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -200,6 +201,20 @@ def test_a_base_takes_less(precision, share, tiny_sd15):
         assert any(isinstance(layer, StoredLayer) for layer in family.denoiser.modules()) == (kept != "whole")
     assert parameters(family, "unet") * 4 == sizes["whole"]
     assert sizes[precision] < share * sizes["whole"] * 1.2
+
+
+def test_variants_of_the_weights_are_no_more_parameters(tiny_sd15, tmp_path):
+    """Stable Diffusion 1.5 brings its UNet four times."""
+    place = shutil.copytree(tiny_sd15, tmp_path / "base")
+    family = StableDiffusion15(BaseFiles(str(place)), dtype=torch.float32, device=CPU)
+    count, unet = parameters(family, "unet"), place / "unet"
+    plain = unet / "diffusion_pytorch_model.safetensors"
+    for variant in ("fp16", "non_ema"):
+        shutil.copy(plain, unet / f"diffusion_pytorch_model.{variant}.safetensors")
+    assert parameters(family, "unet") == count
+    plain.unlink()
+    assert parameters(family, "unet") == count
+    assert sum(p.numel() for p in family.part("unet").parameters()) == count
 
 
 def test_a_gpu_without_room_gets_the_finest_that_fits(tiny_sd15, monkeypatch):
