@@ -18,6 +18,7 @@ are: they are small, and much depends on them.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -25,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
+
+from registry.errors import BadInput
 
 if TYPE_CHECKING:
     from trainers.families.base import Family
@@ -168,7 +171,14 @@ def compress(family: "Family", precision: Precision) -> None:
 
 
 def compress_part(part: nn.Module, precision: Precision, device: torch.device) -> None:
-    """Round a freshly loaded part layer by layer, so that little is there twice; computed on `device`."""
+    """Round a freshly loaded part layer by layer, so that little is there twice; computed on `device`.
+
+    Raises:
+        BadInput: fp8 on a device that has no such numbers.
+    """
+    if precision == "fp8" and not _has_fp8(device):
+        wrong = f"are numbers of 8 bits that this device ({device.type}) does not have"
+        raise BadInput("weights in fp8", wrong, "choose int8, which takes no more memory")
     if precision != "whole":
         store_part(part, precision, device)
 
@@ -178,6 +188,15 @@ def store_part(part: nn.Module, precision: Precision = "whole", device: torch.de
     for holder, attribute, layer in list(_layers(part)):
         kind = StoredConv2d if isinstance(layer, nn.Conv2d) else StoredLinear
         setattr(holder, attribute, kind(layer, precision, device or layer.weight.device))
+
+
+@cache
+def _has_fp8(device: torch.device) -> bool:
+    """Whether it turns numbers into fp8 and back; Apple's GPUs do not."""
+    try:
+        return torch.ones(1, device=device).to(FP8).float().item() == 1
+    except (RuntimeError, TypeError):
+        return False
 
 
 def bytes_saved(family: "Family", precision: Precision) -> dict[str, int]:

@@ -12,6 +12,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from registry.errors import BadInput
 from tests.support.runs import recipe, resume, write_run
 from tests.support.trained_here import ShortMemory, equal, losses, set_here, tensors, train_here
 from trainers.base_weights import Keeping, choose, load_part, parameters
@@ -23,7 +24,7 @@ from trainers.methods import attach
 from trainers.metrics import Reporter
 from trainers.run import run
 from trainers.signals import StopFlag
-from trainers.stored import ROUNDED, StoredConv2d, StoredLayer, StoredLinear, store_part
+from trainers.stored import ROUNDED, StoredConv2d, StoredLayer, StoredLinear, compress_part, store_part
 
 CPU = torch.device("cpu")
 TRAIN = {"train.max_steps": 2, "checkpoints.every": 1, "optimizer.lr": 1e-3}
@@ -100,6 +101,15 @@ def test_convolutions_with_other_edges_stay_as_they_are():
     )
     store_part(part, "int8", CPU)
     assert [isinstance(layer, StoredLayer) for layer in part.blocks] == [True, False, False]
+
+
+def test_a_device_without_numbers_of_8_bits_is_told_from_the_start():
+    part = nn.Module()
+    part.blocks = nn.ModuleList([nn.Linear(2, 2)])
+    with pytest.raises(BadInput, match=r"^weights in fp8: .*this device \(mps\).* choose int8"):
+        compress_part(part, "fp8", torch.device("mps"))  # there is none here, which looks the same
+    compress_part(part, "fp8", CPU)
+    assert part.blocks[0].weight.shape == (2, 2)
 
 
 def test_dora_with_dropout_keeps_no_weight_of_the_base(tiny_sd15):
