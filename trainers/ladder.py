@@ -91,16 +91,20 @@ def first_rungs(setting: "Setting") -> Rungs:
 
     A run goes on as it began, also on another GPU.
     """
-    rungs, recipe = _checkpointed_first(setting, read_rungs(setting.rundir)), setting.recipe
-    if recipe.adapter.method == "full" or "auto" not in (recipe.train.base_weights, recipe.train.shares):
+    rungs = _checkpointed_first(setting, read_rungs(setting.rundir))
+    train = setting.recipe.train
+    left_open = "auto" in (train.base_weights, train.base_streaming, train.shares)
+    if setting.recipe.adapter.method == "full" or not left_open:
         return rungs
-    kept = choose(setting.family, setting.family.denoiser_name, recipe.train)
-    if kept.sharded and recipe.train.shares == "auto" and not rungs.base:
-        settled, said = _shared_first(rungs, recipe.train)
-    elif kept.precision != "whole" and recipe.train.base_weights == "auto":
+    kept = choose(setting.family, setting.family.denoiser_name, train)
+    if kept.sharded and train.shares == "auto" and not rungs.base:
+        settled, said = _shared_first(rungs, train)
+    elif kept.precision != "whole" and train.base_weights == "auto":
         settled = replace(rungs, base=rungs.base or kept.precision, streamed=rungs.streamed or kept.streamed)
         more = " and come from the main memory (steps take longer)" if settled.streamed else ""
         said = f"its weights are rounded to {BITS.get(settled.base, 0)} bits{more}"
+    elif kept.streamed and train.base_streaming == "auto":
+        settled, said = replace(rungs, streamed=True), _streamed_words("its")
     else:
         return rungs
     if settled == rungs:
@@ -137,6 +141,10 @@ def _shared_first(rungs: Rungs, train: TrainSection) -> tuple[Rungs, str]:
 
 def _shared_words(whose: str, processes: int, more: str = "") -> str:
     return f"{whose} weights are shared by the {processes} processes{more} (steps take longer)"
+
+
+def _streamed_words(whose: str) -> str:
+    return f"{whose} weights come from the main memory (steps take longer)"
 
 
 def keep_rungs(rundir: RunDir, rungs: Rungs, *, untried: bool = False) -> None:
@@ -179,8 +187,7 @@ def _base_rung(rungs: Rungs, setting: "Setting") -> tuple[Rungs, str] | None:
         coarser = "int8" if keeping.precision == "whole" else "nf4"
         return replace(rungs, base=coarser), f"the base's weights are rounded to {BITS[coarser]} bits"
     if train.base_streaming == "auto" and not keeping.streamed:
-        said = "the base's weights come from the main memory (steps take longer)"
-        return replace(rungs, streamed=True), said
+        return replace(rungs, streamed=True), _streamed_words("the base's")
     return None
 
 

@@ -218,10 +218,9 @@ def first_fit(recipe: Recipe, size: Size) -> Fit:
     width = 4 if train.precision == "fp32" else 2
     if first_sharing(train, size.denoiser, width, int(room / USABLE)):
         return Fit(train.shares == "auto", sharded=train.shares == "auto")
-    if train.base_weights != "auto":
-        return Fit()
     kept, streamed = first_keeping(train, size.denoiser, width, int(room / USABLE))
-    return Fit(base=kept, streamed=streamed and train.base_streaming == "auto")
+    base = kept if train.base_weights == "auto" else "whole"
+    return Fit(base=base, streamed=streamed and train.base_streaming == "auto")
 
 
 @cache

@@ -241,7 +241,9 @@ def test_a_gpu_without_room_gets_the_finest_that_fits(tiny_sd15, monkeypatch):
     for room, kept in ((1.3, "whole"), (0.7, "int8"), (0.4, "nf4")):
         Card.total_memory = int(room * size)
         assert chosen() == Keeping(kept)
-        assert chosen(base_weights="whole") == Keeping()
+        assert chosen(base_weights="whole", base_streaming="off") == Keeping()
+        assert chosen(base_weights="whole") == Keeping(streamed=room < 1)  # it could not even be loaded
+        assert chosen(base_weights="int8") == Keeping("int8", streamed=room < 0.5)
     Card.total_memory = int(0.1 * size)
     assert chosen() == Keeping("nf4", streamed=True)
     assert chosen(base_streaming="off") == Keeping("nf4")
@@ -285,6 +287,8 @@ def test_where_the_whole_base_learns_it_is_never_rounded(tiny_sd15, monkeypatch)
 
     assert kept(Rungs()) == Keeping("nf4", streamed=True)
     assert kept(Rungs(), adapter_method="full") == Keeping()
+    assert kept(Rungs(), train_base_weights="whole") == Keeping(streamed=True)
+    assert kept(Rungs(), train_base_weights="whole", train_base_streaming="off") == Keeping()
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**40))
     climbed = Rungs(base="nf4", streamed=True)
     assert kept(climbed) == Keeping("nf4", streamed=True)

@@ -141,6 +141,7 @@ def test_on_a_gpu_the_forecast_begins_as_the_trainer_does(ws: Workspace, monkeyp
     assert smallest is not None
     assert (smallest.base, smallest.streamed) == ("nf4", True)
     assert fit(24, "train.base_weights=whole", "train.base_streaming=off") is None
+    assert fit(24, "train.base_weights=whole") == estimate.Fit(streamed=True)
     assert fit(24, "adapter.method=full", "adapter.alpha=none") is None
 
 
