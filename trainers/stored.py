@@ -105,6 +105,12 @@ class StoredLayer(nn.Module, ABC):
         self.resting: tuple[Tensor, Tensor] = (codes, scales)
         self._fetch = fetch
 
+    def leave(self) -> None:
+        """Give up what rests in the main memory, and with that of all layers its copies on the device."""
+        if self._fetch is not None:
+            self._fetch = None
+            del self.resting
+
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         """What the plain layer gives with the rounded weight."""
         if torch.is_grad_enabled() and input.requires_grad:

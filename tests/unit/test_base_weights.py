@@ -16,6 +16,7 @@ from registry.errors import BadInput
 from tests.support.runs import recipe, resume, write_run
 from tests.support.trained_here import ShortMemory, equal, losses, set_here, tensors, train_here
 from trainers.base_weights import Keeping, choose, load_part, parameters
+from trainers.dry_run import let_go
 from trainers.families.base import BaseFiles
 from trainers.families.flux1 import Flux1
 from trainers.families.sd import StableDiffusion15
@@ -311,6 +312,21 @@ def test_what_is_streamed_is_gone_when_it_is_freed(tiny_sd15, monkeypatch):
         gc.enable()
     assert gone
     assert not any(ref() for ref in gone)
+
+
+def test_what_is_streamed_is_given_up_though_attempts_of_the_dry_run_refer_to_it(tiny_sd15):
+    family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.float32, device=CPU)
+    load_part(family, "unet", Keeping("nf4", streamed=True))
+    denoiser = family.denoiser
+    layers = [module for module in denoiser.modules() if isinstance(module, StoredLayer)]
+    assert all(layer.weight.isfinite().all() for layer in layers)  # some are copied
+    kept = [weakref.ref(tensor) for layer in layers for tensor in layer.resting]
+    stream = weakref.ref(layers[0]._fetch.__self__)
+    let_go(family)
+    assert not family.holds("unet")
+    assert denoiser.config
+    assert kept
+    assert not any(ref() is not None for ref in (*kept, stream))
 
 
 def test_what_the_room_asks_for_is_said_once_and_kept(tmp_path, pictures, tiny_sd15, monkeypatch):
