@@ -23,8 +23,8 @@ from registry.hashing import hash_json
 from trainers.families.base import Conditioning
 
 if TYPE_CHECKING:
-    from trainers.ladder import Rungs
     from trainers.setup import Setting
+    from trainers.stored import Precision
 
 log = logging.getLogger(__name__)
 
@@ -66,19 +66,19 @@ class BasePictures:
             log.warning("preview of the base is not kept (%s)", error)
 
 
-def base_pictures(setting: "Setting", rungs: "Rungs", schedule: Mapping[str, Any]) -> BasePictures:
+def base_pictures(setting: "Setting", precision: "Precision", schedule: Mapping[str, Any]) -> BasePictures:
     """Those that fit a run.
 
     Args:
         setting: The run.
-        rungs: Decide how the base's weights are kept.
+        precision: How the base's weights are kept.
         schedule: Scheduler config of the noise that is trained on.
     """
     family, section = setting.family, setting.recipe.preview
     parts = (family.denoiser_name, "vae")
     facts: dict[str, Any] = {
         "base": setting.env.base_hash or [family.component_hash(name, setting.memo) for name in parts],
-        "weights": rungs.keeping(setting).precision,
+        "weights": precision,
         "computed": [str(family.dtype), setting.accelerator.mixed_precision, family.device.type],
         "sampling": [section.steps, section.cfg, section.scheduler, dict(schedule)],
         "use": [setting.recipe.objective.guidance, bool(section.negative)],

@@ -71,8 +71,7 @@ def choose(family: "Family", name: str, train: "TrainSection") -> Keeping:
     """
     count = memory = 0
     denoiser = name == family.denoiser_name
-    asked = train.base_weights == "auto" or (denoiser and train.shares == "auto")
-    if family.device.type == "cuda" and asked:
+    if family.device.type == "cuda":
         count = parameters(family, name)
         memory = _smallest_memory(family.device, train.processes)
     if denoiser and first_sharing(train, count, family.dtype.itemsize, memory):

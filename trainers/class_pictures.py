@@ -99,8 +99,12 @@ def _keepings(setting: "Setting") -> dict[str, Keeping]:
     family, train = setting.family, setting.recipe.train
     large = [name for name in (family.t5_encoder,) if name in family.text_encoder_names]
     kept = {name: choose(family, name, train) for name in (*large, family.denoiser_name)}
-    # One process draws while the others wait, so it cannot share the base with them: it streams it.
-    return {name: Keeping(streamed=True) if keeping.sharded else keeping for name, keeping in kept.items()}
+    if kept[family.denoiser_name].sharded:
+        # One process draws while the others wait, so it cannot share the base with them: it streams it, or
+        # where that is off keeps it as it would have to without the others.
+        alone = choose(family, family.denoiser_name, train.model_copy(update={"base_sharding": "off"}))
+        kept[family.denoiser_name] = alone if train.base_streaming == "off" else Keeping(streamed=True)
+    return kept
 
 
 def _draw(setting: "Setting", paths: list[Path], numbers: list[int], side: int) -> None:

@@ -30,7 +30,6 @@ from registry.errors import StudioError
 from registry.files import read_json, write_json
 from trainers.base_weights import Keeping
 from trainers.dry_run import Rehearsal, any_process
-from trainers.guards import is_memory
 from trainers.kernels import in_short, repeated, why_not
 from trainers.ladder import Rungs, keep_rungs
 
@@ -44,7 +43,6 @@ SETTLING, TIMED = 3, 5  # passes that do not count, and that do
 MOST_GAIN = 0.6  # of a pass; published gains of whole steps are 0.1 to 0.5
 USUAL = 60.0  # seconds of compiling, until this machine has shown it
 VARIANTS = 64  # that torch may compile of a block, whose default is for functions: widths and buckets
-CANNOT = "torch cannot compile its blocks"
 PLACE = "compiled.json"
 
 
@@ -57,12 +55,15 @@ class Pace:
         compiled: The same with compiled blocks.
         compiling: Seconds that the first such pass took.
         fault: Why nothing could be compiled; "" = it could.
+        lasting: Whether the next attempt would meet the same fault. Memory that others hold, or a missing
+            C++ compiler, may be otherwise then.
     """
 
     plain: float
     compiled: float = 0.0
     compiling: float = 0.0
     fault: str = ""
+    lasting: bool = True
 
     def pays(self, passes: int, shapes: int) -> bool:
         """Whether `passes` make up for compiling `shapes`."""
@@ -76,6 +77,14 @@ class Pace:
         )
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Why blocks were not compiled, and whether the next attempt would meet the same."""
+
+    words: str
+    lasting: bool = False
+
+
 class Trial:
     """Passes of the largest batch that leave no trace but compiled blocks."""
 
@@ -83,14 +92,12 @@ class Trial:
         self.setting, self._rehearsal = rehearsal.setting, rehearsal
         self.denoiser, self._device = self.setting.family.denoiser, self.setting.family.device
 
-    def compile(self) -> str:
-        """Compile the blocks and try them; why they are as they were, or ""."""
-        fault = why_not(self._device) if BACKEND == "inductor" else ""
-        if not fault:
-            compile_blocks(self.denoiser)
-            fault = self._tried()
-        if any_process(self.setting, bool(fault)):
-            fault = fault or "another process of the run could not"
+    def compile(self) -> Fault | None:
+        """Compile the blocks and try them; why they are as they were, or None."""
+        missing = why_not(self._device) if BACKEND == "inductor" else ""
+        fault = Fault(missing) if missing else self._tried()
+        if any_process(self.setting, fault is not None):
+            fault = fault or Fault("another process of the run could not")
             self.undo()
         return fault
 
@@ -123,14 +130,15 @@ class Trial:
         mean: Any = accelerator.reduce(torch.tensor(seconds, device=accelerator.device), "mean")
         return float(mean)
 
-    def _tried(self) -> str:
+    def _tried(self) -> Fault | None:
+        compile_blocks(self.denoiser)
         try:
             error = self._rehearsal.attempt()
         except StudioError:
             raise
         except Exception as caught:  # noqa: BLE001  a compiler can fail in any way, and the run does not need it
-            return f"{CANNOT} ({in_short(caught)})"
-        return "that takes more memory than there is" if error and is_memory(error) else ""
+            return Fault(f"torch cannot compile its blocks ({in_short(caught)})", lasting=True)
+        return Fault("that takes more memory than there is") if error else None
 
 
 def settle_compiling(rehearsal: Rehearsal, *, start: int) -> Rungs:
@@ -164,7 +172,7 @@ def settle_compiling(rehearsal: Rehearsal, *, start: int) -> Rungs:
     if wanted == "on" or rungs.compiled:
         fault = trial.compile()
         if fault:
-            setting.reporter.warn(f"blocks are not compiled: {fault}")
+            setting.reporter.warn(f"blocks are not compiled: {fault.words}")
         return _kept(setting, rungs, compiled=not fault)
     train = setting.recipe.train
     passes = (train.max_steps - start) * train.accumulate
@@ -210,8 +218,8 @@ def decide(trial: Trial, passes: int, shapes: int, place: Path, key: str) -> tup
     if key in paces:
         pace, seen = Pace(**paces[key]), "seen before: "
         compiled = pace.pays(passes, shapes)
-        fault = trial.compile() if compiled else ""
-        return compiled and not fault, fault or seen + pace.words()
+        fault = trial.compile() if compiled else None
+        return compiled and not fault, fault.words if fault else seen + pace.words()
     if MOST_GAIN * passes < 2 * (SETTLING + TIMED):
         return False, f"{passes} passes are too few to make up for a trial"
     plain = trial.seconds()
@@ -221,8 +229,7 @@ def decide(trial: Trial, passes: int, shapes: int, place: Path, key: str) -> tup
     compiled = pace.pays(passes, shapes - 1)  # one is done
     if not compiled:
         trial.undo()
-    # Memory that others hold, or a missing C++ compiler, may be otherwise next time.
-    if trial.setting.writes and (not pace.fault or pace.fault.startswith(CANNOT)):
+    if trial.setting.writes and pace.lasting:
         write_json(place, paces | {key: asdict(pace)})
     return compiled, pace.words()
 
@@ -238,7 +245,7 @@ def _seen(place: Path) -> dict[str, Any]:
 def _probed(trial: Trial, plain: float) -> Pace:
     begun = time.perf_counter()
     if fault := trial.compile():
-        return Pace(plain, fault=fault)
+        return Pace(plain, fault=fault.words, lasting=fault.lasting)
     compiling = trial.shared(time.perf_counter() - begun)
     return Pace(plain, trial.seconds(), compiling)
 

@@ -20,6 +20,7 @@ from trainers.loop import backward
 from trainers.optim import make_optimizer, optimizer_kind
 from trainers.plan import Item
 from trainers.preservation import BasePrediction
+from trainers.stored import StoredLayer
 
 if TYPE_CHECKING:
     from trainers.checkpoints import Learning
@@ -158,13 +159,16 @@ def _with_rungs(now: Rehearsal, rungs: Rungs, make: "Callable[[Setting, Rungs], 
         fresh = make_optimizer(section, learning.flats, setting.family.device, seed)
         learning = replace(learning, optimizer=fresh)
     if rungs.keeping(setting) != before.keeping(setting):
-        _let_go(setting.family)
+        let_go(setting.family)
         learning = make(setting, rungs)
     return learning
 
 
-def _let_go(family: "Family") -> None:
+def let_go(family: "Family") -> None:
     """Free the denoiser's memory, whoever still refers to it."""
+    for module in family.denoiser.modules():
+        if isinstance(module, StoredLayer):
+            module.leave()
     family.denoiser.to_empty(device="meta")
     family.free(family.denoiser_name)
 

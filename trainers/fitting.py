@@ -6,7 +6,7 @@ Asked before a run is queued, and again by the trainer. Where a field counts is 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from registry.errors import BadInput
 from trainers.families import FAMILIES
@@ -32,7 +32,7 @@ ROOM = 0.8  # of a GPU's memory, for weights that nobody asked to round; the res
 BLOCKS_WHOLE = 0.1
 # Bytes of a rounded weight, with its share of what stays whole.
 WEIGHT_BYTES = {"int8": 1.04, "fp8": 1.04, "nf4": 0.58}
-BY_ITSELF = ("int8", "nf4")  # what is taken where the recipe leaves it open; fp8 saves no more than int8
+BY_ITSELF: Final = ("int8", "nf4")  # what is taken where nobody chose; fp8 saves no more than int8
 # Shares of the blocks that gradient checkpointing computes again, as they are tried in turn, in words.
 CHECKPOINTED = {
     0.25: " for a quarter of the blocks",
@@ -157,7 +157,7 @@ def first_keeping(train: TrainSection, count: int, width: int, memory: int) -> t
     """How a GPU keeps a frozen part before anything is tried, and whether it is streamed.
 
     What the recipe leaves open is whole and resident; where that would fill the GPU, as fine as leaves room
-    to compute, and where nothing does, streamed.
+    to compute, and where nothing does, streamed: a base that was asked for whole, too.
 
     Args:
         train: The section of the recipe.
@@ -166,14 +166,11 @@ def first_keeping(train: TrainSection, count: int, width: int, memory: int) -> t
         memory: Bytes of the GPU.
     """
     streamed, room = train.base_streaming == "on", ROOM * memory
-    if train.base_weights != "auto":
-        return train.base_weights, streamed
-    if streamed or count * width <= room:
-        return "whole", streamed
-    for kept in BY_ITSELF:
-        if count * WEIGHT_BYTES[kept] <= room:
-            return kept, False
-    return "nf4", train.base_streaming == "auto"
+    ways = ("whole", *BY_ITSELF) if train.base_weights == "auto" else (train.base_weights,)
+    for kept in ways:
+        if streamed or count * WEIGHT_BYTES.get(kept, width) <= room:
+            return kept, streamed
+    return ways[-1], train.base_streaming == "auto"
 
 
 def first_checkpointing(train: TrainSection, count: int, *, gpu: bool) -> float:

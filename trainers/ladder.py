@@ -25,7 +25,7 @@ from trainers.base_weights import Keeping, choose, parameters
 from trainers.fitting import BITS, CHECKPOINTED, first_checkpointing, only_denoiser
 from trainers.optim import optimizer_kind
 from trainers.recipe_fields import OptimizerSection, TrainSection
-from trainers.rundir import MEMORY, RunDir
+from trainers.rundir import MEMORY, UNTRIED, RunDir
 
 if TYPE_CHECKING:
     from trainers.setup import Setting
@@ -82,7 +82,8 @@ class Rungs:
 def read_rungs(rundir: RunDir) -> Rungs:
     """Those of earlier attempts."""
     path = rundir.file(MEMORY)
-    return Rungs(**read_json(path)) if path.exists() else Rungs()
+    kept = read_json(path) if path.exists() else {}
+    return Rungs(**{name: value for name, value in kept.items() if name != UNTRIED})
 
 
 def first_rungs(setting: "Setting") -> Rungs:
@@ -90,16 +91,20 @@ def first_rungs(setting: "Setting") -> Rungs:
 
     A run goes on as it began, also on another GPU.
     """
-    rungs, recipe = _checkpointed_first(setting, read_rungs(setting.rundir)), setting.recipe
-    if recipe.adapter.method == "full" or "auto" not in (recipe.train.base_weights, recipe.train.shares):
+    rungs = _checkpointed_first(setting, read_rungs(setting.rundir))
+    train = setting.recipe.train
+    left_open = "auto" in (train.base_weights, train.base_streaming, train.shares)
+    if setting.recipe.adapter.method == "full" or not left_open:
         return rungs
-    kept = choose(setting.family, setting.family.denoiser_name, recipe.train)
-    if kept.sharded and recipe.train.shares == "auto" and not rungs.base:
-        settled, said = _shared_first(rungs, recipe.train)
-    elif kept.precision != "whole" and recipe.train.base_weights == "auto":
+    kept = choose(setting.family, setting.family.denoiser_name, train)
+    if kept.sharded and train.shares == "auto" and not rungs.base:
+        settled, said = _shared_first(rungs, train)
+    elif kept.precision != "whole" and train.base_weights == "auto":
         settled = replace(rungs, base=rungs.base or kept.precision, streamed=rungs.streamed or kept.streamed)
         more = " and come from the main memory (steps take longer)" if settled.streamed else ""
         said = f"its weights are rounded to {BITS.get(settled.base, 0)} bits{more}"
+    elif kept.streamed and train.base_streaming == "auto":
+        settled, said = replace(rungs, streamed=True), _streamed_words("its")
     else:
         return rungs
     if settled == rungs:
@@ -130,17 +135,21 @@ def _checkpointed_first(setting: "Setting", rungs: Rungs) -> Rungs:
 def _shared_first(rungs: Rungs, train: TrainSection) -> tuple[Rungs, str]:
     """With gradient checkpointing at once: a rung that is needed later costs such a run a start."""
     more = not (train.gradient_checkpointing or rungs.checkpointing)
-    said = _shared_words(train.processes, ", and gradient checkpointing is on" if more else "")
+    said = _shared_words("its", train.processes, ", and gradient checkpointing is on" if more else "")
     return replace(rungs, sharded=True, checkpointing=more or rungs.checkpointing), said
 
 
-def _shared_words(processes: int, more: str = "") -> str:
-    return f"its weights are shared by the {processes} processes{more} (steps take longer)"
+def _shared_words(whose: str, processes: int, more: str = "") -> str:
+    return f"{whose} weights are shared by the {processes} processes{more} (steps take longer)"
 
 
-def keep_rungs(rundir: RunDir, rungs: Rungs) -> None:
-    """For later attempts."""
-    write_json(rundir.file(MEMORY), asdict(rungs))
+def _streamed_words(whose: str) -> str:
+    return f"{whose} weights come from the main memory (steps take longer)"
+
+
+def keep_rungs(rundir: RunDir, rungs: Rungs, *, untried: bool = False) -> None:
+    """For later attempts; `untried`: the next one is the first with them, so it is worth being made."""
+    write_json(rundir.file(MEMORY), asdict(rungs) | ({UNTRIED: True} if untried else {}))
 
 
 def next_rung(
@@ -173,14 +182,12 @@ def _base_rung(rungs: Rungs, setting: "Setting") -> tuple[Rungs, str] | None:
     """The next way to keep the base, as far as the recipe leaves it open."""
     train, keeping = setting.recipe.train, rungs.keeping(setting)
     if train.shares == "auto" and keeping == Keeping():
-        said = _shared_words(train.processes).replace("its", "the base's", 1)
-        return replace(rungs, sharded=True), said
+        return replace(rungs, sharded=True), _shared_words("the base's", train.processes)
     if train.base_weights == "auto" and keeping.precision != "nf4":
         coarser = "int8" if keeping.precision == "whole" else "nf4"
         return replace(rungs, base=coarser), f"the base's weights are rounded to {BITS[coarser]} bits"
     if train.base_streaming == "auto" and not keeping.streamed:
-        said = "the base's weights come from the main memory (steps take longer)"
-        return replace(rungs, streamed=True), said
+        return replace(rungs, streamed=True), _streamed_words("the base's")
     return None
 
 
@@ -189,7 +196,7 @@ def after_failure(rundir: RunDir, setting: "Setting", rungs: Rungs, step: int) -
     step_up = next_rung(rungs, setting, fresh=step == 0, tried=False)
     if step_up is None:
         return ""
-    keep_rungs(rundir, step_up[0])
+    keep_rungs(rundir, step_up[0], untried=True)
     return f"when resumed, {step_up[1]}"
 
 

@@ -42,6 +42,7 @@ PROCESS = "process.json"
 STATUS = "status.json"
 METRICS = "metrics.jsonl"
 MEMORY = "memory.json"
+UNTRIED = "untried"  # in it: a failure found more savings, and no attempt was made with them yet
 HEARTBEAT = "heartbeat"
 LOG = "log.txt"
 PREVIEWS = "previews"

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from trainers.base_pictures import base_pictures
+from trainers.base_weights import Keeping
 from trainers.checkpoints import Learning, Store, optimizer_class
 from trainers.compiling import settle_compiling
 from trainers.data import Batch, BatchSource
@@ -187,15 +188,15 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         )
     trackers: list[Any] = []
     previewer = probe = None
-    shared = rungs.keeping(setting).sharded
+    keeping = rungs.keeping(setting)
     if setting.writes:
         store.sweep(start)
         reporter.rewind(start)
         rewind_previews(rundir, start)
         trackers = open_trackers(recipe, env, reporter, start)
-    if setting.writes or shared:  # of a shared base all processes ask the same
+    if setting.writes or keeping.sharded:  # of a shared base all processes ask the same
         if recipe.preview.every:
-            previewer = _previewer(setting, learning, rungs, prompts, prompt_conditioning)
+            previewer = _previewer(setting, learning, keeping, prompts, prompt_conditioning)
         probe = make_probe(setting, objective, learning, source, held)
     readback = ReadBack(
         reporter, accelerator.device, track_into(trackers), scaled=accelerator.scaler is not None
@@ -216,7 +217,7 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
     if numbers.get("best"):
         milestones.best = (int(numbers["best"][0]), float(numbers["best"][1]))
         reporter.best(milestones.best[0])
-    base = BasePrediction(family, learning.trainables, always=shared) if source.prior else None
+    base = BasePrediction(family, learning.trainables, always=keeping.sharded) if source.prior else None
     return Session(
         setting,
         objective,
@@ -230,12 +231,12 @@ def open_session(rundir: RunDir, reporter: Reporter, stop: StopFlag) -> Session:
         start,
         trackers,
         base,
-        shared,
+        keeping.sharded,
     )
 
 
 def _previewer(
-    setting: Setting, learning: Learning, rungs: Rungs, prompts: list[str], encode: Any
+    setting: Setting, learning: Learning, keeping: Keeping, prompts: list[str], encode: Any
 ) -> Previewer:
     recipe, family = setting.recipe, setting.family
     schedule = noise_schedule(family.scheduler_config(), recipe.objective)
@@ -252,8 +253,8 @@ def _previewer(
         lambda: setting.accelerator.autocast(),
         setting.reporter,
         schedule,
-        None if moved else base_pictures(setting, rungs, schedule),
-        Together(setting.writes, rungs.keeping(setting).sharded),
+        None if moved else base_pictures(setting, keeping.precision, schedule),
+        Together(setting.writes, keeping.sharded),
     )
 
 

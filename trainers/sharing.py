@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from registry.errors import StudioError
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -56,11 +58,23 @@ def share_part(part: nn.Module, learning: Iterable[nn.Parameter], device: torch.
 
 @contextmanager
 def in_turn(accelerator: "Accelerator") -> Generator[None]:
-    """The block by one process after the other, so that the main memory holds one base at a time."""
+    """The block by one process after the other, so that the main memory holds one base at a time.
+
+    Raises:
+        StudioError: what one process raised there, on all of them: none goes on without it.
+    """
+    from accelerate.utils import broadcast_object_list
+
     for turn in range(accelerator.num_processes):
+        fault: StudioError | None = None
         if turn == accelerator.process_index:
-            yield
-        accelerator.wait_for_everyone()
+            try:
+                yield
+            except StudioError as error:
+                fault = error
+        (fault,) = broadcast_object_list([fault], from_process=turn)  # the others wait here
+        if fault is not None:
+            raise fault
 
 
 def blocks(part: nn.Module) -> Iterator[nn.Module]:

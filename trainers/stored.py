@@ -18,6 +18,7 @@ are: they are small, and much depends on them.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -26,12 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+from registry.errors import BadInput
+
 if TYPE_CHECKING:
     from trainers.families.base import Family
 
 Precision = Literal["whole", "int8", "fp8", "nf4"]
 ROUNDED: tuple[Precision, ...] = ("int8", "fp8", "nf4")  # from fine to coarse
-BY_ITSELF: tuple[Precision, ...] = ("int8", "nf4")  # what is taken where nobody chose; fp8 saves no more
 BLOCK = 64  # weights of nf4 that share a scale
 FP8 = torch.float8_e4m3fn  # Micikevicius et al. 2022, "FP8 Formats for Deep Learning"
 TINY = 2.0**-24  # the smallest number above 0 in fp16
@@ -103,6 +105,12 @@ class StoredLayer(nn.Module, ABC):
         self.resting: tuple[Tensor, Tensor] = (codes, scales)
         self._fetch = fetch
 
+    def leave(self) -> None:
+        """Give up what rests in the main memory, and with that of all layers its copies on the device."""
+        if self._fetch is not None:
+            self._fetch = None
+            del self.resting
+
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         """What the plain layer gives with the rounded weight."""
         if torch.is_grad_enabled() and input.requires_grad:
@@ -169,7 +177,14 @@ def compress(family: "Family", precision: Precision) -> None:
 
 
 def compress_part(part: nn.Module, precision: Precision, device: torch.device) -> None:
-    """Round a freshly loaded part layer by layer, so that little is there twice; computed on `device`."""
+    """Round a freshly loaded part layer by layer, so that little is there twice; computed on `device`.
+
+    Raises:
+        BadInput: fp8 on a device that has no such numbers.
+    """
+    if precision == "fp8" and not _has_fp8(device):
+        wrong = f"are numbers of 8 bits that this device ({device.type}) does not have"
+        raise BadInput("weights in fp8", wrong, "choose int8, which takes no more memory")
     if precision != "whole":
         store_part(part, precision, device)
 
@@ -179,6 +194,15 @@ def store_part(part: nn.Module, precision: Precision = "whole", device: torch.de
     for holder, attribute, layer in list(_layers(part)):
         kind = StoredConv2d if isinstance(layer, nn.Conv2d) else StoredLinear
         setattr(holder, attribute, kind(layer, precision, device or layer.weight.device))
+
+
+@cache
+def _has_fp8(device: torch.device) -> bool:
+    """Whether it turns numbers into fp8 and back; Apple's GPUs do not."""
+    try:
+        return torch.ones(1, device=device).to(FP8).float().item() == 1
+    except (RuntimeError, TypeError):
+        return False
 
 
 def bytes_saved(family: "Family", precision: Precision) -> dict[str, int]:

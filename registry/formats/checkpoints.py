@@ -64,9 +64,11 @@ def has_weights(folder: Path, part: str) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component; those in half precision when there are no others."""
+    """The safetensors files of a component, without its variants (`model.non_ema.safetensors`); those in half
+    precision when there are no plain ones."""
     files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if ".fp16." not in file.name] or files
+    plain = [file for file in files if "." not in file.stem]
+    return plain or [file for file in files if ".fp16" in file.stem] or files
 
 
 def parameters_of_file(family: str, file: Path, part: str) -> int:

@@ -11,6 +11,7 @@ factors for the CPU were measured on the pocket bases (docs/benchmarks.md).
 
 import json
 import math
+import os
 import subprocess
 import time
 from dataclasses import dataclass, replace
@@ -182,7 +183,7 @@ def seconds(recipe: Recipe, family: str, size: Size, pixels: int, fit: Fit = Fit
 
 def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> tuple[Fit | None, str]:
     """The first savings with which the run fits into this machine, and why; None when none does."""
-    room, what = room_here()
+    room, what = room_here(recipe.train.processes)
     pieces = [2**k for k in range(1, 9) if 2**k <= recipe.train.batch_size]
     first = first_fit(recipe, size)
     small = replace(first, checkpointing=1.0, small_state=True)
@@ -209,7 +210,7 @@ def fits(recipe: Recipe, family: str, size: Size, learning: int, piece: int) -> 
 
 def first_fit(recipe: Recipe, size: Size) -> Fit:
     """How the trainer begins: a base that would fill a GPU is loaded as finely as leaves room."""
-    train, room = recipe.train, room_here()[0]
+    train, room = recipe.train, room_here(recipe.train.processes)[0]
     if not has_gpu():
         return Fit(first_checkpointing(train, size.denoiser, gpu=False))
     if recipe.adapter.method == "full":
@@ -217,16 +218,15 @@ def first_fit(recipe: Recipe, size: Size) -> Fit:
     width = 4 if train.precision == "fp32" else 2
     if first_sharing(train, size.denoiser, width, int(room / USABLE)):
         return Fit(train.shares == "auto", sharded=train.shares == "auto")
-    if train.base_weights != "auto":
-        return Fit()
     kept, streamed = first_keeping(train, size.denoiser, width, int(room / USABLE))
-    return Fit(base=kept, streamed=streamed and train.base_streaming == "auto")
+    base = kept if train.base_weights == "auto" else "whole"
+    return Fit(base=base, streamed=streamed and train.base_streaming == "auto")
 
 
 @cache
-def room_here() -> tuple[int, str]:
-    """Bytes that a trainer may have, and of what."""
-    if has_gpu() and (total := _gpu_memory()):
+def room_here(processes: int) -> tuple[int, str]:
+    """Bytes that each of a trainer's processes may have, and of what."""
+    if has_gpu() and (total := _gpu_memory(processes)):
         return int(total * USABLE), "on the GPU"
     import psutil
 
@@ -250,14 +250,27 @@ def core_speed() -> float:
     return min(max(2 * 384**3 / max(best, 1e-9), SLOWEST), FASTEST)
 
 
-def _gpu_memory() -> int:
-    """Bytes of the first GPU, as its driver says; 0 = it does not."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def _gpu_memory(processes: int) -> int:
+    """Bytes of the smallest GPU that so many processes use, as its driver says; 0 = it does not."""
+    command = ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, timeout=5, check=True, text=True).stdout
-        return int(said.split()[0]) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        sizes = {uuid: int(size) * 2**20 for uuid, size in (line.split(", ") for line in said.splitlines())}
+        return min(_visible(sizes)[:processes])
+    except (OSError, subprocess.SubprocessError, ValueError):
         return 0
+
+
+def _visible(sizes: dict[str, int]) -> list[int]:
+    """Sizes of the GPUs by uuid, as far as CUDA_VISIBLE_DEVICES shows them, in its order."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace(" ", "").split(",")
+    found = [
+        size
+        for name in filter(None, chosen)
+        for place, (uuid, size) in enumerate(sizes.items())
+        if name == str(place) or (name.startswith("GPU-") and uuid.startswith(name))
+    ]
+    return found or [*sizes.values()]
 
 
 def _cell(ws: "Workspace", base: Base) -> int:

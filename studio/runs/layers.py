@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from registry.errors import BadInput, StudioError
-from registry.formats.checkpoints import layers_of
+from registry.formats.checkpoints import layers_of, weight_files
 from registry.formats.families import FORMATS, TEXT_ROOT
 from registry.formats.header import read_header
 from registry.records import Base
@@ -74,7 +74,7 @@ def weights_of(ws: "Workspace", base: Base) -> list[Weight]:
             place = ws.resolve(base.config) if base.config else place
         info = FAMILIES[base.family]
         for part in (info.denoiser, *info.text_encoders):
-            for file in place.glob(f"{part}/*.safetensors"):
+            for file in weight_files(place / part):
                 for name, tensor in read_header(file).tensors.items():
                     if name.endswith(".weight"):
                         _keep(found, part, name, tuple(tensor.shape))

@@ -11,7 +11,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from registry.errors import BadInput, Damaged, NotFound, StudioError
-from registry.records import Adapter, Checkpoint, Job, JobState, Run, RunState, now
+from registry.files import read_json
+from registry.records import JSON, Adapter, Checkpoint, Job, JobState, Run, RunState, now
 from studio.adapters import register_run_adapter
 from studio.runs import speed
 from studio.runs.checkpoints import Verified, verified_checkpoints
@@ -20,7 +21,7 @@ from studio.runs.full_results import is_full, register_run_base
 from studio.runs.keep import pick_by_probe
 from studio.runs.outcome import Outcome, judge, log_tail
 from trainers.recipe import Recipe
-from trainers.rundir import HEARTBEAT, MEMORY, PROCESS, STATUS, RunDir, Status
+from trainers.rundir import HEARTBEAT, MEMORY, PROCESS, STATUS, UNTRIED, RunDir, Status
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -276,11 +277,14 @@ class Supervision:
         """Whether several processes have found out how to need less memory: those that share a base cannot do
         it on the spot. Each such start has more savings than the last one."""
         several = Recipe.model_validate(self._run().recipe).train.processes > 1
-        return several and self._read_savings() != self._savings
+        found = self._read_savings()
+        return several and found != self._savings and UNTRIED in found
 
-    def _read_savings(self) -> str:
-        path = self.rundir.file(MEMORY)
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+    def _read_savings(self) -> JSON:
+        try:
+            return read_json(self.rundir.file(MEMORY))
+        except (FileNotFoundError, Damaged):
+            return {}
 
     def _settle(self, outcome: Outcome) -> None:
         """Write the end of the run: adapter, then run, then job."""
@@ -288,7 +292,9 @@ class Supervision:
         if outcome.retry and (outcome.kind == "oom" or job.attempts < MAX_STARTS):
             self._say(f"run {self.run_id}: {outcome.reason}; starting it once more")
             self._ws.catalog.move_run(self.run_id, RunState.QUEUED, expect=ACTIVE, process=None)
-            self._ws.catalog.update(Job, job.id, state=JobState.QUEUED, owner="", lease_until=None)
+            counted = job.attempts - (outcome.kind == "oom")  # a start that found savings was not in vain
+            queued = {"state": JobState.QUEUED, "owner": "", "lease_until": None, "attempts": counted}
+            self._ws.catalog.update(Job, job.id, **queued)
             return
         if outcome.retry:
             outcome = replace(outcome, reason=f"{outcome.reason} (started {job.attempts} times)")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from trainers.stored import BY_ITSELF, ROUNDED, Precision, bytes_saved
+from trainers.fitting import BY_ITSELF
+from trainers.stored import ROUNDED, Precision, bytes_saved
 
 if TYPE_CHECKING:
     from trainers.families.base import Family

@@ -27,6 +27,7 @@ from trainers.rundir import (
     METRICS,
     PROBES,
     RECIPE,
+    UNTRIED,
     RunDir,
     Status,
     checkpoint_name,
@@ -49,6 +50,7 @@ class Script:
         ""  # "nan", "hang", "137", "oom", "crash", "die-at-start", "deaf", "bad-adapter", "no-adapter"
     )
     rungs: int = 0  # starts at which memory ends before the first step
+    top: bool = False  # they keep the savings they had, and find no more
     probes: bool = False  # figures of a probe that is best at step 10
 
 
@@ -114,15 +116,15 @@ def main(folder: Path) -> int:
     script = Script(**(json.loads(path.read_text()) if path.exists() else {}))
     with (folder / STARTS).open("a") as starts:
         starts.write(f"{os.getpid()}\n")
-    if script.fault == "die-at-start":
-        sys.stderr.write("ImportError: libfoo.so.1: cannot open shared object file\n")
-        return 1
     memory = rundir.file(MEMORY)
     taken = read_json(memory)["pieces"] if memory.exists() else 0
     if taken < script.rungs:
-        write_json(memory, {"pieces": taken + 1})
+        write_json(memory, {"pieces": taken + 1} | ({} if script.top else {UNTRIED: True}))
         sys.stderr.write("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n")
         return 4
+    if script.fault == "die-at-start":
+        sys.stderr.write("ImportError: libfoo.so.1: cannot open shared object file\n")
+        return 1
     stop, stopped = Stop(script.fault == "deaf"), threading.Event()
     while os.environ.get("RANK", "0") != "0" and not stop.asked:
         time.sleep(0.01)  # only the first of several ranks writes

@@ -2,7 +2,7 @@
 writes into each what the rank holds of the base between steps.
 
 Where a directory has a file `short-RANK`, memory ends in the dry run of that rank; with `nan-RANK` its loss
-is not finite.
+is not finite, with `damaged-RANK` it cannot read the base.
 """
 
 import json
@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 import trainers.loop
+import trainers.setup
+from registry.errors import BadInput
 from trainers import run
 from trainers.dry_run import Rehearsal
 from trainers.metrics import process_rank
@@ -51,13 +53,21 @@ def _attempt(rehearsal: Rehearsal) -> BaseException | None:
     return _tried(rehearsal)
 
 
+def _load_part(*arguments) -> None:
+    if _marked(RunDir(Path(_now[0])), "damaged"):
+        raise BadInput("unet", "cannot be loaded", "check the base")
+    _loaded(*arguments)
+
+
 _now: list[str] = []  # the directory whose turn it is
 _real, _summed, _tried = trainers.loop.train, trainers.loop.backward, Rehearsal.attempt
+_loaded = trainers.setup.load_part
 
 if __name__ == "__main__":
     from accelerate import Accelerator
 
     trainers.loop.train, trainers.loop.backward, Rehearsal.attempt = _train, _backward, _attempt
+    trainers.setup.load_part = _load_part
     end = Accelerator.end_training
     Accelerator.end_training = lambda _: None  # the group of processes is there for all runs
     codes = []

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import weakref
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from registry.errors import BadInput
 from tests.support.runs import recipe, resume, write_run
 from tests.support.trained_here import ShortMemory, equal, losses, set_here, tensors, train_here
 from trainers.base_weights import Keeping, choose, load_part, parameters
+from trainers.dry_run import let_go
 from trainers.families.base import BaseFiles
 from trainers.families.flux1 import Flux1
 from trainers.families.sd import StableDiffusion15
@@ -22,7 +25,7 @@ from trainers.methods import attach
 from trainers.metrics import Reporter
 from trainers.run import run
 from trainers.signals import StopFlag
-from trainers.stored import ROUNDED, StoredConv2d, StoredLayer, StoredLinear, store_part
+from trainers.stored import ROUNDED, StoredConv2d, StoredLayer, StoredLinear, compress_part, store_part
 
 CPU = torch.device("cpu")
 TRAIN = {"train.max_steps": 2, "checkpoints.every": 1, "optimizer.lr": 1e-3}
@@ -99,6 +102,15 @@ def test_convolutions_with_other_edges_stay_as_they_are():
     )
     store_part(part, "int8", CPU)
     assert [isinstance(layer, StoredLayer) for layer in part.blocks] == [True, False, False]
+
+
+def test_a_device_without_numbers_of_8_bits_is_told_from_the_start():
+    part = nn.Module()
+    part.blocks = nn.ModuleList([nn.Linear(2, 2)])
+    with pytest.raises(BadInput, match=r"^weights in fp8: .*this device \(mps\).* choose int8"):
+        compress_part(part, "fp8", torch.device("mps"))  # there is none here, which looks the same
+    compress_part(part, "fp8", CPU)
+    assert part.blocks[0].weight.shape == (2, 2)
 
 
 def test_dora_with_dropout_keeps_no_weight_of_the_base(tiny_sd15):
@@ -202,6 +214,20 @@ def test_a_base_takes_less(precision, share, tiny_sd15):
     assert sizes[precision] < share * sizes["whole"] * 1.2
 
 
+def test_variants_of_the_weights_are_no_more_parameters(tiny_sd15, tmp_path):
+    """Stable Diffusion 1.5 brings its UNet four times."""
+    place = shutil.copytree(tiny_sd15, tmp_path / "base")
+    family = StableDiffusion15(BaseFiles(str(place)), dtype=torch.float32, device=CPU)
+    count, unet = parameters(family, "unet"), place / "unet"
+    plain = unet / "diffusion_pytorch_model.safetensors"
+    for variant in ("fp16", "non_ema"):
+        shutil.copy(plain, unet / f"diffusion_pytorch_model.{variant}.safetensors")
+    assert parameters(family, "unet") == count
+    plain.unlink()
+    assert parameters(family, "unet") == count
+    assert sum(p.numel() for p in family.part("unet").parameters()) == count
+
+
 def test_a_gpu_without_room_gets_the_finest_that_fits(tiny_sd15, monkeypatch):
     family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.bfloat16, device=torch.device("cuda"))
     size, train = parameters(family, "unet") * 2, recipe().train
@@ -216,7 +242,9 @@ def test_a_gpu_without_room_gets_the_finest_that_fits(tiny_sd15, monkeypatch):
     for room, kept in ((1.3, "whole"), (0.7, "int8"), (0.4, "nf4")):
         Card.total_memory = int(room * size)
         assert chosen() == Keeping(kept)
-        assert chosen(base_weights="whole") == Keeping()
+        assert chosen(base_weights="whole", base_streaming="off") == Keeping()
+        assert chosen(base_weights="whole") == Keeping(streamed=room < 1)  # it could not even be loaded
+        assert chosen(base_weights="int8") == Keeping("int8", streamed=room < 0.5)
     Card.total_memory = int(0.1 * size)
     assert chosen() == Keeping("nf4", streamed=True)
     assert chosen(base_streaming="off") == Keeping("nf4")
@@ -260,6 +288,8 @@ def test_where_the_whole_base_learns_it_is_never_rounded(tiny_sd15, monkeypatch)
 
     assert kept(Rungs()) == Keeping("nf4", streamed=True)
     assert kept(Rungs(), adapter_method="full") == Keeping()
+    assert kept(Rungs(), train_base_weights="whole") == Keeping(streamed=True)
+    assert kept(Rungs(), train_base_weights="whole", train_base_streaming="off") == Keeping()
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**40))
     climbed = Rungs(base="nf4", streamed=True)
     assert kept(climbed) == Keeping("nf4", streamed=True)
@@ -282,6 +312,21 @@ def test_what_is_streamed_is_gone_when_it_is_freed(tiny_sd15, monkeypatch):
         gc.enable()
     assert gone
     assert not any(ref() for ref in gone)
+
+
+def test_what_is_streamed_is_given_up_though_attempts_of_the_dry_run_refer_to_it(tiny_sd15):
+    family = StableDiffusion15(BaseFiles(str(tiny_sd15)), dtype=torch.float32, device=CPU)
+    load_part(family, "unet", Keeping("nf4", streamed=True))
+    denoiser = family.denoiser
+    layers = [module for module in denoiser.modules() if isinstance(module, StoredLayer)]
+    assert all(layer.weight.isfinite().all() for layer in layers)  # some are copied
+    kept = [weakref.ref(tensor) for layer in layers for tensor in layer.resting]
+    stream = weakref.ref(layers[0]._fetch.__self__)
+    let_go(family)
+    assert not family.holds("unet")
+    assert denoiser.config
+    assert kept
+    assert not any(ref() is not None for ref in (*kept, stream))
 
 
 def test_what_the_room_asks_for_is_said_once_and_kept(tmp_path, pictures, tiny_sd15, monkeypatch):

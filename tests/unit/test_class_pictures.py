@@ -1,6 +1,7 @@
 """Prior preservation with pictures: drawing and keeping them, and how they mix with those that teach."""
 
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -115,6 +116,9 @@ def test_a_base_that_is_rounded_for_training_draws_so_too(family, tmp_path, requ
     assert class_key(shared, 32) == whole
     class_pictures(shared)
     assert seen[1:] == [{"whole"}]  # streamed: a process that draws alone cannot ask the others
+    shutil.rmtree(shared.cache / "class")
+    class_pictures(open_setting(rundir, together | {"train.base_streaming": "off"}, family))
+    assert seen[2:] == [set()]  # neither streamed nor rounded: there is no GPU that it would fill
 
 
 def rounded_in(family, names):

@@ -12,7 +12,7 @@ from tests.support.runs import recipe, resume, write_run
 from tests.support.trained_here import equal, losses, set_here, tensors, train_here
 from tests.unit.test_base_weights import AfterOne
 from trainers import compiling
-from trainers.compiling import Pace, compile_blocks, decide, excluded, key_of, settle_compiling
+from trainers.compiling import Fault, Pace, compile_blocks, decide, excluded, key_of, settle_compiling
 from trainers.dry_run import Rehearsal
 from trainers.families.base import BaseFiles
 from trainers.families.sd import StableDiffusion15
@@ -169,7 +169,7 @@ def test_rounded_and_streamed_bases_are_not_compiled(more, why, tmp_path, tiny_s
 class Trial:
     """Passes that take what they are said to take."""
 
-    def __init__(self, *times: float, fault: str = ""):
+    def __init__(self, *times: float, fault: Fault | None = None):
         self.times, self.fault, self.calls = list(times), fault, []
         self.setting = SimpleNamespace(writes=True)
 
@@ -177,7 +177,7 @@ class Trial:
         self.calls.append("timed")
         return self.times.pop(0)
 
-    def compile(self) -> str:
+    def compile(self) -> Fault | None:
         self.calls.append("compiled")
         return self.fault
 
@@ -218,9 +218,10 @@ def test_a_short_run_tries_nothing(tmp_path):
 
 
 def test_what_cannot_be_compiled_is_not_tried_again(tmp_path):
-    place, fault = tmp_path / "compiled.json", f"{compiling.CANNOT} (a loop)"
-    assert decide(Trial(0.5, fault="no compiler"), 2000, 1, place, "here") == (False, "no compiler")
-    assert decide(Trial(0.5, fault=fault), 2000, 1, place, "here") == (False, fault)  # there is one now
+    place, fault = tmp_path / "compiled.json", "torch cannot compile its blocks (a loop)"
+    assert decide(Trial(0.5, fault=Fault("no compiler")), 2000, 1, place, "here") == (False, "no compiler")
+    now = Trial(0.5, fault=Fault(fault, lasting=True))  # there is one
+    assert decide(now, 2000, 1, place, "here") == (False, fault)
     again = Trial()
     assert decide(again, 2000, 1, place, "here") == (False, f"seen before: {fault}")
     assert again.calls == []

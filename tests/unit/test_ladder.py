@@ -17,6 +17,7 @@ from trainers.loop import cuts
 from trainers.metrics import Reporter
 from trainers.plan import Geometry
 from trainers.run import run
+from trainers.rundir import UNTRIED
 from trainers.signals import StopFlag
 
 TRAIN = {"train.max_steps": 4, "train.batch_size": 4, "checkpoints.every": 2, "optimizer.lr": 1e-3}
@@ -124,6 +125,7 @@ def test_memory_that_ends_on_the_way_takes_a_rung_when_resumed(tmp_path, monkeyp
         run(reporter, StopFlag())
     assert reporter.status.warnings == ["when resumed, gradient checkpointing is on (steps take longer)"]
     assert rungs(rundir)["checkpointing"]
+    assert UNTRIED in rungs(rundir)  # for who starts the next attempt
     resume(rundir)
     train_here(rundir)
     assert rundir.adapter.exists()

@@ -140,18 +140,23 @@ def test_one_is_killed_and_the_run_resumes_to_the_bit(pairs, tmp_path, tiny_flux
     assert all(torch.equal(theirs[key], value) for key, value in load_file(pairs["flux1"][1].adapter).items())
 
 
-def test_nan_a_wish_to_stop_and_memory_of_one_rank_end_the_run_for_both(tmp_path, tiny_sd15, seven):
+def test_what_ends_the_run_of_one_rank_ends_it_for_both(tmp_path, tiny_sd15, seven):
     long = CHANGES | {"train.max_steps": 100000, "checkpoints.every": 50000}
-    runs = (("nan", CHANGES), ("asked", long), ("short", long))
-    nan, asked, short = (write_run(tmp_path / name, tiny_sd15, seven, changes) for name, changes in runs)
+    runs = (("damaged", CHANGES), ("nan", CHANGES), ("asked", long), ("short", long))
+    damaged, nan, asked, short = (
+        write_run(tmp_path / name, tiny_sd15, seven, changes) for name, changes in runs
+    )
+    (damaged.path / "damaged-1").touch()
     (nan.path / "nan-1").touch()
     (short.path / "short-1").touch()
-    launcher = start_ranks(nan, asked, short)
+    launcher = start_ranks(damaged, nan, asked, short)
     while len(asked.read_metrics()) < 3 and launcher.poll() is None:
         time.sleep(0.01)
     psutil.Process(launcher.pid).children()[1].terminate()
     assert launcher.wait(240) != 0
-    said = nan.file("log.txt").read_text()
+    said = damaged.file("log.txt").read_text()
+    status = damaged.read_status()
+    assert (status.kind, status.reason) == ("input", "unet: cannot be loaded. check the base."), said
     assert (nan.read_status().state, nan.read_status().kind) == ("failed", "nan"), said
     status = asked.read_status()
     assert status.state == "stopped", said

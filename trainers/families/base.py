@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from registry.errors import BadInput
 from registry.files import read_json
+from registry.formats.checkpoints import weight_files
 from registry.hashing import FileHasher, hash_folder, sha256_file
 from trainers.deferred import defer
 from trainers.families.single_file import SingleFile
@@ -347,8 +348,8 @@ class Family(ABC):
         """Folders that carry only half precision files name them *.fp16.safetensors."""
         if self.base.kind == "hub":
             return {}
-        files = [file.name for file in (self._folder() / name).glob("*.safetensors")]
-        return {"variant": "fp16"} if files and all(".fp16." in file for file in files) else {}
+        files = weight_files(self._folder() / name)
+        return {"variant": "fp16"} if files and all(".fp16" in file.stem for file in files) else {}
 
     @classmethod
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,14 +106,14 @@ def test_memory_grows_with_pictures_and_shrinks_with_savings(ws: Workspace):
 
 def test_the_fit_is_said_with_its_reason(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
     assert cost(ws).fit.startswith("It fits as it is: 0.5 GiB of")
-    monkeypatch.setattr(estimate, "room_here", lambda: (int(0.60 * 2**30), "of memory"))
+    monkeypatch.setattr(estimate, "room_here", lambda _: (int(0.60 * 2**30), "of memory"))
     said = cost(ws, "train.batch_size=32").fit
     assert "gradient checkpointing" in said
     assert said.endswith("Set it in the recipe, without a GPU nothing is tried.")
     asked = cost(ws, "train.batch_size=32", "train.dry_run=on").fit
     assert asked.endswith("The trainer sees to it.")
     for room in range(600, 440, -1):  # down to where nothing but a base of fewer bits helps
-        monkeypatch.setattr(estimate, "room_here", lambda room=room: (room << 20, "of memory"))
+        monkeypatch.setattr(estimate, "room_here", lambda _, room=room: (room << 20, "of memory"))
         said = cost(ws, "train.batch_size=1").fit
         if "rounded to 8 bits" in said or said.startswith("It will not fit"):
             break
@@ -120,7 +121,7 @@ def test_the_fit_is_said_with_its_reason(ws: Workspace, monkeypatch: pytest.Monk
     refused = cost(ws, "train.batch_size=1", "train.base_weights=whole").fit
     assert refused.startswith("It will not fit")
     assert ". Set train.base_weights=auto, lower train.resolution" in refused
-    monkeypatch.setattr(estimate, "room_here", lambda: (100 << 20, "of memory"))
+    monkeypatch.setattr(estimate, "room_here", lambda _: (100 << 20, "of memory"))
     assert cost(ws).fit.startswith("It will not fit: it needs 0.4 GiB at least")
 
 
@@ -129,7 +130,7 @@ def test_on_a_gpu_the_forecast_begins_as_the_trainer_does(ws: Workspace, monkeyp
     monkeypatch.setattr(estimate, "has_gpu", lambda: True)
 
     def fit(gigabytes: int, *sets: str) -> estimate.Fit | None:
-        monkeypatch.setattr(estimate, "room_here", lambda: (int(gigabytes * 0.94e9), "on the GPU"))
+        monkeypatch.setattr(estimate, "room_here", lambda _: (int(gigabytes * 0.94e9), "on the GPU"))
         return estimate.fits(apply_sets(chosen, [*sets]), "flux1", size, 10**7, 512**2)[0]
 
     for gigabytes, kept in ((80, "whole"), (24, "int8"), (12, "nf4")):  # 24, 12.5 and 7 GB of weights
@@ -140,13 +141,34 @@ def test_on_a_gpu_the_forecast_begins_as_the_trainer_does(ws: Workspace, monkeyp
     assert smallest is not None
     assert (smallest.base, smallest.streamed) == ("nf4", True)
     assert fit(24, "train.base_weights=whole", "train.base_streaming=off") is None
+    assert fit(24, "train.base_weights=whole") == estimate.Fit(streamed=True)
     assert fit(24, "adapter.method=full", "adapter.alpha=none") is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "processes", "gigabytes"),
+    [
+        (None, 1, 24), (None, 2, 16), (None, 3, 8), (None, 4, 8), ("", 2, 16), ("1", 2, 16), ("0, 2", 2, 8),
+        ("2,0", 1, 8), ("GPU-c", 1, 8), ("MIG-d", 1, 24),
+    ],
+)  # fmt: skip
+def test_of_unequal_gpus_the_smallest_that_is_used_counts(
+    visible: str | None, processes: int, gigabytes: int, monkeypatch: pytest.MonkeyPatch
+):
+    said = "GPU-a1, 24576\nGPU-b2, 16384\nGPU-c3, 8192\n"
+    monkeypatch.setattr(estimate.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(estimate, "has_gpu", lambda: True)
+    room = int((gigabytes << 30) * estimate.USABLE)
+    assert estimate.room_here.__wrapped__(processes) == (room, "on the GPU")
 
 
 def test_several_gpus_hold_the_base_together(ws: Workspace, monkeypatch: pytest.MonkeyPatch):
     size, chosen = estimate.Size(12 * 10**9, 0, 8), apply_sets(preset("flux1", "style"), [])
     monkeypatch.setattr(estimate, "has_gpu", lambda: True)
-    monkeypatch.setattr(estimate, "room_here", lambda: (int(24 * 0.94e9), "on the GPU"))
+    monkeypatch.setattr(estimate, "room_here", lambda _: (int(24 * 0.94e9), "on the GPU"))
 
     def fit(*sets: str) -> estimate.Fit | None:
         return estimate.fits(apply_sets(chosen, [*sets]), "flux1", size, 10**7, 512**2)[0]
@@ -202,7 +224,7 @@ def test_on_a_gpu_memory_is_scaled_with_the_savings_that_each_size_takes(
     here = 18 << 30  # at half of the sides
     monkeypatch.setattr(estimate, "has_gpu", lambda: True)
     monkeypatch.setattr(runs_forecast, "has_gpu", lambda: True)
-    monkeypatch.setattr(estimate, "room_here", lambda: (room, "on the GPU"))
+    monkeypatch.setattr(estimate, "room_here", lambda _: (room, "on the GPU"))
     monkeypatch.setattr(estimate, "size_of", lambda *_: size)
     monkeypatch.setattr(speed, "near", lambda *_: [speed.Seen(2.0, here, pixels // 4, piece // 4, "r")])
     found = runs_forecast.figures_of(ws, chosen, base, 10**7)

@@ -103,6 +103,14 @@ def test_processes_that_share_a_base_start_again_with_what_they_found_out_about_
     make_worker(ws).run(once=True)
     assert state_of(ws, alone) is RunState.FAILED
     assert len(starts(ws, alone)) == 1
+    topmost = make_run(ws, Script(rungs=3, top=True), "train.processes=2", name="topmost")
+    make_worker(ws).run(once=True)
+    assert state_of(ws, topmost) is RunState.FAILED
+    assert len(starts(ws, topmost)) == 1  # with the savings that it kept it would fail again
+    frail = make_run(ws, Script(rungs=2, fault="die-at-start"), "train.processes=2", name="frail")
+    make_worker(ws).run(once=True)
+    assert "libfoo.so.1" in ws.catalog.get(Run, frail.id).reason
+    assert len(starts(ws, frail)) == 4  # two that found savings, and as many as any run has
 
 
 @pytest.mark.fault
