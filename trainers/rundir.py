@@ -54,6 +54,7 @@ CHECKPOINT_MANIFEST = "manifest.json"
 # Figures of `trainers.probe` by their names in metrics.jsonl and state.json.
 PROBES = {"train": "probe_loss", "held_out": "probe_held_out", "prior": "probe_prior"}
 
+READY, TAKEN = b"ready\n", b"taken\n"  # what a trainer that waits (`trainers.standby`) says to the worker
 KEY_VARIABLE = "STUDIO_WORKSPACE_KEY"  # hex; signs checkpoint manifests; never on a command line
 
 
