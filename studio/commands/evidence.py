@@ -53,7 +53,7 @@ def evaluate(
     asked = evaluations.ask(workspace, found, wishes)
     left = f", about {asked.seconds:.0f} s" if asked.seconds else ""
     note(f"{asked.cells:,} cells, {asked.missing:,} pictures to draw{left}")
-    evaluation = evaluations.begin(workspace, asked.about, wishes)
+    evaluation = evaluations.begin(workspace, asked)
     if queue:
         show_done(f"Evidence of {found.name} is in the queue.", facts(workspace, evaluation))
         return
