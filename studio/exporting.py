@@ -1,5 +1,6 @@
 """How an export makes LoRA of other methods, and the preview that goes into the file."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,9 +72,9 @@ def refuse_originals(ws: "Workspace", out: Path, layout: str) -> None:
         BadInput: an adapter's file is there.
     """
     places = out.rglob(WEIGHTS) if layout == "peft" else (out, out.with_name(out.name + ".safetensors"))
-    paths = {
-        ws.relative(path): path for place in places for path in (place, place.resolve()) if path.is_file()
-    }
+    # realpath: resolve() raises for a link that leads to itself
+    named = [path for place in places for path in (place, Path(os.path.realpath(place)))]
+    paths = {ws.relative(path): path for path in named if path.is_file()}
     for place, adapter in ws.catalog.adapters_at(paths).items():
         written = ws.catalog.list(
             Export, path=ws.relative(out if layout == "peft" else paths[place]), limit=1
