@@ -69,8 +69,13 @@ def refuse_originals(ws: "Workspace", out: Path, layout: str) -> None:
         layout: Of the export.
 
     Raises:
-        BadInput: an adapter's file is there.
+        BadInput: an adapter's file is there, or the name cannot be kept in the catalog.
     """
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(out).decode("utf-8", "replace")
+        raise BadInput(shown, "is a name that is not UTF-8", "choose another name") from None
     places = out.rglob(WEIGHTS) if layout == "peft" else (out, out.with_name(out.name + ".safetensors"))
     # realpath: resolve() raises for a link that leads to itself
     named = [path for place in places for path in (place, Path(os.path.realpath(place)))]

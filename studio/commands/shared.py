@@ -31,10 +31,19 @@ invocation = Invocation()
 
 
 def _place(given: object) -> Path:
-    """A path that something is written to; `Path("")` would be the folder that we are in."""
-    if not str(given).strip():
-        raise typer.BadParameter("it is empty, name a file or a folder")
-    return Path(str(given))
+    """A path that something is written to; `Path("")` would be the folder that we are in.
+
+    A shell leaves the ~ of `--out=~/pictures` to us.
+    """
+    from registry.errors import BadInput
+    from registry.files import expand_home
+
+    try:
+        if str(given).strip():
+            return expand_home(str(given))
+    except BadInput as error:
+        raise typer.BadParameter(f"{error}") from error
+    raise typer.BadParameter("it is empty, name a file or a folder")
 
 
 PlaceOption = partial(typer.Option, parser=_place, metavar="<path>")  # of a command that writes there

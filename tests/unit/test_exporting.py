@@ -120,6 +120,9 @@ def test_no_export_goes_over_the_file_of_an_adapter(ws, tmp_path):
     loop.symlink_to(loop)
     with pytest.raises(BadInput, match="exists already"):
         export(ws, "lora", "kohya", loop)
+    with pytest.raises(BadInput, match="is a name that is not UTF-8"):
+        export(ws, "lora", "kohya", tmp_path / "a\udcff.safetensors")
+    assert not (tmp_path / "a\udcff.safetensors").exists()
 
 
 def test_no_peft_export_replaces_the_folder_of_an_adapter(ws, tmp_path):
