@@ -153,8 +153,9 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Damaged(str(path), f"is not JSON ({error})", "restore it from a backup or remove it") from error
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise Damaged(str(path), f"is not JSON ({why})", "restore it from a backup or remove it") from error
 
 
 def append_line(path: Path, value: Any) -> None:

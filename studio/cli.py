@@ -25,7 +25,7 @@ from studio.commands import (
     recipes,
     runs,
 )
-from studio.commands.shared import clean, invocation
+from studio.commands.shared import PlaceOption, clean, invocation
 
 app = typer.Typer(
     name="studio",
@@ -53,7 +53,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    home: Annotated[Path | None, typer.Option(help="Workspace folder; default: STUDIO_HOME.")] = None,
+    home: Annotated[Path | None, PlaceOption(help="Workspace folder; default: STUDIO_HOME.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,  # noqa: ARG001
 ) -> None:

@@ -1,5 +1,6 @@
 """How an export makes LoRA of other methods, and the preview that goes into the file."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,12 +69,17 @@ def refuse_originals(ws: "Workspace", out: Path, layout: str) -> None:
         layout: Of the export.
 
     Raises:
-        BadInput: an adapter's file is there.
+        BadInput: an adapter's file is there, or the name cannot be kept in the catalog.
     """
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(out).decode("utf-8", "replace")
+        raise BadInput(shown, "is a name that is not UTF-8", "choose another name") from None
     places = out.rglob(WEIGHTS) if layout == "peft" else (out, out.with_name(out.name + ".safetensors"))
-    paths = {
-        ws.relative(path): path for place in places for path in (place, place.resolve()) if path.is_file()
-    }
+    # realpath: resolve() raises for a link that leads to itself
+    named = [path for place in places for path in (place, Path(os.path.realpath(place)))]
+    paths = {ws.relative(path): path for path in named if path.is_file()}
     for place, adapter in ws.catalog.adapters_at(paths).items():
         written = ws.catalog.list(
             Export, path=ws.relative(out if layout == "peft" else paths[place]), limit=1

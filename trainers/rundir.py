@@ -25,7 +25,7 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -55,6 +55,7 @@ CHECKPOINT_MANIFEST = "manifest.json"
 # Figures of `trainers.probe` by their names in metrics.jsonl and state.json.
 PROBES = {"train": "probe_loss", "held_out": "probe_held_out", "prior": "probe_prior"}
 
+READY, TAKEN = b"ready\n", b"taken\n"  # what a trainer that waits (`trainers.standby`) says to the worker
 KEY_VARIABLE = "STUDIO_WORKSPACE_KEY"  # hex; signs checkpoint manifests; never on a command line
 
 
@@ -198,8 +199,14 @@ def write_manifest(folder: Path, step: int, key: bytes) -> None:
     write_json(folder / CHECKPOINT_MANIFEST, body | {"hmac": _sign(body, key)})
 
 
-def verify_checkpoint(folder: Path, key: bytes) -> bool:
-    """Whether a checkpoint is complete, unchanged, and written by the workspace that has `key`."""
+def verify_checkpoint(folder: Path, key: bytes, sha256: Callable[[Path], str] = sha256_file) -> bool:
+    """Whether a checkpoint is complete, unchanged, and written by the workspace that has `key`.
+
+    Args:
+        folder: The checkpoint.
+        key: Of the workspace.
+        sha256: Hex digest of a file. Training goes on only from one whose files were read: the default.
+    """
     try:
         body = read_json(folder / CHECKPOINT_MANIFEST)
         signature = body.pop("hmac")
@@ -207,7 +214,7 @@ def verify_checkpoint(folder: Path, key: bytes) -> bool:
             return False
         names = {file.name for file in folder.iterdir()} - {CHECKPOINT_MANIFEST}
         return names == set(body["files"]) and all(
-            (folder / name).stat().st_size == facts["size"] and sha256_file(folder / name) == facts["sha256"]
+            (folder / name).stat().st_size == facts["size"] and sha256(folder / name) == facts["sha256"]
             for name, facts in body["files"].items()
         )
     except (OSError, Damaged, KeyError, TypeError, AttributeError, ValueError):

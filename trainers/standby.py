@@ -22,9 +22,8 @@ from PIL import Image
 from trainers import run
 from trainers.garbage import seldom_collecting
 from trainers.recipe import Recipe, load_frozen
-from trainers.rundir import RECIPE
+from trainers.rundir import READY, RECIPE, TAKEN
 
-READY, TAKEN = b"ready\n", b"taken\n"  # what it says
 ARGUMENTS, ENVIRONMENT = 45, 47  # fields of /proc/self/stat behind the name: where they begin, see proc(5)
 LINE = 1 << 16  # bytes of a message at most
 # What a trainer loads only when it comes to it.

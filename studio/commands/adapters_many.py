@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studio.commands.adapter_filters import adapter_query
-from studio.commands.shared import note, open_workspace, plain, show_done
+from studio.commands.shared import PlaceOption, note, open_workspace, plain, show_done
 
 if TYPE_CHECKING:
     from registry.formats.convert import ToLora
@@ -111,9 +111,7 @@ def trash(adapter: Several = None, query: Query = "", filter: Saved = "", yes: Y
 
 def export(
     adapter: Several = None,
-    out: Annotated[
-        Path | None, typer.Option(help="File to write; a folder for peft and for several.")
-    ] = None,
+    out: Annotated[Path | None, PlaceOption(help="File to write; a folder for peft and for several.")] = None,
     format: Annotated[str, typer.Option(help="auto, kohya, diffusers, peft or embedding.")] = "auto",
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; default: as stored.")] = "",
     publish: Annotated[bool, typer.Option("--publish", help="Leave captions and folder names out.")] = False,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studio.commands.shared import (
+    PlaceOption,
     ago,
     invocation,
     note,
@@ -32,7 +33,7 @@ Columns = Annotated[str, typer.Option(help="Axis that goes across.")]
 
 def compare(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for contact sheet, page and facts.")],
+    out: Annotated[Path, PlaceOption(help="Folder for contact sheet, page and facts.")],
     base: Annotated[str, typer.Option(help="Base model.")] = "pocket",
     like: Annotated[
         Path | None, typer.Option("--from", help="Picture whose settings all cells share, instead of --base.")
@@ -127,7 +128,7 @@ def show(comparison: str) -> None:
 @app.command()
 def export(
     comparison: str,
-    out: Annotated[Path, typer.Option(help="Folder for contact sheet, page and facts.")],
+    out: Annotated[Path, PlaceOption(help="Folder for contact sheet, page and facts.")],
     rows: Rows = "",
     columns: Columns = "",
 ) -> None:

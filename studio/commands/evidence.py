@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studio.commands.shared import invocation, note, open_workspace, show_done
+from studio.commands.shared import PlaceOption, invocation, note, open_workspace, show_done
 
 if TYPE_CHECKING:
     from studio.evidence.plan import Wishes
@@ -27,7 +27,7 @@ def evaluate(
     encoder: Annotated[
         str, typer.Option(help="CLIP, SigLIP or DINO to judge with: a folder or hub id. Default: none.")
     ] = "",
-    out: Annotated[Path | None, typer.Option(help="HTML file to write: all in it, needs no network.")] = None,
+    out: Annotated[Path | None, PlaceOption(help="HTML file to write: all in it, needs no network.")] = None,
     queue: Annotated[bool, typer.Option("--queue", help="Leave it to the worker and return.")] = False,
 ) -> None:
     """Judge the checkpoints of a run, or an adapter, by what they draw, and write the strength to it.
@@ -53,7 +53,7 @@ def evaluate(
     asked = evaluations.ask(workspace, found, wishes)
     left = f", about {asked.seconds:.0f} s" if asked.seconds else ""
     note(f"{asked.cells:,} cells, {asked.missing:,} pictures to draw{left}")
-    evaluation = evaluations.begin(workspace, asked.about, wishes)
+    evaluation = evaluations.begin(workspace, asked)
     if queue:
         show_done(f"Evidence of {found.name} is in the queue.", facts(workspace, evaluation))
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from studio.commands.shared import (
+    PlaceOption,
     adapter_and_weights,
     invocation,
     note,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for pictures, adapter and report.")] = Path("demo-output"),
+    out: Annotated[Path, PlaceOption(help="Folder for pictures, adapter and report.")] = Path("demo-output"),
     pictures: Annotated[Path | None, typer.Option(help="Your own pictures instead of ours.")] = None,
 ) -> None:
     """The main job on the pocket base, start to end: pictures, training, adapter, samples, report.
@@ -87,7 +88,7 @@ def doctor() -> None:
 
 def sample(
     context: typer.Context,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    out: Annotated[Path, PlaceOption(help="Folder for the pictures.")],
     prompt: Annotated[
         str,
         typer.Option(
@@ -108,7 +109,7 @@ def sample(
         Path | None, typer.Option(help="File with a mix of adapters, to be used beside --adapter.")
     ] = None,
     save_mix: Annotated[
-        Path | None, typer.Option(help="Write the adapters of this call and their strengths into a file.")
+        Path | None, PlaceOption(help="Write the adapters of this call and their strengths into a file.")
     ] = None,
     adapter_blocks: Annotated[
         list[str] | None,

@@ -9,6 +9,7 @@ import typer
 
 from studio.blas import one_thread
 from studio.commands.shared import (
+    PlaceOption,
     adapter_and_weights,
     invocation,
     note,
@@ -133,7 +134,7 @@ def extract(
 def bake(
     adapters: Uses,
     base: Annotated[str, typer.Option(help="Base whose weights the adapters go into.")],
-    out: Annotated[Path, typer.Option(help="Folder, or a file that ends in .safetensors.")],
+    out: Annotated[Path, PlaceOption(help="Folder, or a file that ends in .safetensors.")],
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16; default: as the base is stored.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
     add: Annotated[str, typer.Option(help="Also add it to the bases under this name.")] = "",

@@ -5,8 +5,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import typer
 
 if TYPE_CHECKING:
     from registry.records import Adapter
@@ -25,6 +28,25 @@ class Invocation:
 
 
 invocation = Invocation()
+
+
+def _place(given: object) -> Path:
+    """A path that something is written to; `Path("")` would be the folder that we are in.
+
+    A shell leaves the ~ of `--out=~/pictures` to us.
+    """
+    from registry.errors import BadInput
+    from registry.files import expand_home
+
+    try:
+        if str(given).strip():
+            return expand_home(str(given))
+    except BadInput as error:
+        raise typer.BadParameter(f"{error}") from error
+    raise typer.BadParameter("it is empty, name a file or a folder")
+
+
+PlaceOption = partial(typer.Option, parser=_place, metavar="<path>")  # of a command that writes there
 
 
 def open_workspace() -> "Workspace":

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from registry.errors import BadInput
+from registry.files import expand_home
 from studio.datasets.captions import as_caption, caption_column
 from studio.datasets.decode import Source, read_file
 from studio.datasets.listing import clean_name
@@ -40,7 +41,8 @@ class HubPictures:
         self.refused: list[BadInput] = []
         self.notes: list[str] = []
         name, split = matched["name"], matched["split"] or ""
-        self._folder = Path(name).expanduser().resolve() if Path(name).expanduser().is_dir() else None
+        folder = expand_home(name)
+        self._folder = folder.resolve() if folder.is_dir() else None
         with _one_line(spec):
             self._rows = _load(str(self._folder or name), split, local=self._folder is not None)
             features = _features(self._rows)

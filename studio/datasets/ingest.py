@@ -270,7 +270,7 @@ def _nothing(sources: Sequence[AnySource], refused: Sequence[BadInput]) -> BadIn
     if len(refused) == 1:
         return refused[0]
     why = f" ({refused[0].thing} {refused[0].wrong})" if refused else ""
-    wrong = f"have no picture that can be used{why}"
+    wrong = f"{'has' if len(sources) == 1 else 'have'} no picture that can be used{why}"
     return BadInput(some([_label(source) for source in sources]), wrong, USE_PICTURES)
 
 

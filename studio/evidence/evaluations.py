@@ -62,14 +62,9 @@ def ask(ws: "Workspace", about: Run | Adapter, wishes: Wishes | None = None) -> 
     return Asked(about, plan, spec.size, missing, each * missing if each is not None else None)
 
 
-def begin(ws: "Workspace", about: Run | Adapter, wishes: Wishes | None = None) -> Evaluation:
-    """Make a sheet, or go on with the one of the same plan; cells that are drawn are not drawn again.
-
-    Raises:
-        BadInput: nothing can be judged; in one line.
-    """
-    about = _ready(ws, about)
-    plan = _plan(ws, about, wishes or Wishes())
+def begin(ws: "Workspace", asked: Asked) -> Evaluation:
+    """Make a sheet, or go on with the one of the same plan; cells that are drawn are not drawn again."""
+    about, plan = asked.about, asked.plan
     hash_ = plan_hash(plan)
     known = ws.catalog.list(Evaluation, **_owner(about), plan_hash=hash_, limit=1)
     if known:

@@ -1,16 +1,19 @@
 """Which checkpoint folders of a run can be trusted: complete, unchanged, and signed by this workspace."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 
 from registry.errors import Damaged
 from registry.files import read_json
+from registry.hashing import sha256_file
 from trainers.rundir import ADAPTER, PROBES, RunDir, checkpoint_step, verify_checkpoint
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 NUMBERS = ("loss", *PROBES.values())
+REMEMBERED = 4096  # files
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,14 @@ class Verified:
         return self.folder / ADAPTER
 
 
+def verified(folder: Path, key: bytes) -> bool:
+    """`verify_checkpoint` for who looks, and does not resume.
+
+    A file of the same size, time and inode as when this process last read it is not read again.
+    """
+    return verify_checkpoint(folder, key, _sha256)
+
+
 def verified_checkpoints(rundir: RunDir, key: bytes, known: dict[int, Verified]) -> dict[int, Verified]:
     """Step -> checkpoint, oldest first; folders in `known` that did not change are not hashed again."""
     found: dict[int, Verified] = {}
@@ -38,9 +49,19 @@ def verified_checkpoints(rundir: RunDir, key: bytes, known: dict[int, Verified])
         before = known.get(step)
         if before is not None and before.stamp == stamp:
             found[step] = before
-        elif verify_checkpoint(folder, key):
+        elif verified(folder, key):
             found[step] = Verified(folder, stamp, _numbers(folder))
     return dict(sorted(found.items()))
+
+
+def _sha256(file: Path) -> str:
+    status = file.stat()
+    return _read(file, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(REMEMBERED)
+def _read(file: Path, *_stamp: int) -> str:
+    return sha256_file(file)
 
 
 def _numbers(folder: Path) -> dict[str, float]:

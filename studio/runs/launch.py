@@ -21,7 +21,7 @@ from studio.runs.places import check_place
 from trainers.held_out import held_out, teaching
 from trainers.priors import REGULARISATION
 from trainers.recipe import Recipe, apply_sets, recipe_hash, thaw
-from trainers.rundir import MEMORY, ManifestItem, RunDir
+from trainers.rundir import CHECKPOINTS, MEMORY, ManifestItem, RunDir, checkpoint_name, verify_checkpoint
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -148,9 +148,9 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
             trained on, nothing left to train, or as `launch`.
     """
     source = ws.run_dir(run.id)
-    verified = verified_checkpoints(source, ws.key, {})
-    if step not in verified:
-        there = ", ".join(map(str, verified)) or "none yet"
+    checkpoint = source.file(CHECKPOINTS) / checkpoint_name(step)
+    if not verify_checkpoint(checkpoint, ws.key):
+        there = ", ".join(map(str, verified_checkpoints(source, ws.key, {}))) or "none yet"
         raise NotFound(_called(run), f"has no checkpoint at step {step} that verifies", f"there is: {there}")
     parent = thaw(run.recipe)
     recipe = apply_sets(parent, sets)
@@ -172,7 +172,7 @@ def branch(ws: "Workspace", run: Run, step: int, sets: list[str], name: str = ""
     made = anew(run, recipe, name or f"{run.name[:80]}-from-{step}")
     made = replace(made, step=step, parent_run_id=run.id, parent_step=step)
     memory = _memory_of(source, recipe, parent)
-    return enter(ws, made, recipe, base, items, checkpoint=verified[step].folder, memory=memory)
+    return enter(ws, made, recipe, base, items, checkpoint=checkpoint, memory=memory)
 
 
 def _memory_of(rundir: RunDir, recipe: Recipe, parent: Recipe) -> JSON | None:

@@ -1,10 +1,12 @@
 """One trainer that has loaded its libraries and waits for a run (`trainers.standby`): the worker's side.
 
 It is only ever a shortcut. A run takes it when it is ready and would have the very same environment;
-whatever goes wrong with it, the run gets a trainer the usual way, and nobody hears of it.
+whatever goes wrong with it, the run gets a trainer the usual way. Of one that was given the run and did not
+take it, the run's log says so.
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -17,9 +19,10 @@ from uuid import uuid4
 import psutil
 
 from studio.runs.process import TOKEN_VARIABLE
+from trainers.rundir import READY, TAKEN
 
 MODULE = "trainers.standby"
-READY, TAKEN = b"ready\n", b"taken\n"  # what it says
+REFUSED = b"the trainer that waited does not take this run: a new one is started\n"
 QUIET = 2.0  # seconds after the last run before one is prepared
 ANSWER = 5.0  # seconds that it has to take a run
 LOOK_EVERY = 2.0  # seconds between looks at the memory
@@ -146,7 +149,7 @@ class Waiting:
         self.child, self._control, self.token = child, control, token
 
     def become(self, folder: Path, lock: int, log: int) -> bool:
-        """Let it train the run in `folder`; False when it does not, and then it is dead.
+        """Let it train the run in `folder`; False when it does not: it is dead then, and the log says so.
 
         Args:
             folder: The run directory.
@@ -164,6 +167,8 @@ class Waiting:
             return True
         self.child.kill()
         self.child.wait()
+        with suppress(OSError):  # a full disk is for the trainer that comes to say
+            os.write(log, REFUSED)
         return False
 
 

@@ -12,8 +12,8 @@ from registry.formats.inspect import inspect_adapter
 from registry.hashing import hash_adapter
 from registry.records import Adapter, Run
 from studio.adapter_files import require_file, settled
-from studio.runs.checkpoints import verified_checkpoints
-from trainers.rundir import ADAPTER, CHECKPOINTS, checkpoint_name, checkpoint_step, verify_checkpoint
+from studio.runs.checkpoints import verified, verified_checkpoints
+from trainers.rundir import ADAPTER, CHECKPOINTS, checkpoint_name, checkpoint_step
 
 if TYPE_CHECKING:
     from studio.workspace import Workspace
@@ -72,7 +72,7 @@ def proven_file(ws: "Workspace", adapter: Adapter) -> Path:
 
 
 def steps_of(ws: "Workspace", run: Run) -> list[int]:
-    """Steps of the checkpoints of a run that verify, rising. Reads every file of them."""
+    """Steps of the checkpoints of a run that verify, rising. Reads every file of them that is new."""
     return list(verified_checkpoints(ws.run_dir(run.id), ws.key, {}))
 
 
@@ -103,7 +103,7 @@ def checkpoint_of(ws: "Workspace", run: Run, step: int) -> Adapter:
         earlier = f" and {len(steps) - _SHOWN} earlier ones" if len(steps) > _SHOWN else ""
         do = f"there are {shown}{earlier}" if steps else f"run {run.name} has no checkpoint"
         raise NotFound(name, wrong, do)
-    if not verify_checkpoint(folder, ws.key):
+    if not verified(folder, ws.key):
         raise BadInput(name, "is incomplete or was changed after it was written", "use another step")
     file = folder / ADAPTER
     if not file.is_file():

@@ -85,7 +85,7 @@ def test_the_strength_is_on_the_page_of_the_adapter(empty: Workspace, run: Run, 
     judged_run(empty, run, FEW)  # of the checkpoints and of this adapter, which is the last
     at = open_page(empty, "adapters", adapter=adapter.id)
     assert "Of its run, **ink@10** was found to be better" in said(at)
-    own = evaluations.begin(empty, adapter, Wishes(seeds=2))
+    own = evaluations.begin(empty, evaluations.ask(empty, adapter, Wishes(seeds=2)))
     assert empty.catalog.count(Evaluation) == 2
     assert "No worker runs" in said(open_page(empty, "adapters", adapter=adapter.id))
     evaluations.settle(empty, own, evidence([adapter.id], (0.75, 1.0), memorised=True))

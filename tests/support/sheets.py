@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from registry.records import Checkpoint, Comparison, Evaluation, Run
 from studio.compare.grids import cells_of, spec_of
-from studio.evidence.evaluations import begin, plan_of, settle
+from studio.evidence.evaluations import ask, begin, plan_of, settle
 from studio.evidence.figures import Figures, Judgement, Near, Point, Rank
 from studio.evidence.plan import Wishes
 from studio.evidence.result import Evidence
@@ -56,7 +56,7 @@ def judged_run(
     ws: Workspace, run: Run, wishes: Wishes = MANY, *, memorised: bool = False, measured: bool = True
 ) -> Evaluation:
     """An evidence sheet of a run whose pictures are the demo's own."""
-    evaluation = begin(ws, run, wishes)
+    evaluation = begin(ws, ask(ws, run, wishes))
     comparison = ws.catalog.get(Comparison, evaluation.comparison_id)
     spec, done = spec_of(comparison), set[str]()
     for place, cell in cells_of(ws, comparison).items():

@@ -57,6 +57,12 @@ def test_global_options_work_before_and_after_the_command(given, parsed):
         ["bases", "show", "nothing-here"],
         ["datasets", "add", "x", "/nowhere"],
         ["train", "--dataset", "nothing-here"],
+        ["--home", "", "bases", "list"],
+        ["adapters", "export", "x", "--out", ""],
+        ["sample", "--prompt", "x", "--out", " "],
+        ["sample", "--prompt", "x", "--out", "y", "--save-mix", ""],
+        ["demo", "--out="],
+        ["sample", "--prompt", "x", "--out=~nobody-at-all/x"],
     ],
 )
 def test_bad_usage_is_one_line_and_exit_2(arguments, tmp_path, capsys):

@@ -116,6 +116,13 @@ def test_no_export_goes_over_the_file_of_an_adapter(ws, tmp_path):
     export(ws, "lora", "kohya", out)
     ws.catalog.add(replace(adapter, id=new_id(), name="taken in", tensor_sha256="a" * 64, path=str(out)))
     export(ws, "lora", "kohya", out, overwrite=True)
+    loop = tmp_path / "loop.safetensors"
+    loop.symlink_to(loop)
+    with pytest.raises(BadInput, match="exists already"):
+        export(ws, "lora", "kohya", loop)
+    with pytest.raises(BadInput, match="is a name that is not UTF-8"):
+        export(ws, "lora", "kohya", tmp_path / "a\udcff.safetensors")
+    assert not (tmp_path / "a\udcff.safetensors").exists()
 
 
 def test_no_peft_export_replaces_the_folder_of_an_adapter(ws, tmp_path):

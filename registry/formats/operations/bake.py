@@ -4,6 +4,7 @@ The result is a base: of the kind it was (a diffusers folder or a published file
 Stable Diffusion folder. One tensor is in memory at a time; what does not change is copied byte by byte.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,8 +258,8 @@ def _refuse(base: BaseWeights, out: Path, overwrite: bool, to_file: bool) -> Non
     if to_file and not base.is_file and base.family not in PREFIXES:
         wrong = f"{base.family} has no single file that we write from a folder"
         raise BadInput(str(out), wrong, "name a folder")
-    inside = out.resolve() == base.path.resolve() or base.path.resolve() in out.resolve().parents
-    if inside or out.resolve() in base.path.resolve().parents:
+    place, origin = (Path(os.path.realpath(path)) for path in (out, base.path))  # also of a link to itself
+    if place.is_relative_to(origin) or origin.is_relative_to(place):
         raise BadInput(str(out), "is the base itself or lies in it", "choose another place")
     if not out.exists() and not out.is_symlink():
         return

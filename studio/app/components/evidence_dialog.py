@@ -58,7 +58,7 @@ def evidence_form(about: Run | Adapter) -> None:
         asked = ask(shell.workspace(), about, wishes)
         st.caption(_takes(asked))
         if st.button("Start", type="primary", key="e-start"):
-            begin(shell.workspace(), asked.about, wishes)
+            begin(shell.workspace(), asked)
             state.wake_worker()
             st.rerun()
 

@@ -39,9 +39,9 @@ def progress_panel(run: Run, status: Status | None) -> None:
     if status.best_step:
         figures.append(("Best step", f"{status.best_step:,}", "lowest loss at fixed noise and timesteps"))
     figures.append(("Memory", size(status.peak_memory) if status.peak_memory else "–", "peak so far"))
-    with st.grid("auto", min_column_width=120, gap="small"):
+    with st.container(horizontal=True, gap=24):  # each as wide as it is: five fit in a row
         for label, value, hint in figures:
-            st.metric(label, value, help=hint or None)
+            st.metric(label, value, help=hint or None, width="content")
 
 
 def phase_words(status: Status | None) -> str:

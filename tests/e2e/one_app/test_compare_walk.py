@@ -161,16 +161,13 @@ def keep_this_one(workspace: Workspace, address: str, page: Page, run: Run) -> N
 
 def the_evidence(workspace: Workspace, address: str, page: Page, run: Run) -> None:
     """Asked for with few pictures, looked at on the page of the run, then as a whole."""
-    made = evaluations.begin(
-        workspace,
-        run,
-        Wishes(
-            seeds=2,
-            weights=(1.0,),
-            prompts=("a red circle, neonsign", "a blue star, neonsign"),
-            priors=("a red circle",),
-        ),
+    wishes = Wishes(
+        seeds=2,
+        weights=(1.0,),
+        prompts=("a red circle, neonsign", "a blue star, neonsign"),
+        priors=("a red circle",),
     )
+    made = evaluations.begin(workspace, evaluations.ask(workspace, run, wishes))
     page.reload()
     worked(lambda: bool(workspace.catalog.get(Evaluation, made.id).result))
     expect(page.get_by_role("button", name="See the evidence")).to_be_visible()

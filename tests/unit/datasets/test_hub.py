@@ -121,6 +121,11 @@ def test_a_script_in_a_data_set_is_never_run(ws: Workspace, tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_folder_of_nobody_is_named(ws: Workspace):
+    with pytest.raises(BadInput, match="~nobody-at-all/pictures: has no home folder"):
+        create_dataset(ws, "hub", ["hf:~nobody-at-all/pictures"])
+
+
 def test_without_a_connection_there_is_one_line(ws: Workspace):
     with pytest.raises(BadInput) as raised:
         create_dataset(ws, "hub", ["hf:somebody/some-pictures"])

@@ -11,7 +11,7 @@ from registry.records import Adapter, Comparison, Evaluation, Job, JobKind, JobS
 from studio.compare.grids import spec_of
 from studio.evidence import evaluations
 from studio.evidence.outputs import facts, page_of
-from studio.evidence.plan import Wishes, plan_of_adapter, plan_of_run, without_word
+from studio.evidence.plan import Plan, Wishes, plan_of_adapter, plan_of_run, without_word
 from studio.evidence.words import strength_line
 from studio.runs import worker
 from studio.workspace import Workspace
@@ -86,11 +86,11 @@ def test_an_imported_adapter_needs_pictures_and_a_base(chained: Workspace):
 def test_a_sheet_is_asked_for_once_and_measured_when_it_is_drawn(chained: Workspace, run: Run):
     wishes = Wishes(seeds=2, weights=(1.0,))
     asked = evaluations.ask(chained, run, wishes)
-    made = evaluations.begin(chained, run, wishes)
+    made = evaluations.begin(chained, asked)
     spec = spec_of(chained.catalog.get(Comparison, made.comparison_id))
     assert (asked.cells, asked.missing) == (spec.size, spec.size)
     assert evaluations.stage_of(chained, made).name == "drawing"
-    assert evaluations.begin(chained, run, wishes).id == made.id
+    assert evaluations.begin(chained, evaluations.ask(chained, run, wishes)).id == made.id
     assert evaluations.queue_due(chained) == 0  # nothing is drawn
     evaluations.stop(chained, made)
     assert evaluations.stage_of(chained, made).name == "incomplete"
@@ -108,13 +108,26 @@ def test_a_sheet_is_asked_for_once_and_measured_when_it_is_drawn(chained: Worksp
     assert evaluations.stage_of(chained, drawn).name == "measuring"
 
 
+def test_the_command_plans_once(chained: Workspace, run: Run, monkeypatch: pytest.MonkeyPatch):
+    planned: list[Run] = []
+
+    def counted(ws: Workspace, about: Run, wishes: Wishes) -> Plan:
+        planned.append(about)
+        return plan_of_run(ws, about, wishes)
+
+    monkeypatch.setattr(evaluations, "plan_of_run", counted)
+    call_here(chained.home, "evaluate", "ink", "--queue", "--seeds", "2", "--weights", "1")
+    assert planned == [run]
+    assert chained.catalog.count(Evaluation) == 1
+
+
 def test_what_is_found_goes_to_the_adapter_and_warns(chained: Workspace, run: Run):
     adapter = chained.catalog.list(Adapter, run_id=run.id)[0]
     assert evaluations.memorised(chained, adapter) == ""
     made = judged_run(chained, run, FEW)
     assert facts(chained, made)["adapters"] == []  # the pick is a checkpoint
     assert chained.catalog.get(Adapter, adapter.id).recommended_weight == 1.0
-    own = evaluations.begin(chained, adapter, Wishes(seeds=2))
+    own = evaluations.begin(chained, evaluations.ask(chained, adapter, Wishes(seeds=2)))
     from tests.support.sheets import evidence
 
     evaluations.settle(chained, own, evidence([adapter.id], (0.75, 1.0), memorised=True))

@@ -41,7 +41,8 @@ TWO = ("a boat, inkstyle", "a tower, inkstyle")
 def begun(ws: Workspace) -> Evaluation:
     """Nine small cells of the adapter of the run."""
     adapter = ws.catalog.list(Adapter, name="ink")[0]
-    return evaluations.begin(ws, adapter, Wishes(prompts=TWO, priors=("a boat",), seeds=2, weights=(1.0,)))
+    wishes = Wishes(prompts=TWO, priors=("a boat",), seeds=2, weights=(1.0,))
+    return evaluations.begin(ws, evaluations.ask(ws, adapter, wishes))
 
 
 def drawn(ws: Workspace) -> Evaluation:
@@ -197,7 +198,7 @@ def test_a_listed_twin_is_judged_as_the_adapter_that_it_is(chained: Workspace):
         ]
     )
     wishes = Wishes(base="pocket", dataset="herons", prompts=TWO, seeds=2, weights=(1.0,))
-    made = evaluations.begin(chained, twin, wishes)
+    made = evaluations.begin(chained, evaluations.ask(chained, twin, wishes))
     assert made.adapter_id == known.id
 
 

@@ -175,6 +175,10 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path, folders, 
     with pytest.raises(BadInput, match="is a folder that is no model"):
         bake(base, [part], out, overwrite=True)
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(BadInput, match="is something else"):
+        bake(base, [part], loop)
     flux = BaseWeights(folders["flux1"], "flux1")
     with pytest.raises(BadInput, match="no single file that we write"):
         bake(flux, [Ingredient("a", adapter(flux, "flux1"))], tmp_path / "x.safetensors")

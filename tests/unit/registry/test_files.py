@@ -135,8 +135,9 @@ def test_lines_are_appended_whole(tmp_path):
     assert (tmp_path / "m.jsonl").read_text().count("\n") == 3
 
 
-def test_json_that_is_none_is_named(tmp_path):
-    (tmp_path / "x.json").write_bytes(b"\xff{")
+@pytest.mark.parametrize("content", [b"\xff{", b"[" * 100_000, b"9" * 10_000])
+def test_json_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(Damaged, match=r"x.json: is not JSON"):
         read_json(tmp_path / "x.json")
 

@@ -1,24 +1,30 @@
 """Keeping a checkpoint, and which one a run says is best: by its probe, by evidence, by a person."""
 
 import json
+import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry.errors import BadInput
+from registry.errors import BadInput, NotFound
+from registry.hashing import sha256_file
 from registry.records import Adapter, Base, Checkpoint, Dataset, Run, RunState
+from studio.runs import checkpoints
 from studio.runs.checks import check_run
 from studio.runs.follow import _Progress
 from studio.runs.keep import keep, pick_by_probe
 from studio.runs.launch import anew, branch
 from studio.runs.ranking import ranking_of
+from studio.sampling.chosen import checkpoint_of, steps_of
 from studio.workspace import Workspace
 from tests.support.cli import Studio
 from tests.support.fake_trainer import Script
 from tests.support.supervision import make_run, make_worker
+from trainers.checkpoints import Store
 from trainers.recipe import apply_sets, preset, thaw
 from trainers.rundir import ADAPTER, METRICS, checkpoint_name, write_manifest
 
@@ -197,3 +203,46 @@ def test_who_waits_for_a_run_is_advised_once(ws: Workspace):
     assert advised[0].startswith(
         "ink: The loss on held-out pictures has risen since step 3 (0.1300, now 0.1700)"
     )
+
+
+def test_a_look_up_reads_again_what_has_changed_and_nothing_else(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+):
+    run, read = the_run(ws), list[Path]()
+
+    def counted(path: Path) -> str:
+        read.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr(checkpoints, "sha256_file", counted)
+    assert steps_of(ws, run) == [5, 10, 15, 20]
+    once, file = len(read), ws.run_dir(run.id).checkpoints()[1] / ADAPTER
+    assert once == len(set(read)) > 4
+    assert steps_of(ws, run) == [5, 10, 15, 20]
+    assert checkpoint_of(ws, run, 10).step == 10
+    assert len(read) == once
+    file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+    os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns + 1))
+    assert steps_of(ws, run) == [5, 15, 20]
+    with pytest.raises(BadInput, match="was changed after it was written"):
+        checkpoint_of(ws, run, 10)
+    assert read[once:] == [file]
+
+
+def test_nothing_goes_on_from_a_checkpoint_that_only_looks_unchanged(ws: Workspace):
+    """Damage that keeps the size and the time of a file, as a bad disk does."""
+    run = the_run(ws)
+    assert steps_of(ws, run)[-1] == 20
+    folder = ws.run_dir(run.id).checkpoints()[-1]
+    file = folder / ADAPTER
+    before = file.stat()
+    with file.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        last = stream.read(1)
+        stream.seek(-1, os.SEEK_END)
+        stream.write(bytes([last[0] ^ 1]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert checkpoints.verified(folder, ws.key)  # for who looks
+    assert Store(ws.run_dir(run.id), ws.key, keep=9).latest() == folder.with_name(checkpoint_name(15))
+    with pytest.raises(NotFound, match="no checkpoint at step 20 that verifies"):
+        branch(ws, run, 20, ["train.max_steps=30"])

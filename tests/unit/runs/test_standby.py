@@ -163,7 +163,9 @@ def test_one_that_fails_makes_room_for_the_usual_start(
     if fault != "other recipe":
         assert code == 0
         assert learned(rundir) == learned(before)
-    assert rundir.file(LOG).read_text().count("--- ") == 1
+    said = rundir.file(LOG).read_text()
+    assert said.count("--- ") == 1
+    assert (module.REFUSED.decode() in said) == (fault != "dead")  # that one is not asked
 
 
 def test_another_environment_is_none_of_its(cold: tuple[Starts, RunDir]):
