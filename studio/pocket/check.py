@@ -1,6 +1,7 @@
 """How well a pocket base does what prompts say: `python -m studio.pocket.check [--model DIR]`."""
 
 import argparse
+import random
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from registry.errors import NotFound
 from studio.pocket.checker import Fidelity, fidelity
 from studio.pocket.command import end_with
 from studio.pocket.grammar import Scene, caption, evaluation_scenes
+from studio.pocket.stray import made_up
 
 MODEL = Path(__file__).parent / "model"
 STEPS, GUIDANCE = 20, 4.0
@@ -23,22 +25,21 @@ COLUMNS, CELL, TEXT = 8, 128, 40  # of a contact sheet: pictures in a row, side 
 LETTERS, LINES = 21, 3  # that fit below a picture
 
 
-def measure(pipe: Any, scenes: list[Scene], seed: int = 0) -> Fidelity:
-    """Draw every scene's plain caption (own sampler, 20 steps, guidance 4) and read the pictures."""
-    return fidelity(draw(pipe, scenes, seed), scenes)
+def draw(pipe: Any, scenes: list[Scene], seed: int = 0, *, stray: bool = False) -> list[Image.Image]:
+    """Pictures of the scenes' plain captions by a pipeline of any family (own sampler, 20 steps, guidance 4).
 
-
-def draw(pipe: Any, scenes: list[Scene], seed: int = 0) -> list[Image.Image]:
-    """Pictures of the scenes' plain captions by a pipeline of any family."""
+    `stray`: with a made-up word behind each.
+    """
     import torch
 
+    rng = random.Random(seed)
+    prompts = [f"{caption(scene)}, {made_up(rng)}" if stray else caption(scene) for scene in scenes]
     pictures: list[Image.Image] = []
     for start in range(0, len(scenes), BATCH):
-        part = scenes[start : start + BATCH]
+        part = prompts[start : start + BATCH]
         seeds = [torch.Generator().manual_seed(seed * 1000 + start + place) for place in range(len(part))]
-        prompts = [caption(scene) for scene in part]
         said = pipe(
-            prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds, height=SIDE,
+            part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds, height=SIDE,
             width=SIDE, **_own_options(pipe),
         )  # fmt: skip
         pictures += said.images
@@ -87,15 +88,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--prompts", type=int, default=64, help="how many held-out prompts")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--stray", action="store_true", help="a made-up word behind each prompt")
     parser.add_argument("--sheet", type=Path, help="also write the pictures to this PNG file")
     options = parser.parse_args(arguments)
     if not (options.model / "model_index.json").exists():
         raise NotFound(str(options.model), "is no diffusers folder", "give the folder with model_index.json")
     scenes = evaluation_scenes(options.prompts)
-    pictures = draw(load(options.model), scenes, options.seed)
+    pictures = draw(load(options.model), scenes, options.seed, stray=options.stray)
     if options.sheet:
         contact_sheet(pictures, scenes).save(options.sheet)
-    sys.stdout.write(f"{options.prompts} held-out prompts: {in_words(fidelity(pictures, scenes))}\n")
+    behind = ", a made-up word behind each" if options.stray else ""
+    sys.stdout.write(f"{options.prompts} held-out prompts{behind}: {in_words(fidelity(pictures, scenes))}\n")
     return 0
 
 

@@ -24,6 +24,10 @@ def with_stray(text: str, rng: random.Random) -> str:
     """Some texts get an everyday word or a made-up one before or behind them."""
     if rng.random() >= STRAY_SHARE:
         return text
-    made_up = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 8)))
-    word = rng.choice((rng.choice(EVERYDAY), made_up))
+    word = rng.choice((rng.choice(EVERYDAY), made_up(rng)))
     return rng.choice((f"{word} {text}", f"{text}, {word}", f"{text} {word}"))
+
+
+def made_up(rng: random.Random) -> str:
+    """A word of four to eight letters drawn by chance, as triggers are."""
+    return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 8)))
