@@ -249,9 +249,17 @@ def _free_name(ws: "Workspace", name: str) -> str:
 def numbered(name: str) -> Iterator[str]:
     """ "name", "name 2", "name 3", ..., each at most 100 characters."""
     yield name
-    for number in count(2):
-        ending = f" {number}"
-        yield name[: 100 - len(ending)] + ending
+    yield from (_ended(name, str(number)) for number in count(2))
+
+
+def step_name(run: Run, step: int) -> str:
+    """What the adapter of a run's checkpoint is called: the run's own name is for what it finishes with."""
+    return _ended(run.name, f"step {step}")
+
+
+def _ended(name: str, ending: str) -> str:
+    """ "name ending", at most 100 characters."""
+    return f"{name[: 99 - len(ending)]} {ending}"
 
 
 def _keep_file(ws: "Workspace", adapter: Adapter, file: Path) -> None:
@@ -270,11 +278,14 @@ def _trigger_words(run: Run, dataset: Dataset | None) -> tuple[str, ...]:
 
 
 def _keep_preview(ws: "Workspace", run: Run, adapter_id: str, step: int) -> str:
-    """Copy the run's last preview up to `step`; "" when there is none (a picture is no reason to fail)."""
-    rundir = ws.run_dir(run.id)
+    """Copy the run's last preview up to `step`; "" when there is none (a picture is no reason to fail).
+
+    The one of step 0 shows the base alone: it says nothing of an adapter that has learned.
+    """
+    rundir, first = ws.run_dir(run.id), min(step, 1)
     for item in reversed(rundir.previews()):
         file = rundir.path / str(item.get("file", ""))
-        if not item.get("base") and int(item.get("step", 0)) <= step and file.is_file():
+        if not item.get("base") and first <= int(item.get("step", 0)) <= step and file.is_file():
             target = ws.resolve(f"{FOLDER}/{adapter_id}{file.suffix}")
             copy_file(file, target)
             return ws.relative(target)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from registry.errors import BadInput, NotFound
 from registry.records import Adapter, Run
-from studio.adapters import register_run_adapter
+from studio.adapters import register_run_adapter, step_name
 from studio.evidence.evaluations import recommended
 from studio.made import require_free_name
 from studio.runs.ranking import ranking_of
@@ -65,11 +65,8 @@ def keep_step(ws: "Workspace", run: Run, step: int, name: str = "") -> Kept:
         raise BadInput(found.name, f"is adapter {known[0].name}, which lies in the trash", do)
     if name and not known:
         require_free_name(ws, name)
-    ending = f" step {step}"
     try:
-        adapter = register_run_adapter(
-            ws, run, ws.resolve(found.path), step, name or f"{run.name[: 100 - len(ending)]}{ending}"
-        )
+        adapter = register_run_adapter(ws, run, ws.resolve(found.path), step, name or step_name(run, step))
     except FileNotFoundError as error:
         raise NotFound(found.name, "was pruned just now", "keep a newer one") from error
     if not known and (weight := recommended(ws, run, step)) is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from registry.errors import BadInput, Damaged, NotFound, StudioError
 from registry.files import read_json
 from registry.records import JSON, Adapter, Checkpoint, Job, JobState, Run, RunState, now
-from studio.adapters import register_run_adapter
+from studio.adapters import register_run_adapter, step_name
 from studio.runs import speed
 from studio.runs.checkpoints import Verified, verified_checkpoints
 from studio.runs.executors import Executor, Trainer
@@ -325,7 +325,8 @@ class Supervision:
         return reason
 
     def _keep_result(self, outcome: Outcome) -> Outcome:
-        """Register the adapter that this end leaves behind: the finished one, or the last verified one."""
+        """Register the adapter that this end leaves behind: the finished one, or the last verified one, which
+        is named after its step."""
         newest = max(self._known, default=None)
         run, step = self._run(), self._last.step if self._last else 0
         try:
@@ -341,7 +342,8 @@ class Supervision:
                     )
                 register_run_adapter(self._ws, run, self.rundir.adapter, step)
             elif newest is not None and (outcome.state is RunState.STOPPED or outcome.kind == "nan"):
-                adapter = register_run_adapter(self._ws, run, self._known[newest].adapter, newest)
+                file, name = self._known[newest].adapter, step_name(run, newest)
+                adapter = register_run_adapter(self._ws, run, file, newest, name)
                 if outcome.kind == "nan" and not adapter.note:
                     note = f"From step {newest}, the last checkpoint before the loss stopped being finite."
                     self._ws.catalog.update(Adapter, adapter.id, note=note)

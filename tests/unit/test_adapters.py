@@ -50,6 +50,7 @@ def run(ws):
     lines = []
     for step, name, base_picture in (
         (0, "base-p0.png", True),
+        (0, "s0.png", False),
         (50, "s50.png", False),
         (100, "s100.png", False),
     ):
@@ -107,6 +108,12 @@ def test_the_preview_is_of_the_step_or_before(ws, run, tmp_path):
     file = write_run_file(make_form(seed=5), tmp_path / "a.safetensors")
     early = register_run_adapter(ws, run, file, 60)
     assert Pixels.open(ws.resolve(early.preview)).getpixel((0, 0)) == (50, 0, 0)
+
+
+def test_the_base_s_picture_of_step_0_is_no_preview_of_what_has_learned(ws, run, tmp_path):
+    files = [write_run_file(make_form(seed=s), tmp_path / f"{s}.safetensors") for s in (5, 6)]
+    assert register_run_adapter(ws, run, files[0], 20).preview == ""
+    assert register_run_adapter(ws, run, files[1], 0).preview
 
 
 def test_names_that_are_taken_get_a_number(ws, run, adapter, tmp_path):

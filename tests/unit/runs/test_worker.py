@@ -79,6 +79,7 @@ def test_the_adapter_kept_after_nan_says_where_it_is_from(ws: Workspace):
     run = finish(ws, Script(fault="nan", at=8))
     (adapter,) = ws.catalog.list(Adapter, run_id=run.id)
     assert "step 5" in adapter.note
+    assert adapter.name == "ink step 5"
 
 
 @pytest.mark.fault
@@ -146,7 +147,11 @@ def test_stop_keeps_the_checkpoint_as_an_adapter_and_resume_goes_on(ws: Workspac
     assert state_of(ws, run) is RunState.FINISHED
     steps = [line["step"] for line in ws.run_dir(run.id).read_metrics()]
     assert steps == list(range(1, 21))
-    assert sorted(a.step for a in ws.catalog.list(Adapter, run_id=run.id)) == [stopped.step, 20]
+    names = {a.step: a.name for a in ws.catalog.list(Adapter, run_id=run.id)}
+    assert names == {
+        stopped.step: f"ink step {stopped.step}",
+        20: "ink",
+    }  # the finished one has the run's name
 
 
 def test_pause_leaves_nothing_behind_and_resume_finishes(ws: Workspace):
