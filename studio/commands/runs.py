@@ -191,20 +191,20 @@ def log(
 
 @app.command()
 def stop(run: str) -> None:
-    """Finish the step, save a checkpoint and stop; a second stop kills.
+    """Finish the step, save a checkpoint and stop; a second stop kills. Waits for it where no worker runs.
 
     Example: studio runs stop 01hv3k9x2m
     """
-    _wish("stop", run)
+    _end("stop", run)
 
 
 @app.command()
 def pause(run: str) -> None:
-    """Save a checkpoint and leave the device; `resume` goes on.
+    """Save a checkpoint and leave the device; `resume` goes on. Waits for it where no worker runs.
 
     Example: studio runs pause 01hv3k9x2m
     """
-    _wish("pause", run)
+    _end("pause", run)
 
 
 @app.command()
@@ -217,7 +217,7 @@ def resume(
 
     Example: studio runs resume 01hv3k9x2m --wait
     """
-    workspace, record = _wish("resume", run, on, quiet=True)
+    workspace, record = _wish("resume", run, on)
     show_started(workspace, record, wait=wait)
 
 
@@ -310,15 +310,22 @@ def _show_ranking(ranking: "Ranking") -> None:
         show_done(ranking.advice, {})
 
 
-def _wish(wish: str, key: str, *more: str, quiet: bool = False) -> "tuple[Workspace, Run]":
+def _wish(wish: str, key: str, *more: str) -> "tuple[Workspace, Run]":
+    """Say to `launch` what is wanted of a run."""
     from registry.records import Run
     from studio.runs import launch
 
     workspace = open_workspace()
-    run = getattr(launch, wish)(workspace, workspace.catalog.get(Run, key), *more)
-    if not quiet:
-        show_done(f"{run.name}: {run.state}", _described(workspace, run))
-    return workspace, run
+    return workspace, getattr(launch, wish)(workspace, workspace.catalog.get(Run, key), *more)
+
+
+def _end(wish: str, key: str) -> None:
+    """Stop or pause a run, and say how far that is."""
+    from studio.runs.follow import obeyed
+
+    workspace, run = _wish(wish, key)
+    run = obeyed(workspace, run, None if invocation.json else note)
+    show_done(f"{run.name}: {run.state}", _described(workspace, run))
 
 
 def show_started(workspace: "Workspace", run: "Run", *, wait: bool) -> None:

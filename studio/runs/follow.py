@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from registry.errors import WorkspaceBusy
 from registry.records import JobKind, Run, RunState
 from studio.runs.ranking import ranking_of
-from studio.runs.supervise import ending
+from studio.runs.supervise import WISHES, ending
 from studio.runs.worker import ALL_KINDS, Worker
 
 if TYPE_CHECKING:
@@ -49,6 +49,22 @@ def follow(ws: "Workspace", run: Run, say: Callable[[str], None] | None = None) 
     """
     progress = _Progress(ws, run.id, say)
     attend(ws, progress.ended, progress.say)
+    return ws.catalog.get(Run, run.id)
+
+
+def obeyed(ws: "Workspace", run: Run, say: Callable[[str], None] | None = None) -> Run:
+    """See to it that a stop or pause that was wished for happens; returns the run as it is then.
+
+    A worker that is there does it without us. Where none is, the trainer may live on all the same: we are the
+    worker until it has ended, and begin nothing else.
+
+    Raises:
+        KeyboardInterrupt: as `attend`.
+    """
+    if run.state in WISHES and ws.holder() is None:
+        if say is not None:
+            say(f"No worker is running: waiting here until {run.name} has saved where it is.")
+        attend(ws, lambda: ws.catalog.get(Run, run.id).state in PAUSES, say, kinds=())
     return ws.catalog.get(Run, run.id)
 
 

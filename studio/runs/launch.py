@@ -115,9 +115,8 @@ def resume(ws: "Workspace", run: Run, place: str = "") -> Run:
     """
     run = ws.catalog.get(Run, run.id)
     if not run.state.resumable:
-        raise StudioError(
-            _called(run), f"is {run.state}", "only a paused, stopped or failed run can be resumed"
-        )
+        do = "only a paused, stopped, interrupted or failed run can be resumed"
+        raise StudioError(_called(run), f"is {run.state}", do)
     check_base(ws, ws.catalog.get(Base, run.base_id))
     check_place(ws, place := place or run.place)
     rundir = ws.run_dir(run.id)
