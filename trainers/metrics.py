@@ -60,7 +60,7 @@ class Reporter:
 
     def begin(self, step: int, steps: int) -> None:
         """Everything is loaded: `step` of `steps` are done; the run counts as running."""
-        self._change(state="running", step=step, steps=steps)
+        self._change(state="running", step=step, steps=steps, begun=step)
 
     def step(self, line: Mapping[str, Any]) -> None:
         """One optimizer step: a metric line, and the figures of the status."""

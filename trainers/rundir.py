@@ -103,6 +103,7 @@ class Status:
     phase_total: int = 0
     step: int = 0
     steps: int = 0
+    begun: int = 0  # steps that were done before this attempt
     loss: float | None = None  # smoothed over the last 20 steps
     seconds_per_step: float | None = None
     seconds_left: float | None = None

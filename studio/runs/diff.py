@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from registry.records import Base, Dataset, Run
+from studio.runs import speed
 from studio.runs.frozen import manifest_of
 from trainers.recipe import differences, recipe_fields, thaw
 from trainers.rundir import ManifestItem
@@ -110,7 +111,7 @@ def _results(ws: "Workspace", a: Run, b: Run) -> Iterator[Difference]:
         "step": "steps trained",
         "loss": "loss over the last steps",
         "seconds_per_step": "seconds a step",
-        "seconds": "seconds from start to end",
+        "seconds": "seconds from start to end, all attempts together",
         "peak_memory": "most memory, bytes",
     }
     one, other = _result(ws, a), _result(ws, b)
@@ -121,13 +122,13 @@ def _results(ws: "Workspace", a: Run, b: Run) -> Iterator[Difference]:
 
 def _result(ws: "Workspace", run: Run) -> dict[str, Any]:
     status = ws.run_dir(run.id).read_status()
-    took = run.ended_at - run.started_at if run.started_at and run.ended_at else None
+    took = speed.taken(ws, run)
     return {
         "state": str(run.state),
         "step": run.step,
         "loss": status.loss if status else None,
         "seconds_per_step": status.seconds_per_step if status else None,
-        "seconds": round(took.total_seconds(), 1) if took else None,
+        "seconds": round(took, 1) if took is not None else None,
         "peak_memory": (status.peak_memory or None) if status else None,
     }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.errors import Damaged, StudioError
 from registry.files import read_json, write_json
-from registry.records import JSON, Run
+from registry.records import JSON, TRAINING, Job, Run
 from trainers.recipe import Recipe
 from trainers.rundir import Status
 
@@ -94,13 +94,26 @@ def pixels_of(recipe: Recipe) -> tuple[int, int]:
 
 
 def remember(ws: "Workspace", run: Run, status: Status) -> None:
-    """Keep the figures of a run that has trained a few steps."""
-    if not status.seconds_per_step or status.step < MIN_STEPS:
+    """Keep the figures of a run whose last attempt has trained a few steps."""
+    steps = status.step - status.begun
+    if not status.seconds_per_step or steps < MIN_STEPS:
         return
     begun = run.started_at.timestamp() if run.started_at is not None else 0.0
-    trained = status.step * status.seconds_per_step
+    trained = steps * status.seconds_per_step
     start = (time.time() - begun - trained) if begun and run.step == status.step else 0.0
     _keep(ws, run.base_hash, Recipe.model_validate(run.recipe), status, run.id, max(0.0, start))
+
+
+def taken(ws: "Workspace", run: Run) -> float | None:
+    """Seconds from start to end, all attempts of the run together; None while it goes on.
+
+    Of attempts older than this count only the last one is known.
+    """
+    if run.started_at is None or run.ended_at is None:
+        return None
+    jobs = ws.catalog.list(Job, kind=TRAINING, subject_id=run.id)
+    known = [float(job.result["seconds"]) for job in jobs if "seconds" in job.result]
+    return sum(known) if known else (run.ended_at - run.started_at).total_seconds()
 
 
 def remember_probe(ws: "Workspace", base_hash: str, recipe: Recipe, status: Status, took: float) -> Seen:

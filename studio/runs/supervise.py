@@ -309,7 +309,8 @@ class Supervision:
             process=None,
             ended_at=now(),
         )
-        self._finish_job(run)
+        took = (run.ended_at - run.started_at).total_seconds() if run.started_at and run.ended_at else None
+        self._finish_job(run, took)
         self._say(ending(run))
         if self._last is not None and self.here:  # forecasts are about this machine
             speed.remember(self._ws, run, self._last)
@@ -353,10 +354,13 @@ class Supervision:
             self._say(f"run {self.run_id}: its last checkpoint was not registered: {error}")
         return outcome
 
-    def _finish_job(self, run: Run) -> None:
+    def _finish_job(self, run: Run, took: float | None = None) -> None:
+        """End the job; it remembers the seconds of its attempt, for the run knows only the last one's."""
         failed = run.state in {RunState.FAILED, RunState.INTERRUPTED}
         state = JobState.FAILED if failed else JobState.DONE
-        result = {"state": str(run.state), "step": run.step}
+        result: JSON = {"state": str(run.state), "step": run.step}
+        if took is not None:
+            result["seconds"] = round(took, 2)
         self._ws.catalog.finish_job(self.job.id, state, error=run.reason if failed else "", result=result)
 
 

@@ -134,7 +134,7 @@ def main(folder: Path) -> int:
     recipe = read_json(folder / RECIPE)
     steps, every = recipe["train"]["max_steps"], recipe["checkpoints"]["every"]
     saved = [checkpoint_step(p) for p in rundir.checkpoints()] if rundir.read_env().resume else []
-    step = max(saved, default=0)
+    step = begun = max(saved, default=0)
     rundir.write_status(Status(state="running", phase="loading", step=step, steps=steps, time=time.time()))
     while step < steps and (not stop.asked or script.fault == "deaf"):
         step += 1
@@ -146,7 +146,7 @@ def main(folder: Path) -> int:
         if step % every == 0:
             save_checkpoint(rundir, step, 1 / step, found)
         rundir.write_status(Status(
-            state="running", phase="training", step=step, steps=steps, loss=1 / step,
+            state="running", phase="training", step=step, steps=steps, begun=begun, loss=1 / step,
             seconds_per_step=script.step_seconds, peak_memory=1 << 20, time=time.time(),
         ))  # fmt: skip
     if step % every:
@@ -155,8 +155,8 @@ def main(folder: Path) -> int:
     if state == "finished" and script.fault != "no-adapter":
         save_file(weights(step, np.nan if script.fault == "bad-adapter" else None), rundir.adapter)
     rundir.write_status(Status(
-        state=state, step=step, steps=steps, seconds_per_step=script.step_seconds, peak_memory=1 << 20,
-        time=time.time(),
+        state=state, step=step, steps=steps, begun=begun, seconds_per_step=script.step_seconds,
+        peak_memory=1 << 20, time=time.time(),
     ))  # fmt: skip
     return 0
 

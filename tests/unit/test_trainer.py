@@ -127,6 +127,13 @@ def test_stop_saves_and_resume_goes_on(tmp_path, tiny_sd15, pictures):
     assert "has checkpoints already" in rundir.read_status().reason
 
 
+def test_an_attempt_says_after_which_step_it_begins(tmp_path):
+    reporter = Reporter(RunDir(tmp_path), writes=False)
+    reporter.begin(7, 20)
+    reporter.step({"step": 8})
+    assert (reporter.status.begun, reporter.status.steps) == (7, 20)
+
+
 def test_second_signal_ends_at_once():
     """The first one is a wish; an echo of it, as launchers send, is not the second."""
     context = multiprocessing.get_context("fork")

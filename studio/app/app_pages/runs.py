@@ -11,7 +11,7 @@ from studio.app.components.evidence import evidence_of_run
 from studio.app.components.gallery import gallery
 from studio.app.components.run_actions import actions
 from studio.app.words import duration, md, tail, value_text
-from studio.runs import launch
+from studio.runs import launch, speed
 from studio.runs.ranking import ranking_of
 from trainers.recipe import differences, preset_name, thaw, to_toml
 from trainers.rundir import LOG
@@ -172,8 +172,8 @@ def settings(run: Run) -> None:
             if dataset is not None:
                 shell.link("datasets", md(dataset.name), icon=":material/photo_library:", dataset=dataset.id)
             st.caption(f"on {md(base.name) if base else 'a base since removed'}, {run.goal}, seed {run.seed}")
-            if run.started_at and run.ended_at:
-                st.caption(f"took {duration((run.ended_at - run.started_at).total_seconds())}")
+            if (took := speed.taken(shell.workspace(), run)) is not None:
+                st.caption(f"took {duration(took)}")
         name = preset_name(run.family, run.goal, base.name if base else "")
         for change in differences(recipe, name):
             instead = f":gray[instead of {md(value_text(change.preset))}]"

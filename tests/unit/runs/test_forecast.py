@@ -2,18 +2,20 @@
 
 import shutil
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from registry.errors import StudioError
-from registry.records import Base
+from registry.records import Base, Run, now
 from studio.runs import launch, speed
 from studio.runs.forecast import FP32, adapter_parameters, forecast
 from studio.workspace import Workspace
 from tests.support.bases import save_base
 from tests.support.supervision import make_dataset
 from trainers.recipe import Recipe, apply_sets, preset
+from trainers.rundir import Status
 
 
 @pytest.fixture
@@ -135,14 +137,25 @@ def test_time_and_memory_are_only_known_from_a_run_like_it(ws: Workspace):
     assert (before.steps, before.minutes, before.memory_bytes) == (120, None, None)
     assert "not known" in before.notes[1]
     run = launch.launch(ws, wanted, base, dataset)
-    from trainers.rundir import Status
-
     speed.remember(ws, run, Status(state="finished", step=120, seconds_per_step=0.5, peak_memory=7 << 20))
     after = forecast(ws, wanted, base, dataset)
     assert (after.minutes, after.memory_bytes) == (1.0, 7 << 20)
     other = forecast(ws, recipe("train.max_steps=120", "train.batch_size=2"), base, dataset)
     assert other.minutes is None
     assert f"{120 * 4 / 3:.0f} times" in after.notes[2]
+
+
+def test_start_and_end_of_a_resumed_run_are_those_of_its_last_attempt(ws: Workspace):
+    base, dataset = ws.catalog.get(Base, "pocket"), make_dataset(ws)
+    run = launch.launch(ws, wanted := recipe("train.max_steps=120"), base, dataset)
+    run = ws.catalog.update(Run, run.id, step=120, started_at=now() - timedelta(seconds=30))
+    status = Status(state="finished", step=120, begun=100, seconds_per_step=0.5)
+    speed.remember(ws, run, replace(status, begun=117))  # too few steps to measure by
+    assert forecast(ws, wanted, base, dataset).start is None
+    speed.remember(ws, run, status)
+    start = forecast(ws, wanted, base, dataset).start
+    assert start is not None
+    assert start.value * 60 == pytest.approx(20, abs=2)
 
 
 def test_disk_grows_with_what_is_kept(ws: Workspace):

@@ -147,6 +147,12 @@ def test_stop_keeps_the_checkpoint_as_an_adapter_and_resume_goes_on(ws: Workspac
     assert state_of(ws, run) is RunState.FINISHED
     steps = [line["step"] for line in ws.run_dir(run.id).read_metrics()]
     assert steps == list(range(1, 21))
+    attempts = [job.result["seconds"] for job in ws.catalog.list(Job, subject_id=run.id)]
+    assert len(attempts) == 2
+    assert speed.taken(ws, ws.catalog.get(Run, run.id)) == pytest.approx(sum(attempts))
+    status = ws.run_dir(run.id).read_status()
+    assert status is not None
+    assert status.begun == stopped.step
     names = {a.step: a.name for a in ws.catalog.list(Adapter, run_id=run.id)}
     assert names == {
         stopped.step: f"ink step {stopped.step}",
