@@ -280,7 +280,7 @@ def _show_forecast(cost: "Forecast", remarks: list[str]) -> None:
         },
         title="Forecast",
     )
-    show_done("\n".join((*cost.notes, *(f"Warning: {remark}." for remark in remarks))), {})
+    show_done("\n".join((*cost.reasons, *cost.notes, *(f"Warning: {remark}." for remark in remarks))), {})
 
 
 def _show_ranking(ranking: "Ranking") -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import several
-from registry.records import Base, Dataset
+from registry.records import Base, Dataset, Run
 from studio.runs import estimate, speed
 from studio.runs.device import has_gpu
 from studio.runs.estimate import Kind
@@ -28,6 +28,7 @@ STATE_COPIES = 4  # a checkpoint holds the adapter, its running mean and AdamW's
 LATENT_BYTES = 2 * FP32 / 64  # per pixel and channel: mean and deviation, 8x8 pixels a cell
 CLIP_TOKENS, T5_TOKENS = 77, 512  # that a caption is encoded to, at most
 LOG_BYTES = 400  # per step, metrics.jsonl and event file together
+MEASURED = "Measured by {} on this machine."  # by the same for time and memory: said once
 UNKNOWN_PER_RANK = 2**20  # parameters per rank when no header can be read: more than SDXL's attention needs
 
 
@@ -37,22 +38,28 @@ class Forecast:
 
     Args:
         steps: Optimizer steps.
-        minutes: Training time as measured on this machine; None when nothing equal has run here, see `time`.
         disk_bytes: What it will write, at most.
-        memory_bytes: Peak memory of the last such run here; None when there was none, see `peak`.
-        notes: How the figures came about, and what else is worth knowing; one sentence each.
+        time: Minutes of training.
+        start: Minutes before the first step and after the last; None while no such run was seen here.
+        peak: Bytes on the GPU, or of the process where there is none.
+        ram: Bytes of the machine's own memory.
+        fit: Which savings of memory the run will need here, and why.
+        notes: What else is worth knowing; one sentence each.
     """
 
     steps: int
-    minutes: float | None
     disk_bytes: int
-    memory_bytes: int | None
+    time: "Figure"
+    start: "Figure | None"
+    peak: "Figure"
+    ram: "Figure"
+    fit: str
     notes: tuple[str, ...] = ()
-    time: "Figure | None" = None  # minutes of training
-    start: "Figure | None" = None  # minutes before the first step and after the last
-    peak: "Figure | None" = None  # bytes on the GPU, or of the process where there is none
-    ram: "Figure | None" = None  # bytes of the machine's own memory
-    fit: str = ""  # which savings of memory the run will need here, and why
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Where time and memory come from, each sentence once."""
+        return tuple(dict.fromkeys(figure.reason for figure in (self.time, self.peak, self.ram)))
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,6 @@ def forecast(
 ) -> Forecast:
     """The cost of training `recipe` on `base` with the pictures of `dataset`, and others shown in turn."""
     parameters, source = adapter_parameters(ws, recipe, base)
-    seen = speed.recall(ws, base.weight_hash, recipe.model_dump(mode="json"))
-    minutes = recipe.train.max_steps * float(seen["seconds_per_step"]) / 60 if seen else None
     train = recipe.train
     shown = train.max_steps * train.batch_size * train.accumulate * train.processes
     others = regularisation.image_count if regularisation else 0
@@ -93,19 +98,12 @@ def forecast(
     full = recipe.adapter.method == "full"
     amount = f"{parameters / 1e6:.2f} million" if parameters >= 10_000 else f"{parameters:,}"
     notes = [f"{'What learns' if full else 'The adapter'} has {amount} parameters ({source})."]
-    if seen:
-        which = "a probe" if seen["run"] == speed.PROBE else f"run {seen['run']}"
-        notes.append(f"Time and memory are those of {which} on this machine.")
-    else:
-        notes.append("Time and memory are not known: nothing like it has run on this machine yet.")
     figures = figures_of(ws, recipe, base, parameters)
     notes += _showings(dataset.image_count, shown, others)
     return Forecast(
         steps=train.max_steps,
-        minutes=minutes,
         disk_bytes=_disk(recipe, dataset.image_count + others, parameters, FAMILIES[base.family])
         + (_frozen(ws, base, parameters) if full else 0),
-        memory_bytes=int(seen["memory"]) if seen and seen["memory"] else None,
         notes=tuple(notes),
         **figures,
     )
@@ -126,10 +124,9 @@ def figures_of(ws: "Workspace", recipe: Recipe, base: Base, learning: int) -> di
         peak = Figure(guess, "estimated", "From the shapes in the base's files and a table of factors.")
         time, start = Figure(minutes, "estimated", reason), None
     else:
-        time, peak = (
-            _scaled_time(near, pixels, steps),
-            _scaled_memory(near[0], recipe, base, size, learning, pixels),
-        )
+        name = _called(ws, near[0])
+        time = _scaled_time(near, name, pixels, steps)
+        peak = _scaled_memory(near[0], name, recipe, base, size, learning, pixels)
         known = [one.start for one in near if one.start]
         start = (
             Figure(known[0] / 60, time.kind, "As long as last time; more when pictures are new.")
@@ -148,13 +145,20 @@ def figures_of(ws: "Workspace", recipe: Recipe, base: Base, learning: int) -> di
     }
 
 
-def _scaled_time(near: "Sequence[speed.Seen]", pixels: int, steps: int) -> Figure:
+def _called(ws: "Workspace", seen: "speed.Seen") -> str:
+    """What figures come from, for the reason of a forecast."""
+    if seen.run == speed.PROBE:
+        return "a probe"
+    run = ws.catalog.find(Run, seen.run)
+    return f"run {run.name}" if run else "a run since removed"
+
+
+def _scaled_time(near: "Sequence[speed.Seen]", name: str, pixels: int, steps: int) -> Figure:
     """Minutes from the nearest figures: a line through two sizes, or one size and a part that stays."""
     first = near[0]
     other = next((one for one in near[1:] if one.pixels != first.pixels), None)
-    name = "a probe" if first.run == speed.PROBE else f"run {first.run}"
     if first.pixels == pixels:
-        return Figure(first.seconds * steps / 60, "measured", f"The speed of {name} here.")
+        return Figure(first.seconds * steps / 60, "measured", MEASURED.format(name))
     if other is not None:
         slope = max(0.0, (other.seconds - first.seconds) / (other.pixels - first.pixels))
         each = max(0.2 * first.seconds, first.seconds + slope * (pixels - first.pixels))
@@ -166,14 +170,19 @@ def _scaled_time(near: "Sequence[speed.Seen]", pixels: int, steps: int) -> Figur
 
 
 def _scaled_memory(
-    first: "speed.Seen", recipe: Recipe, base: Base, size: "estimate.Size", learning: int, pixels: int
+    first: "speed.Seen",
+    name: str,
+    recipe: Recipe,
+    base: Base,
+    size: "estimate.Size",
+    learning: int,
+    pixels: int,
 ) -> Figure:
     """The nearest figure, with what this size needs in place of what that one does, each with the savings
     that a GPU makes it take."""
     piece = speed.pixels_of(recipe)[1]
-    name = "a probe" if first.run == speed.PROBE else f"run {first.run}"
     if (first.piece, first.pixels) == (piece, pixels) and first.memory:
-        return Figure(first.memory, "measured", f"The peak of {name} here.")
+        return Figure(first.memory, "measured", MEASURED.format(name))
 
     def need(at: int) -> int:
         fit = estimate.fits(recipe, base.family, size, learning, at)[0] if has_gpu() else None
@@ -243,6 +252,8 @@ def _showings(pictures: int, shown: int, others: int) -> list[str]:
         return []
     each = f"Each of the {pictures} pictures" if pictures > 1 else "The picture"
     notes = [f"{each} is shown {several(round(shown / pictures), 'time')}."]
+    if shown < pictures:
+        notes = [f"It ends before {each[0].lower()}{each[1:]} was shown once."]
     if others:
         one = "the regularisation picture" if others == 1 else f"one of {others} regularisation pictures"
         notes.append(f"Every second showing is {one}.")

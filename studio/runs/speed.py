@@ -123,11 +123,6 @@ def remember_probe(ws: "Workspace", base_hash: str, recipe: Recipe, status: Stat
     return near(ws, base_hash, recipe)[0]
 
 
-def recall(ws: "Workspace", base_hash: str, recipe: JSON) -> JSON | None:
-    """{"seconds_per_step", "memory", "run", ...} of the last such run here; None = never seen."""
-    return _read(ws).get(key(base_hash, recipe))
-
-
 def near(ws: "Workspace", base_hash: str, recipe: Recipe) -> list[Seen]:
     """What was seen of runs that differ in resolution and batch alone, the nearest first."""
     wanted, pixels = alike(base_hash, recipe.model_dump(mode="json")), pixels_of(recipe)[0]

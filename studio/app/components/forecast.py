@@ -28,7 +28,7 @@ def forecast_card(
         ("Memory", _told(cost.peak, size), cost.peak),
         ("Disk, at most", size(cost.disk_bytes), None),
     ]
-    if cost.ram is not None and cost.peak is not None and cost.ram != cost.peak:
+    if cost.ram != cost.peak:
         figures.append(("RAM", _told(cost.ram, size), cost.ram))
     with st.grid(2, min_column_width=110, gap="small"):
         for label, value, figure in figures:
@@ -36,8 +36,7 @@ def forecast_card(
                 shell.fact(label, value, term=figure.kind if figure else "")
     if cost.start is not None:
         st.caption(f"Start and end take {md(_told(cost.start, _minutes))} beside it.")
-    reasons = dict.fromkeys(figure.reason for _, _, figure in figures if figure)
-    st.caption(md(" ".join((cost.fit, *reasons, *cost.notes))))
+    st.caption(md(" ".join((cost.fit, *cost.reasons, *cost.notes))))
     measuring(recipe, base, dataset, regularisation, cost)
     usual = preset(base.family, recipe.goal, base.name)
     for remark in idle_remarks(recipe, usual, traits_of(shell.workspace(), base)):
@@ -51,7 +50,7 @@ def measuring(
     ws = shell.workspace()
     frozen = hash_json([recipe_hash(recipe), base.id, dataset.id])[:12]
     key = f"probe-{frozen}"
-    measured = cost.time is not None and cost.time.kind == "measured"
+    measured = cost.time.kind == "measured"
     if st.session_state.get("probing") != key:
         if not measured and st.button("Measure it: a few steps", key="probe", icon=":material/timer:"):
             st.session_state["probing"] = key
@@ -65,10 +64,8 @@ def measuring(
         st.rerun()
 
 
-def _told(figure: Figure | None, words: Callable[[float], str]) -> str:
+def _told(figure: Figure, words: Callable[[float], str]) -> str:
     """ "about 12 min", without about when it was measured."""
-    if figure is None:
-        return "not known yet"
     return f"{'' if figure.kind == 'measured' else 'about '}{words(figure.value)}"
 
 

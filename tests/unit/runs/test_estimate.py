@@ -58,9 +58,7 @@ def test_a_figure_says_how_it_is_known(ws: Workspace):
     assert figure_words(here.time, lambda minutes: f"{minutes:.0f} min") == "1 min (measured)"
     larger = cost(ws, "train.batch_size=8")
     assert kinds(larger) == ("scaled", "scaled")
-    assert larger.time is not None
     assert 1.0 < larger.time.value < 2.0  # a part of a step costs the same
-    assert larger.minutes is None  # was not measured
     assert kinds(cost(ws, "train.gradient_checkpointing=true")) == ("estimated", "estimated")
     seen(ws, 0.6, 500 << 20, "train.gradient_checkpointing=true")
     half = cost(ws, "train.gradient_checkpointing=true", "train.checkpointed_blocks=0.5")

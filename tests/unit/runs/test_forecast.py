@@ -10,7 +10,7 @@ import pytest
 from registry.errors import StudioError
 from registry.records import Base, Run, now
 from studio.runs import launch, speed
-from studio.runs.forecast import FP32, adapter_parameters, forecast
+from studio.runs.forecast import FP32, Figure, adapter_parameters, forecast
 from studio.workspace import Workspace
 from tests.support.bases import save_base
 from tests.support.supervision import make_dataset
@@ -134,15 +134,24 @@ def test_time_and_memory_are_only_known_from_a_run_like_it(ws: Workspace):
     base, dataset = ws.catalog.get(Base, "pocket"), make_dataset(ws)
     wanted = recipe("train.max_steps=120")
     before = forecast(ws, wanted, base, dataset)
-    assert (before.steps, before.minutes, before.memory_bytes) == (120, None, None)
-    assert "not known" in before.notes[1]
+    assert (before.steps, before.time.kind, before.peak.kind) == (120, "estimated", "estimated")
+    assert not any("not known" in said for said in (*before.reasons, *before.notes))
     run = launch.launch(ws, wanted, base, dataset)
     speed.remember(ws, run, Status(state="finished", step=120, seconds_per_step=0.5, peak_memory=7 << 20))
+    said = f"Measured by run {run.name} on this machine."
     after = forecast(ws, wanted, base, dataset)
-    assert (after.minutes, after.memory_bytes) == (1.0, 7 << 20)
+    assert (after.time, after.peak) == (Figure(1.0, "measured", said), Figure(7 << 20, "measured", said))
+    assert after.reasons[0] == said
+    assert after.reasons.count(said) == 1
     other = forecast(ws, recipe("train.max_steps=120", "train.batch_size=2"), base, dataset)
-    assert other.minutes is None
-    assert f"{120 * 4 / 3:.0f} times" in after.notes[2]
+    assert other.time.kind == "scaled"
+    assert f"{120 * 4 / 3:.0f} times" in after.notes[1]
+    short = forecast(ws, recipe("train.max_steps=1", "train.batch_size=2"), base, dataset)
+    assert short.notes[1] == "It ends before each of the 3 pictures was shown once."
+    ws.catalog.delete(Run, run.id)
+    assert (
+        forecast(ws, wanted, base, dataset).reasons[0] == "Measured by a run since removed on this machine."
+    )
 
 
 def test_start_and_end_of_a_resumed_run_are_those_of_its_last_attempt(ws: Workspace):

@@ -12,6 +12,7 @@ from studio.runs.executors import LocalExecutor
 from studio.workspace import Workspace
 from tests.support.fake_trainer import Script
 from tests.support.supervision import ENDED, make_run, make_worker, starts, state_of, trainers_alive
+from trainers.recipe import thaw
 
 
 @pytest.fixture
@@ -45,9 +46,8 @@ def test_a_run_ends_as_one_adapter_with_its_checkpoints(ws: Workspace):
 
 def test_speed_is_remembered_for_the_next_forecast(ws: Workspace):
     run = finish(ws)
-    seen = speed.recall(ws, run.base_hash, run.recipe)
-    assert seen is not None
-    assert (seen["seconds_per_step"], seen["memory"], seen["run"]) == (0.01, 1 << 20, run.id)
+    (seen,) = speed.near(ws, run.base_hash, thaw(run.recipe))
+    assert (seen.seconds, seen.memory, seen.run) == (0.01, 1 << 20, run.id)
 
 
 @pytest.mark.parametrize(
