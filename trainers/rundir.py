@@ -98,7 +98,9 @@ class Status:
     """What the trainer is doing now. `state`: starting, running, stopped, finished or failed."""
 
     state: str
-    phase: str = ""  # "class pictures", "loading", "compiling", "caching", "preview", "training", "saving"
+    # "class pictures", "loading", "compiling", "caching texts" (captions and prompts), "caching pictures",
+    # "preview", "training", "saving"
+    phase: str = ""
     phase_done: int = 0
     phase_total: int = 0
     step: int = 0

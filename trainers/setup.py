@@ -236,7 +236,7 @@ def encode_texts(
     cache = TextCache(setting.cache, encoder_hash, dtype=family.dtype)
     captions = with_class_captions(captions_needed(items, recipe.data, recipe.train.seed), recipe)
     texts = list(dict.fromkeys([*captions, *prompts, recipe.preview.negative]))
-    setting.reporter.phase("caching", len(texts))
+    setting.reporter.phase("caching texts", len(texts))
     with setting.first_process_first():
         cache.fill(texts, encode=encode, progress=setting.progress)
         # By themselves: with others in a batch the last bit of those may be another.
@@ -286,7 +286,7 @@ def encode_pictures(setting: Setting, items: list[Item]) -> LatentCache:
     side = recipe.train.sizes[-1]
     flips = (False, True) if recipe.data.flip else (False,)
     shown = [view for item in items for view in views(item)]
-    setting.reporter.phase("caching", len(shown) * len(flips))
+    setting.reporter.phase("caching pictures", len(shown) * len(flips))
     with setting.first_process_first():
         cache.fill(
             shown,

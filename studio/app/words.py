@@ -31,7 +31,8 @@ STATE_TONES: dict[str, str] = {
 PHASE_WORDS = {
     "loading": "Loading the base",
     "compiling": "Compiling",
-    "caching": "Preparing pictures",
+    "caching texts": "Preparing captions and prompts",
+    "caching pictures": "Preparing pictures",
     "preview": "Drawing previews",
     "training": "Training",
     "saving": "Saving",

@@ -8,7 +8,16 @@ import typer
 from studio.commands import adapter_filters, adapters_many
 from studio.commands.adapter_filters import Options, adapter_query, with_filters
 from studio.commands.imports import import_, verify_all, watch
-from studio.commands.shared import ago, note, open_workspace, plain, show_done, show_record, show_rows
+from studio.commands.shared import (
+    ago,
+    invocation,
+    note,
+    open_workspace,
+    plain,
+    show_done,
+    show_record,
+    show_rows,
+)
 from trainers.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -88,8 +97,12 @@ def show(adapter: str) -> None:
     Example: studio adapters show ink
     """
     from studio.adapters import show as show_adapter
+    from studio.commands.recipes import changes
 
-    show_record(show_adapter(open_workspace(), adapter))
+    facts = show_adapter(open_workspace(), adapter)
+    if not invocation.json:
+        facts["recipe"] = changes(facts["recipe"], facts["base_name"])
+    show_record(facts)
 
 
 @app.command()

@@ -49,3 +49,25 @@ def show(name: str) -> None:
         write_json(preset_by_name(name).model_dump(mode="json"))
     else:
         write_line(preset_text(name).rstrip())
+
+
+def changes(recipe: Row, base: str) -> str:
+    """A run's recipe in a line: the preset for its base, and what it has in place of that.
+
+    Args:
+        recipe: As the run keeps it; {} = none is known.
+        base: Name of the base; "" = since removed.
+    """
+    if not recipe:
+        return ""
+    from registry.errors import BadInput
+    from studio.app.words import value_text
+    from trainers.recipe import differences, preset_name, thaw
+
+    try:
+        thawed = thaw(recipe)
+    except BadInput:  # of another version: the rest is shown all the same
+        return "see --json"
+    name = preset_name(thawed.family, thawed.goal, base)
+    found = ", ".join(f"{one.key}={value_text(one.value)}" for one in differences(thawed, name))
+    return f"{name} with {found}" if found else name

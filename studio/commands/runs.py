@@ -112,14 +112,14 @@ def list_(
     catalog = open_workspace().catalog
     found = catalog.list(Run, state=state) if state else catalog.list(Run)
     show_rows(
-        [plain(run) | {"_added": ago(run.created_at)} for run in found],
+        [plain(run) | {"_began": ago(run.started_at) if run.started_at else ""} for run in found],
         [
             ("id", lambda r: r["id"]),
             ("name", lambda r: r["name"]),
             ("state", lambda r: r["state"]),
             ("on", lambda r: r["place"]),
             ("step", lambda r: f"{r['step']}/{r['steps']}"),
-            ("started", lambda r: r["_added"]),
+            ("started", lambda r: r["_began"]),
             ("reason", lambda r: r["reason"]),
         ],
         empty="No runs. Start one: studio train --help",
@@ -132,7 +132,8 @@ def show(run: str) -> None:
 
     Example: studio runs show 01hv3k9x2m
     """
-    from registry.records import Run
+    from registry.records import Base, Run
+    from studio.commands.recipes import changes
     from studio.runs.ranking import ranking_of
 
     workspace = open_workspace()
@@ -141,7 +142,9 @@ def show(run: str) -> None:
     if invocation.json:
         show_record(facts | {"ranking": ranking.to_dict()})
         return
-    show_record(facts | {"held_out": ", ".join(ranking.held_out)})
+    base = workspace.catalog.find(Base, record.base_id)
+    recipe = changes(record.recipe, base.name if base else "")
+    show_record(facts | {"recipe": recipe, "held_out": ", ".join(ranking.held_out)})
     _show_ranking(ranking)
 
 

@@ -104,7 +104,7 @@ class _Progress:
 
     def _describe(self, run: Run) -> str:
         status = self._ws.run_dir(run.id).read_status()
-        if status is None:
+        if status is None or not status.phase or run.state is RunState.QUEUED:  # an earlier attempt's word
             return f"{run.name}: {run.state}"
         if status.phase != "training":
             part = f" {status.phase_done}/{status.phase_total}" if status.phase_total else ""
