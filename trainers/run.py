@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from registry.errors import StudioError
 from trainers.garbage import seldom_collecting
 from trainers.metrics import Reporter, process_rank
 from trainers.recipe import Recipe, load_frozen
@@ -47,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         from trainers.guards import classify
 
         failure = classify(error)
-        log.exception("failed")
+        if not isinstance(error, StudioError):  # its line below says all; where it was raised helps nobody
+            log.exception("failed")
         _keep_last_finite(reporter, failure.kind)
         reporter.end("failed", failure.kind, failure.reason)
         sys.stderr.write(f"error: {failure.reason}\n")

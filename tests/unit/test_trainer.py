@@ -218,6 +218,9 @@ def test_bad_input_is_one_line(tmp_path, tiny_sd15, pictures):
     status = rundir.read_status()
     assert (status.state, status.kind) == ("failed", "input")
     assert status.reason.startswith("picture-0.png: is missing")
+    assert "Traceback" not in log(rundir)
+    assert log(rundir).count("picture-0.png") == 1
+    assert log(rundir).splitlines()[-1] == f"error: {status.reason}"
     wrong = write_run(tmp_path / "wrong", tiny_sd15, pictures, family="sd15")
     wrong.write_env(replace(wrong.read_env(), family="sd21"))
     assert train(wrong) == 2
