@@ -79,6 +79,11 @@ class Recipe(Section):
     preview: PreviewSection = Field(default_factory=PreviewSection)
     log: LogSection = Field(default_factory=LogSection)
 
+    @property
+    def bucket_step(self) -> int:
+        """Multiple of a bucket's sides in pixels: its own, or the family's."""
+        return self.data.bucket_step or FAMILIES[self.family].bucket_multiple
+
     @field_validator("name")
     @classmethod
     def _name_is_safe(cls, value: str) -> str:

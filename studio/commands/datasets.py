@@ -179,10 +179,16 @@ def check(
             ("severity", lambda r: r["severity"]),
             ("finding", lambda r: r["message"]),
             ("pictures", lambda r: len(r["images"])),
-            ("what to do", lambda r: r["fix"] + (f" Or: --fix {r['code']}" if r["repair"] else "")),
+            ("what to do", lambda r: r["fix"] + _by_command(r)),
         ],
         empty="Nothing to complain about.",
     )
+
+
+def _by_command(row: dict[str, Any]) -> str:
+    """The option that does something about a finding, and what it does."""
+    does = row["repair"]
+    return f" Or {does[0].lower()}{does[1:]}: --fix {row['code']}" if does else ""
 
 
 def _examine(workspace: "Workspace", dataset: "Dataset") -> None:

@@ -11,6 +11,7 @@ from studio.sampling.media.kinds import MOTION
 from trainers.families import FAMILIES
 from trainers.fitting import Traits, check_recipe, idle_remarks
 from trainers.held_out import held_out
+from trainers.plan import fits_no_bucket
 from trainers.recipe import Recipe, preset
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def check_fit(ws: "Workspace", recipe: Recipe, base: Base) -> None:
         raise BadInput(
             "recipe", f"is for {recipe.family}, base {base.name} is {base.family}", "choose one that fits"
         )
-    step = recipe.data.bucket_step or FAMILIES[recipe.family].bucket_multiple
+    step = recipe.bucket_step
     for size in recipe.train.sizes:
         if size < step or size % step:
             near = max(step, round(size / step) * step)
@@ -161,7 +162,7 @@ def traits_of(ws: "Workspace", base: Base) -> Traits:
 
 
 def check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset) -> None:
-    """Refuse a data set that has no pictures, or has lost some.
+    """Refuse a data set that has no pictures, has lost some, or has some that fit no bucket.
 
     Raises:
         BadInput: names the data set or the picture.
@@ -170,6 +171,11 @@ def check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset) -> None:
     if not images:
         raise BadInput(f"data set {dataset.name}", "has no pictures", "add some: studio datasets add --help")
     for image in images:
+        if fits_no_bucket(image.width, image.height, step=recipe.bucket_step, data=recipe.data):
+            side = recipe.bucket_step
+            wrong = f"is {image.width}x{image.height}, smaller than the smallest bucket {side}x{side}"
+            do = f"leave it out (studio datasets check {dataset.name}), or set data.upscale=true"
+            raise BadInput(f"picture {image.name}", wrong, do)
         blob = ws.blobs.path(image.blob)
         if not blob.is_file() or blob.stat().st_size == 0:
             wrong = f"of data set {dataset.name} has lost its file"
