@@ -275,7 +275,7 @@ def _from_table(table: dict[str, Any], source: str) -> Recipe:
     if name is None:
         return _validate(table, source)
     if not isinstance(name, str):
-        raise BadInput(source, f"preset is {name!r}; must be text", "use one of " + ", ".join(preset_names()))
+        raise BadInput(source, f"preset is {name!r}; must be text", "see `studio recipes list` for the names")
     merged = preset_by_name(name.replace("/", "-")).model_dump()
     for key, value in table.items():
         old = merged.get(key)
