@@ -140,6 +140,15 @@ def note(message: str) -> None:
     sys.stderr.flush()
 
 
+def confirmed(question: str) -> bool:
+    """Ask a person at a terminal; a script is not asked, it has said what it wants."""
+    if not sys.stdin.isatty():
+        return True
+    sys.stderr.write(clean(question) + " [y/N] ")  # typer.confirm leaves a space on stdout
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def write_json(value: Any) -> None:
     """The one JSON document of this call."""
     json.dump(plain(value), sys.stdout, ensure_ascii=False, indent=2)
