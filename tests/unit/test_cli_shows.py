@@ -1,10 +1,8 @@
 """What the command line prints for people, and how a run that it waited for ends."""
 
-import io
-
 import pytest
 
-from registry.records import Dataset, Run, RunState
+from registry.records import Run, RunState
 from studio.cli import run
 from studio.runs import follow
 from studio.workspace import Workspace
@@ -34,24 +32,6 @@ def test_a_data_set_shows_one_line_a_picture(home, capsys):
     (second,) = [line for line in lines if line.startswith("1.png")]
     assert first.split() == ["0.png", "64x48", "sks,", "a", "cat"]
     assert second.split() == ["1.png", "64x48", "sks", "no", "caption"]
-
-
-class Terminal(io.StringIO):
-    """A person's answer."""
-
-    def isatty(self):
-        return True
-
-
-@pytest.mark.parametrize(("words", "answer", "code"), [((), "n", 1), ((), "y", 0), (("--yes",), "n", 0)])
-def test_a_terminal_is_asked_before_a_data_set_goes(home, capsys, monkeypatch, words, answer, code):
-    monkeypatch.setattr("sys.stdin", Terminal(f"{answer}\n"))
-    assert run(["--home", str(home), "datasets", "remove", "cat", *words]) == code
-    out, err = capsys.readouterr()
-    what = "data set cat with 2 pictures, captions included"
-    assert (f"Remove {what} for good?" in err) == (not words)
-    assert out == ("" if code else f"Removed {what}.\n")
-    assert len(Workspace.open(home).catalog.list(Dataset)) == code
 
 
 @pytest.mark.parametrize(
