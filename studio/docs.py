@@ -46,12 +46,18 @@ def _parameters(command: Any) -> list[str]:
             continue
         option = parameter.param_type_name == "option"
         name = ", ".join((*parameter.opts, *parameter.secondary_opts)) if option else parameter.name.upper()
-        default = (
-            "" if parameter.default in (None, "", False) or callable(parameter.default) else parameter.default
-        )
+        default = _default(parameter)
         meaning = str(getattr(parameter, "help", None) or "").replace("|", "\\|").replace("<", "\\<")
         rows.append(f"| `{name}` | {meaning} | {default} |")
     return ["| argument | meaning | default |", "|---|---|---|", *rows, ""] if rows else []
+
+
+def _default(parameter: Any) -> str:
+    """What holds when it is not given."""
+    if parameter.required:
+        return "required"
+    given = parameter.default
+    return "" if given in (None, "", False) or callable(given) else str(given)
 
 
 def readme_page() -> str:

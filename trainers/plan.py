@@ -144,6 +144,10 @@ def assign_buckets(
     full = bucket_sizes(resolution, step, max_aspect)
     items: list[Item] = []
     for index, source in enumerate(sources):
+        if fits_no_bucket(source.width, source.height, step=step, data=data):
+            wrong = f"is {source.width}x{source.height}, smaller than the smallest bucket {step}x{step}"
+            do = "replace it, remove it, or set data.upscale=true"
+            raise BadInput(source.name or source.image, wrong, do)
         target = min(full, key=lambda size: abs(math.log(size[0] * source.width / (size[1] * source.height))))
         if not data.upscale and (target[0] > source.height or target[1] > source.width):
             target = _own_size(source, resolution, step, max_aspect)
@@ -152,14 +156,13 @@ def assign_buckets(
     return items, _notes(items, set(full))
 
 
+def fits_no_bucket(width: int, height: int, *, step: int, data: DataSection) -> bool:
+    """Whether a picture of that size in pixels is smaller than the smallest bucket, step x step."""
+    return not data.upscale and min(width, height) < step
+
+
 def _own_size(source: ManifestItem, resolution: int, step: int, max_aspect: float) -> Size:
     height, width = source.height // step * step, source.width // step * step
-    if not height or not width:
-        raise BadInput(
-            source.name or source.image,
-            f"is {source.width}x{source.height}, smaller than the smallest bucket {step}x{step}",
-            "replace it, remove it, or set data.upscale=true",
-        )
     height = min(height, int(width * max_aspect) // step * step)
     width = min(width, int(height * max_aspect) // step * step)
     while height * width > resolution * resolution:

@@ -79,6 +79,11 @@ class Recipe(Section):
     preview: PreviewSection = Field(default_factory=PreviewSection)
     log: LogSection = Field(default_factory=LogSection)
 
+    @property
+    def bucket_step(self) -> int:
+        """Multiple of a bucket's sides in pixels: its own, or the family's."""
+        return self.data.bucket_step or FAMILIES[self.family].bucket_multiple
+
     @field_validator("name")
     @classmethod
     def _name_is_safe(cls, value: str) -> str:
@@ -270,7 +275,7 @@ def _from_table(table: dict[str, Any], source: str) -> Recipe:
     if name is None:
         return _validate(table, source)
     if not isinstance(name, str):
-        raise BadInput(source, f"preset is {name!r}; must be text", "use one of " + ", ".join(preset_names()))
+        raise BadInput(source, f"preset is {name!r}; must be text", "see `studio recipes list` for the names")
     merged = preset_by_name(name.replace("/", "-")).model_dump()
     for key, value in table.items():
         old = merged.get(key)

@@ -295,9 +295,8 @@ def _require_proof(proof: Proof, judge: Judge, out: Path, dtype: str) -> None:
 
 def _require_family(source: Path, form: AdapterForm, facts: AdapterFacts) -> None:
     if not form.family:
-        raise BadInput(
-            str(source), f"is of no known family ({facts.reason})", "set its family in the catalog first"
-        )
+        do = "say what it is for with studio adapters set-family"
+        raise BadInput(str(source), f"is of no known family ({facts.reason})", do)
     if not form.everything and not form.words:
         raise BadInput(str(source), "has no adapter weights", "choose another file")
 

@@ -47,7 +47,7 @@ def require_finite(path: Path, header: Header) -> None:
                     raise BadInput(
                         str(path),
                         f"has values that are not finite in tensor {shown(name)}",
-                        "use an earlier checkpoint",
+                        "use another version of it, or an earlier checkpoint of its run",
                     )
                 left -= read
 

@@ -65,7 +65,7 @@ def compare(
     """
     from studio.compare import grids
     from studio.compare.layout import layout
-    from studio.sampling.submit import prepare_folder
+    from studio.sampling.submit import folder_for
 
     workspace = open_workspace()
     options: dict[str, list[str]] = {
@@ -73,14 +73,14 @@ def compare(
         "prompt": prompt or [], "seed": _split([seeds]), "steps": _split([steps]), "guidance": _split([cfg]),
         "scheduler": schedulers or [],
     }  # fmt: skip
-    prepare_folder(out)
-    spec = _spec(workspace, context, base, like, options, negative=negative, size=size)
-    layout(spec, rows, columns)  # before anything is drawn
-    made = _made(workspace, spec, name)
-    done = grids.progress(workspace, made, grids.cells_of(workspace, made))
-    note(f"comparison {made.name}: {spec.size:,} cells, {done.total - done.drawn:,} to draw")
-    _wait(workspace, made)
-    _write(workspace, made, out, rows, columns)
+    with folder_for(out):
+        spec = _spec(workspace, context, base, like, options, negative=negative, size=size)
+        layout(spec, rows, columns)  # before anything is drawn
+        made = _made(workspace, spec, name)
+        done = grids.progress(workspace, made, grids.cells_of(workspace, made))
+        note(f"comparison {made.name}: {spec.size:,} cells, {done.total - done.drawn:,} to draw")
+        _wait(workspace, made)
+        _write(workspace, made, out, rows, columns)
 
 
 @app.command("list")

@@ -6,6 +6,7 @@ import typer
 
 from studio.commands.shared import (
     ago,
+    confirmed,
     invocation,
     note,
     open_workspace,
@@ -179,10 +180,16 @@ def check(
             ("severity", lambda r: r["severity"]),
             ("finding", lambda r: r["message"]),
             ("pictures", lambda r: len(r["images"])),
-            ("what to do", lambda r: r["fix"] + (f" Or: --fix {r['code']}" if r["repair"] else "")),
+            ("what to do", lambda r: r["fix"] + _by_command(r)),
         ],
         empty="Nothing to complain about.",
     )
+
+
+def _by_command(row: dict[str, Any]) -> str:
+    """The option that does something about a finding, and what it does."""
+    does = row["repair"]
+    return f" Or {does[0].lower()}{does[1:]}: --fix {row['code']}" if does else ""
 
 
 def _examine(workspace: "Workspace", dataset: "Dataset") -> None:
@@ -308,14 +315,19 @@ def _caption_all(name: str, options: "CaptionOptions", overwrite: bool) -> None:
 
 
 @app.command()
-def remove(name: str) -> None:
-    """Remove a data set; finished runs keep their own frozen copy of its list and captions.
+def remove(name: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False) -> None:
+    """Remove a data set for good, captions included; runs keep their own frozen copy. A terminal is asked.
 
     Example: studio datasets remove cat
     """
+    from registry.errors import several
     from registry.records import Dataset
 
     catalog = open_workspace().catalog
     dataset = catalog.get(Dataset, name)
+    what = f"data set {dataset.name} with {several(dataset.image_count, 'picture')}, captions included"
+    if not yes and not confirmed(f"Remove {what} for good?"):
+        note("Nothing was removed.")
+        raise typer.Exit(1)
     catalog.delete(Dataset, dataset.id)
-    show_done(f"Removed data set {dataset.name}.", {"id": dataset.id, "name": dataset.name})
+    show_done(f"Removed {what}.", {"id": dataset.id, "name": dataset.name})

@@ -295,12 +295,12 @@ def sample(
 
 def _draw(workspace: "Workspace", request: "SampleRequest", out: Path) -> None:
     """Queue, wait, copy the pictures out, say where they are."""
-    from studio.sampling.submit import collect, prepare_folder, submit, wait
+    from studio.sampling.submit import collect, folder_for, submit, wait
 
-    prepare_folder(out)
-    made = submit(workspace, request)
-    wait(workspace, made, None if invocation.json else note)
-    files = collect(workspace, made, out)
+    with folder_for(out):
+        made = submit(workspace, request)
+        wait(workspace, made, None if invocation.json else note)
+        files = collect(workspace, made, out)
     data = {"id": made.id, "files": [str(file) for file in files], "request": made.request}
     show_done("\n".join(str(file) for file in files), data)
 

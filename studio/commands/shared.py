@@ -60,18 +60,28 @@ def adapter_and_weights(workspace: "Workspace", text: str) -> tuple["Adapter", l
     """NAME[:WEIGHT[:TEXT_WEIGHT]] -> the adapter and its numbers; a name may itself contain colons.
 
     NAME may be RUN@STEP, a checkpoint of a run.
+
+    Raises:
+        NotFound: there is no such adapter.
+        BadInput: what follows its name is no number.
     """
+    from registry.errors import BadInput
     from studio.sampling.chosen import chosen_adapter, find_adapter
 
-    name = text
+    name, behind = text, list[str]()
+    while len(behind) < 2 and ":" in name and find_adapter(workspace, name) is None:
+        name, _, word = name.rpartition(":")
+        behind.insert(0, word)
     numbers: list[float] = []
-    while len(numbers) < 2 and ":" in name and find_adapter(workspace, name) is None:
-        head, _, tail = name.rpartition(":")
+    for word in behind:
         try:
-            numbers.insert(0, float(tail))
+            numbers.append(float(word))
         except ValueError:
-            break
-        name = head
+            if find_adapter(workspace, name) is None:
+                name = text  # a colon of its own, perhaps: all of it is what was not found
+                break
+            do = f"write a number, as {name}:0.8"
+            raise BadInput(f"adapter {text!r}", f"{word!r} is not a strength", do) from None
     return chosen_adapter(workspace, name), numbers
 
 
@@ -138,6 +148,15 @@ def note(message: str) -> None:
     """Say something on the way; on stderr, so that stdout stays the result."""
     sys.stderr.write(clean(message) + "\n")
     sys.stderr.flush()
+
+
+def confirmed(question: str) -> bool:
+    """Ask a person at a terminal; a script is not asked, it has said what it wants."""
+    if not sys.stdin.isatty():
+        return True
+    sys.stderr.write(clean(question) + " [y/N] ")  # typer.confirm leaves a space on stdout
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def write_json(value: Any) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from registry.records import Image
+from studio.datasets.findings import are, names
 from studio.runs.frozen import manifest_item
-from trainers.families import FAMILIES
 from trainers.focus import focus_of
 from trainers.placing import Point, place_items, views
-from trainers.plan import Geometry
+from trainers.plan import Geometry, fits_no_bucket
 from trainers.recipe import Recipe
 from trainers.rundir import ManifestItem
 
@@ -40,7 +40,8 @@ class Crops:
     """All pictures of a data set.
 
     Args:
-        shown: Id of a picture -> its crops; several with several resolutions or random crops.
+        shown: Id of a picture -> its crops; several with several resolutions or random crops, none where it
+            fits no bucket.
         buckets: (width, height) -> pictures in it.
         notes: What the trainer will say about it, one sentence each.
     """
@@ -51,13 +52,18 @@ class Crops:
 
 
 def crops_of(ws: "Workspace", images: Sequence[Image], recipe: Recipe) -> Crops:
-    """Buckets and crops as training with this recipe has them.
+    """Buckets and crops as training with this recipe has them, once pictures that fit no bucket are left out.
 
     Raises:
-        BadInput: a picture is smaller than the smallest bucket, or a mask that decides cannot be read.
+        BadInput: a mask that decides cannot be read.
     """
+    shown: dict[str, list[Crop]] = {image.id: [] for image in images}
+    step, data = recipe.bucket_step, recipe.data
+    lost = [i for i in images if fits_no_bucket(i.width, i.height, step=step, data=data)]
+    said = [f"{are(lost)} smaller than the smallest bucket, {step}x{step}: {names(lost)}"] if lost else []
+    images = [i for i in images if not fits_no_bucket(i.width, i.height, step=step, data=data)]
     if not images:
-        return Crops({}, {}, ())
+        return Crops(dict.fromkeys(shown, ()), {}, tuple(said))
     folder = ws.run_dir("preview").path  # paths of a manifest are relative to its run; this one is never made
     sources = [manifest_item(ws, folder, image) for image in images]
 
@@ -67,12 +73,11 @@ def crops_of(ws: "Workspace", images: Sequence[Image], recipe: Recipe) -> Crops:
     items, notes = place_items(
         sources,
         sizes=recipe.train.sizes,
-        step=recipe.data.bucket_step or FAMILIES[recipe.family].bucket_multiple,
-        data=recipe.data,
+        step=step,
+        data=data,
         seed=recipe.train.seed,
         focus=focus,
     )
-    shown: dict[str, list[Crop]] = {image.id: [] for image in images}
     buckets: Counter[tuple[int, int]] = Counter()
     for item in items:
         image = images[item.index % len(images)]
@@ -80,7 +85,7 @@ def crops_of(ws: "Workspace", images: Sequence[Image], recipe: Recipe) -> Crops:
         high, wide = item.geometry.target
         buckets[wide, high] += 1
     ordered = dict(sorted(buckets.items(), key=lambda pair: (-pair[1], pair[0])))
-    return Crops({key: tuple(crops) for key, crops in shown.items()}, ordered, tuple(notes))
+    return Crops({key: tuple(crops) for key, crops in shown.items()}, ordered, (*said, *notes))
 
 
 def _crop(geometry: Geometry) -> Crop:

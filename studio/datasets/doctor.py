@@ -17,6 +17,7 @@ from studio.datasets.fixes import Fixed, repair, repair_of
 from studio.datasets.ingest import images_of
 from studio.datasets.listing import PICTURES, suffix
 from studio.workspace import POCKET, Workspace
+from trainers.plan import fits_no_bucket
 from trainers.recipe import Recipe, preset
 
 FEW = 5  # pictures; fewer are learned by heart
@@ -156,7 +157,8 @@ def trigger_missing(patient: Patient) -> Finding | None:
 def small(patient: Patient) -> Finding | None:
     """Pictures with fewer pixels than training asks for."""
     side = patient.resolution
-    tiny = [image for image in patient.images if image.width * image.height < side * side]
+    lost = ids(_without_bucket(patient))
+    tiny = [i for i in patient.images if i.width * i.height < side * side and i.id not in lost]
     if not tiny:
         return None
     recipe = patient.recipe
@@ -166,6 +168,17 @@ def small(patient: Patient) -> Finding | None:
     message = f"{are(tiny)} smaller than {side} x {side} pixels{whose} {fate}: {names(tiny)}."
     severity: Severity = "warn" if enlarged else "info"
     return Finding(severity, "small", message, ids(tiny), "Use larger originals or a lower resolution.")
+
+
+def no_bucket(patient: Patient) -> Finding | None:
+    """Pictures that training would refuse: a side is shorter than the smallest bucket's."""
+    lost, recipe = _without_bucket(patient), patient.recipe
+    if not lost or recipe is None:
+        return None
+    side = recipe.bucket_step
+    message = f"{are(lost)} smaller than the smallest bucket, {side} x {side}: {names(lost)}."
+    fix = "Training would not start: replace them, leave them out, or set data.upscale=true."
+    return Finding("bad", "no-bucket", message, ids(lost), fix)
 
 
 def extreme_aspect(patient: Patient) -> Finding | None:
@@ -208,6 +221,7 @@ CHECKS: tuple[Callable[[Patient], Finding | None], ...] = (
     trigger_missing,
     no_trigger,
     small,
+    no_bucket,
     extreme_aspect,
     duplicates,
     path_captions,
@@ -224,6 +238,14 @@ def _has_trigger(caption: str, trigger: str) -> bool:
     """As the trainer sees it (trainers.plan.final_caption): a word of its own, or the mark for it."""
     word = rf"(?<!\w){re.escape(trigger)}(?!\w)"
     return "[trigger]" in caption or re.search(word, caption, re.IGNORECASE) is not None
+
+
+def _without_bucket(patient: Patient) -> list[Image]:
+    recipe = patient.recipe
+    if recipe is None:
+        return []
+    step, data = recipe.bucket_step, recipe.data
+    return [i for i in patient.images if fits_no_bucket(i.width, i.height, step=step, data=data)]
 
 
 def _looks_like_path(image: Image) -> bool:

@@ -33,6 +33,7 @@ LEAVE_OUT = {
     "upscaled": "Leave them out",
     "unreadable": "Leave them out",
     "lost": "Leave them out",
+    "no-bucket": "Leave them out",
     "extreme-aspect": "Leave them out",
     "aspect-outliers": "Leave them out",
     "borders": "Leave them out",

@@ -35,6 +35,7 @@ class Pending:
     file: Found
     known: bool = False  # its row was there before this import
     again: bool = False  # it has its identity, but the file was touched since
+    unidentified: bool = False  # it was counted as such
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Lister:
             self._report.known += 1
             self._learn(row, file)
         if row.file_state is FileState.NEW:
-            return [Pending(row.id, file, known=not ours)]
+            return [Pending(row.id, file, known=not ours, unidentified=ours and not row.family)]
         if ours:
             self._report.hashed += 1
         elif (row.size, row.mtime_ns) != (file.size, file.mtime_ns):
@@ -190,7 +191,7 @@ class Lister:
         rows = self._ws.catalog.add_listed(named)
         for row in rows:
             self._count(row, files[row.path])
-        return [Pending(row.id, files[row.path]) for row in rows]
+        return [Pending(row.id, files[row.path], unidentified=not row.family) for row in rows]
 
     def _count(self, row: Adapter, file: Found) -> None:
         self._report.listed += 1

@@ -74,6 +74,13 @@ class ImportReport(Report):
         name = name.encode("utf-8", "replace").decode()  # a file's name may be no text
         super().add(kind, name, text)
 
+    def take_back(self, kind: str, name: str) -> None:
+        """One line of a kind less: what was said of this file is not so any more."""
+        self.counts[kind] = self.counts.get(kind, 0) - 1
+        name = name.encode("utf-8", "replace").decode()
+        lines: list[Pair] = getattr(self, kind)
+        lines[:] = [line for line in lines if line[0] != name]
+
     def count(self, kind: str) -> int:
         """How many lines of a kind there were."""
         return self.counts.get(kind, 0)

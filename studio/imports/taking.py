@@ -156,6 +156,8 @@ class Taker:
             self._report.known -= 1
         else:
             self._report.listed -= 1
+        if pending.unidentified:
+            self._report.take_back("unidentified", str(pending.file.path))
 
     def _look_again(self, pending: Pending) -> None:
         """A file that was hashed before and touched since."""

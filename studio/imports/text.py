@@ -28,13 +28,7 @@ def note(value: Any) -> str:
     """`value` as a note: lines stay, HTML becomes its text."""
     if not isinstance(value, str):
         return ""
-    text = value[: LONGEST_NOTE * 4]
-    if re.search(r"</?[a-zA-Z]", text):
-        reader = _Reader()
-        reader.feed(text)
-        reader.close()
-        text = "".join(reader.parts)
-    lines = [line(part, LONGEST_NOTE) for part in text.splitlines()]
+    lines = [line(part, LONGEST_NOTE) for part in _unmarked(value).splitlines()]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()[:LONGEST_NOTE]
 
 
@@ -60,13 +54,24 @@ def number(value: Any, low: float, high: float) -> float | None:
 
 def title(value: Any) -> str:
     """`value` as a name that an adapter may have; "" when nothing is left of it."""
-    text = line(re.sub(r"[/\\]", " ", value) if isinstance(value, str) else value, 100)
+    text = line(re.sub(r"[/\\]", " ", _unmarked(value)) if isinstance(value, str) else value, 100)
     for name in (text, f"_{text}"):
         try:
             return check_name(name) if text.strip(". ") else ""
         except BadInput:
             continue
     return ""
+
+
+def _unmarked(text: str) -> str:
+    """The text of what may be HTML."""
+    text = text[: LONGEST_NOTE * 4]
+    if not re.search(r"</?[a-zA-Z]", text):
+        return text
+    reader = _Reader()
+    reader.feed(text)
+    reader.close()
+    return "".join(reader.parts)
 
 
 class _Reader(HTMLParser):

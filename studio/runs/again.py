@@ -11,7 +11,7 @@ from registry.records import Base, Dataset, Image, Run
 from studio.runs.checks import check_run
 from studio.runs.diff import compare_pictures
 from studio.runs.forecast import forecast
-from studio.runs.frozen import enter, manifest_item, manifest_of
+from studio.runs.frozen import enter, image_of, manifest_item, manifest_of
 from studio.runs.launch import anew
 from studio.runs.places import check_place
 from trainers.recipe import apply_sets, thaw
@@ -36,28 +36,37 @@ def run_again(
         name: Of the new run; default: `<name>-again`.
 
     Raises:
-        NotFound: the data set is gone.
+        NotFound: the data set is gone, and the run's own list too (or `present` asks for what is there now).
         BadInput: data set or base have changed since (and `present` is False), or as `launch`.
         StudioError: not enough disk space.
     """
     recipe = apply_sets(thaw(run.recipe), sets)
     base = ws.catalog.get(Base, run.base_id)
-    dataset = ws.catalog.find(Dataset, run.dataset_id)
-    if dataset is None:
-        wrong = "trained on a data set that is gone"
-        raise NotFound(f"run {run.name}", wrong, "make a data set from the originals and train on that")
+    then = manifest_of(ws, run)
+    dataset, images = _pictures(ws, run, None if present else then)
     made = anew(run, recipe, name or f"{run.name[:90]}-again")
     folder = ws.run_dir(made.id).path
-    then = manifest_of(ws, run)
-    images = ws.catalog.list(Image, dataset_id=dataset.id)
     today = [manifest_item(ws, folder, image) for image in images]
     items = [*today, *_kept(then or [])] if present else _unchanged(run, base, dataset, then, today)
-    check_run(ws, recipe, base, dataset)
+    check_run(ws, recipe, base, dataset, images=images)
     check_place(ws, run.place)
     _check_files(folder, items)
     require_space(ws.home, forecast(ws, recipe, base, dataset).disk_bytes, "this run")
     made = replace(made, dataset_hash=dataset.content_hash, base_hash=base.weight_hash)
     return enter(ws, made, recipe, base, items)
+
+
+def _pictures(ws: "Workspace", run: Run, then: list[ManifestItem] | None) -> tuple[Dataset, Sequence[Image]]:
+    """The data set with its pictures; when it is gone, what the run's frozen list says of them."""
+    dataset = ws.catalog.find(Dataset, run.dataset_id)
+    if dataset is not None:
+        return dataset, ws.catalog.list(Image, dataset_id=dataset.id)
+    if then is None:
+        wrong = "trained on a data set that is gone"
+        raise NotFound(f"run {run.name}", wrong, "make a data set from the originals and train on that")
+    images = [image_of(item) for item in then if not item.role]
+    gone = Dataset(id=run.dataset_id, name="(gone)", content_hash=run.dataset_hash, image_count=len(images))
+    return gone, images
 
 
 def _unchanged(

@@ -1,5 +1,6 @@
 """What is refused before a run is queued or its cost is told, and what is said about it."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from registry.errors import BadInput, several
@@ -11,6 +12,7 @@ from studio.sampling.media.kinds import MOTION
 from trainers.families import FAMILIES
 from trainers.fitting import Traits, check_recipe, idle_remarks
 from trainers.held_out import held_out
+from trainers.plan import fits_no_bucket
 from trainers.recipe import Recipe, preset
 
 if TYPE_CHECKING:
@@ -25,7 +27,12 @@ DRAWS_ONLY = {
 
 
 def check_run(
-    ws: "Workspace", recipe: Recipe, base: Base, dataset: Dataset, regularisation: Dataset | None = None
+    ws: "Workspace",
+    recipe: Recipe,
+    base: Base,
+    dataset: Dataset,
+    regularisation: Dataset | None = None,
+    images: Sequence[Image] | None = None,
 ) -> list[str]:
     """Refuse a run that could not be trained; returns remarks, one line each.
 
@@ -35,6 +42,7 @@ def check_run(
         base: What to train on.
         dataset: The pictures.
         regularisation: Other pictures that are shown in turn.
+        images: The pictures, where the catalog has them no more; default: those of the data set.
 
     Raises:
         BadInput: family mismatch, missing base, no pictures, missing captions, unfit resolution, values that
@@ -43,25 +51,30 @@ def check_run(
     check_base(ws, base)
     check_trainable(base)
     check_fit(ws, recipe, base)
-    check_images(ws, recipe, dataset)
+    if images is None:
+        images = ws.catalog.list(Image, dataset_id=dataset.id)
+    check_images(ws, recipe, dataset, images)
     if regularisation is not None:
         if regularisation.id == dataset.id:
             do = "choose another one for regularisation"
             raise BadInput(f"data set {dataset.name}", "is also what is to be learned", do)
         calm = recipe.data.model_copy(update={"require_captions": False})  # the class prompt stands in
-        check_images(ws, recipe.model_copy(update={"data": calm}), regularisation)
+        kept = ws.catalog.list(Image, dataset_id=regularisation.id)
+        check_images(ws, recipe.model_copy(update={"data": calm}), regularisation, kept)
     usual = preset(base.family, recipe.goal, base.name)
-    return [*_spared(ws, recipe, dataset, regularisation), *idle_remarks(recipe, usual, traits_of(ws, base))]
+    return [*_spared(ws, recipe, images, regularisation), *idle_remarks(recipe, usual, traits_of(ws, base))]
 
 
-def _spared(ws: "Workspace", recipe: Recipe, dataset: Dataset, regularisation: Dataset | None) -> list[str]:
+def _spared(
+    ws: "Workspace", recipe: Recipe, images: Sequence[Image], regularisation: Dataset | None
+) -> list[str]:
     """What to say when pictures are held out.
 
     Raises:
         BadInput: more are to be held out than can be.
     """
     kept = ws.catalog.list(Image, dataset_id=regularisation.id) if regularisation else []
-    pictures = {image.pixel_hash: image.caption for image in ws.catalog.list(Image, dataset_id=dataset.id)}
+    pictures = {image.pixel_hash: image.caption for image in images}
     for image in kept:
         pictures.pop(image.pixel_hash, None)
     held = held_out(recipe, pictures)
@@ -140,7 +153,7 @@ def check_fit(ws: "Workspace", recipe: Recipe, base: Base) -> None:
         raise BadInput(
             "recipe", f"is for {recipe.family}, base {base.name} is {base.family}", "choose one that fits"
         )
-    step = recipe.data.bucket_step or FAMILIES[recipe.family].bucket_multiple
+    step = recipe.bucket_step
     for size in recipe.train.sizes:
         if size < step or size % step:
             near = max(step, round(size / step) * step)
@@ -160,16 +173,20 @@ def traits_of(ws: "Workspace", base: Base) -> Traits:
     return Traits(t5, info.guidance_input and base.variant not in info.unguided, noise)
 
 
-def check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset) -> None:
-    """Refuse a data set that has no pictures, or has lost some.
+def check_images(ws: "Workspace", recipe: Recipe, dataset: Dataset, images: Sequence[Image]) -> None:
+    """Refuse a data set that has no pictures, has lost some, or has some that fit no bucket.
 
     Raises:
         BadInput: names the data set or the picture.
     """
-    images = ws.catalog.list(Image, dataset_id=dataset.id)
     if not images:
         raise BadInput(f"data set {dataset.name}", "has no pictures", "add some: studio datasets add --help")
     for image in images:
+        if fits_no_bucket(image.width, image.height, step=recipe.bucket_step, data=recipe.data):
+            side = recipe.bucket_step
+            wrong = f"is {image.width}x{image.height}, smaller than the smallest bucket {side}x{side}"
+            do = f"leave it out (studio datasets check {dataset.name}), or set data.upscale=true"
+            raise BadInput(f"picture {image.name}", wrong, do)
         blob = ws.blobs.path(image.blob)
         if not blob.is_file() or blob.stat().st_size == 0:
             wrong = f"of data set {dataset.name} has lost its file"

@@ -58,6 +58,21 @@ def manifest_item(ws: "Workspace", folder: Path, image: Image) -> ManifestItem:
     )
 
 
+def image_of(item: ManifestItem) -> Image:
+    """A line of a run's manifest as a picture again, when its data set is gone."""
+    return Image(
+        blob=Path(item.image).name,
+        pixel_hash=item.pixel_hash,
+        width=item.width,
+        height=item.height,
+        caption=item.caption,
+        name=item.name,
+        mask=Path(item.mask).name if item.mask else "",
+        weight=item.weight,
+        repeats=item.repeats,
+    )
+
+
 def enter(
     ws: "Workspace",
     run: Run,

@@ -5,14 +5,15 @@ bases that are still at the hub, are left to the sampler, which says afterwards 
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 from registry.errors import BadInput, several
 from registry.formats.header import Header, read_header, shown
 from registry.formats.internal import component_of
-from registry.formats.operations.sources import BaseWeights
+from registry.formats.operations.sources import BaseWeights, Place
 from registry.formats.peft_config import PeftConfig
-from registry.formats.plain import layers_in
+from registry.formats.plain import layers_in, plain_layout
 from registry.records import Adapter, Base
 
 if TYPE_CHECKING:
@@ -66,14 +67,26 @@ def coverage(ws: "Workspace", adapter: Adapter, base: Base, weights: BaseWeights
     return Coverage(len(layers) - len(missing), tuple(missing), tuple(unknown))
 
 
-def require_complete(ws: "Workspace", adapters: "Sequence[Adapter]", base: Base) -> None:
-    """Ask before drawing with less than the whole of an adapter.
+def require_places(
+    ws: "Workspace", adapters: "Sequence[Adapter]", base: Base, *, partial: bool = False
+) -> None:
+    """Refuse adapters of other sides than the base's; ask before drawing with less than the whole of one.
+
+    Args:
+        ws: The workspace.
+        adapters: Of the base's family.
+        base: What is drawn with.
+        partial: It was asked, and the rest is enough.
 
     Raises:
-        BadInput: names the first that have no place.
+        BadInput: names the first that have no place, or one of other sides.
     """
     weights = base_weights(ws, base) if adapters else None
     for adapter in adapters:
+        if weights is not None:
+            _require_sides(ws, adapter, base, weights)
+        if partial:
+            continue
         found = coverage(ws, adapter, base, weights)
         if found.complete:
             continue
@@ -88,6 +101,28 @@ def require_complete(ws: "Workspace", adapters: "Sequence[Adapter]", base: Base)
             parts.append(f"{several(len(found.dropped), 'key')} not understood ({_first(found.dropped)})")
         do = "allow to draw with the rest: --partial, on the page under More"
         raise BadInput(f"adapter {adapter.name}", ", ".join(parts), do)
+
+
+def _require_sides(ws: "Workspace", adapter: Adapter, base: Base, weights: BaseWeights) -> None:
+    """Of plain LoRA only; what other methods change is left to the sampler."""
+    tensors = _header(ws, adapter).tensors
+    layout = plain_layout(base.family, tuple(tensors))
+    for part in layout.modules if layout else ():
+        modules = [f"{part.component}.{module}" for module in part.place.modules]
+        if not all(module in weights and _is_plain(weights.places[module]) for module in modules):
+            continue
+        rows, columns = tensors[part.up].shape[0], prod(tensors[part.down].shape[1:])
+        out = sum(weights.shape(module)[0] for module in modules)
+        into = prod(weights.shape(modules[0])[1:])
+        if (rows, columns) != (out, into):
+            wrong = f"does not fit base {base.name}: {part.module} is {columns} -> {rows} in the adapter"
+            do = "use the base it was trained on"
+            raise BadInput(f"adapter {adapter.name}", f"{wrong} and {into} -> {out} in the base", do)
+
+
+def _is_plain(place: Place) -> bool:
+    """Whether its tensor has a row for each output: weights packed into bytes have not."""
+    return place.info.dtype.startswith(("F", "BF"))
 
 
 def base_weights(ws: "Workspace", base: Base) -> BaseWeights | None:

@@ -18,7 +18,7 @@ from studio.runs.checks import check_base
 from studio.sampling.checks import check_modes
 from studio.sampling.chosen import proven_file, ready_adapter
 from studio.sampling.control.choosing import choose_net, mode_of
-from studio.sampling.coverage import require_complete
+from studio.sampling.coverage import require_places
 from studio.sampling.defaults import component_config
 from studio.sampling.files import take_files
 from studio.sampling.keys import picture_key
@@ -56,7 +56,7 @@ class Seen:
     bases: dict[str, Base] = field(default_factory=dict[str, Base])
     adapters: dict[str, Adapter] = field(default_factory=dict[str, Adapter])
     fitting: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])  # adapter, base
-    complete: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+    complete: set[tuple[str, str, bool]] = field(default_factory=set[tuple[str, str, bool]])
     files: dict[str, str] = field(default_factory=dict[str, str])  # name -> sha256
 
 
@@ -195,10 +195,11 @@ def _check_adapters(
         if (adapter.id, base.id) not in seen.fitting:
             check_adapter(ws, adapter, base)
             seen.fitting.add((adapter.id, base.id))
-    new = [adapter for adapter in adapters if (adapter.id, base.id) not in seen.complete]
-    if new and not request.partial:
-        require_complete(ws, new, base)
-        seen.complete |= {(adapter.id, base.id) for adapter in new}
+    partial = request.partial
+    new = [adapter for adapter in adapters if (adapter.id, base.id, partial) not in seen.complete]
+    if new:
+        require_places(ws, new, base, partial=partial)
+        seen.complete |= {(adapter.id, base.id, partial) for adapter in new}
 
 
 def _hash(ws: "Workspace", name: str, seen: Seen) -> str:

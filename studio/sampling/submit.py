@@ -5,7 +5,8 @@ What is wrong with a request is said here, before it waits behind a training run
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,20 @@ def prepare_folder(out: Path) -> None:
         temporary.unlink()
     except OSError as error:
         raise storage_error(out, error) from error
+
+
+@contextmanager
+def folder_for(out: Path) -> Generator[None]:
+    """`prepare_folder`; what it made goes again when nothing was put into it because something failed."""
+    made = [place for place in (out, *out.parents) if not os.path.lexists(place)]
+    prepare_folder(out)
+    try:
+        yield
+    except BaseException:
+        for place in made:
+            with suppress(OSError):  # not empty
+                place.rmdir()
+        raise
 
 
 def collect(ws: "Workspace", sample: Sample, out: Path) -> list[Path]:

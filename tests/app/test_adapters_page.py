@@ -294,6 +294,9 @@ def test_cards_say_what_is_wrong_and_know_every_origin(filled: Workspace):
     assert marks[FileState.CHANGED] == "file changed"
     assert marks[FileState.NEW] == "being read"
     assert marks[FileState.OK] == marks[FileState.EDITED] == adapter.trigger_words[0]
+    named = replace(adapter, trigger_words=("ink", "hat"), rank=16, metadata={"ranks": [16, 20]})
+    assert {("ink", "accent"), ("hat", "accent")} <= set(adapter_card(named).badges)
+    assert adapter_card(named).lines[0].endswith("rank 16 to 20")
     assert ("not identified", "warn") in adapter_card(replace(adapter, family="")).badges
 
 

@@ -88,7 +88,11 @@ def test_what_the_run_saw_stays_when_the_data_set_goes(studio, pictures, ink):
     assert refused.startswith("error: data set herons: has changed since run ink (1 caption changed).")
     assert "--present" in refused
     studio("datasets", "remove", "herons")
-    assert "trained on a data set that is gone" in studio("runs", "again", "ink", code=2)
+    assert "trained on a data set that is gone" in studio("runs", "again", "ink", "--present", code=2)
+    assert studio("runs", "again", "ink", "--name", "anew", "--wait")["state"] == "finished"
+    same = studio("runs", "diff", "ink", "anew")["differences"]
+    assert not [d for d in same if d["part"] in {"pictures", "recipe", "base"}]
+    assert studio("adapters", "show", "anew")["trigger_words"] == ["inkstyle"]
     found = studio("datasets", "uses", pictures / "0.png")
     assert found["datasets"] == []
     assert "ink" in [a["name"] for a in found["adapters"]]

@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from studio.cli import app, hoist_global_options, run
 from studio.commands.shared import clean, plain
+from studio.docs import cli_page
 
 
 def leaves(command, path="studio"):
@@ -30,6 +31,19 @@ def test_every_command_is_documented_with_an_example(path, command):
     for parameter in command.params:
         if parameter.param_type_name == "option":
             assert parameter.help, f"{path} {parameter.opts}"
+
+
+def test_the_page_of_commands_says_what_is_required():
+    pages = cli_page().split("\n## ")
+    sample = next(page for page in pages if page.startswith("studio sample\n"))
+    rows = [line for line in sample.splitlines() if line.startswith(("| `--out`", "| `--prompt`"))]
+    assert [row.endswith("| required |") for row in rows] == [True, False]
+
+
+def test_the_package_is_the_command_line():
+    command = [sys.executable, "-m", "studio", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.split("'")[0]) == (2, "error: studio: No such command ")
 
 
 @pytest.mark.parametrize(

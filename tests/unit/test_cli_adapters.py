@@ -106,6 +106,21 @@ def test_several_are_tagged_rated_and_marked(ws, studio):
     assert ws.catalog.count_adapters(favourite=True) == 2
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("chalk:abc", "adapter 'chalk:abc': 'abc' is not a strength. write a number, as chalk:0.8."),
+        ("chalk:0.5:abc", "adapter 'chalk:0.5:abc': 'abc' is not a strength. write a number, as chalk:0.8."),
+        ("nobody:abc", "adapter 'nobody:abc': does not exist"),
+        ("nobody:0.5", "adapter 'nobody': does not exist"),
+    ],
+)
+def test_a_strength_that_is_none_is_said(studio, text, said):
+    code, _, err = studio("sample", "--adapter", text, "--prompt", "x", "--out", "pictures")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {said}")
+
+
 def test_many_by_search_want_a_word_more(ws, studio):
     code, _, err = studio("adapters", "trash", "--query", "ink")
     assert (code, err) == (

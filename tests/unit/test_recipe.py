@@ -200,12 +200,14 @@ def test_every_shipped_recipe_parses_and_every_value_has_its_reason(path):
 def test_there_is_a_preset_for_every_family_and_goal():
     from trainers.families import FAMILIES
 
-    for family in (*FAMILIES, "pocket"):
+    pockets = {"pocket": "sd15", "pocket-xl": "sdxl", "pocket-sd35": "sd35", "pocket-flux": "flux1"}
+    wanted = {f"{owner}-{goal}" for owner in (*FAMILIES, *pockets) for goal in GOALS}
+    assert set(preset_names()) == wanted
+    for base, family in pockets.items():
         for goal in GOALS:
-            assert f"{family}-{goal}" in preset_names()
-    others = {"pocket-xl-style", "pocket-sd35-style", "pocket-flux-style"}
-    assert others <= set(preset_names())
-    assert len(preset_names()) == 3 * (len(FAMILIES) + 1) + len(others)
+            chosen = preset(family, goal, base)
+            assert (chosen.family, chosen.goal, chosen.train.resolution) == (family, goal, 64)
+            assert chosen.train.max_steps <= 800  # minutes on a CPU
 
 
 def test_preset_of_the_base_goes_before_that_of_the_family():

@@ -127,7 +127,7 @@ def one_family(parts: Sequence[Ingredient]) -> str:
         raise BadInput("merge", "has no adapters", "name at least one")
     for part in parts:
         if not part.form.family:
-            do = "set its family in the catalog first"
+            do = "say what it is for with studio adapters set-family"
             raise BadInput(f"adapter {part.name}", "is of no known family", do)
         if part.form.family != parts[0].form.family:
             wrong = f"is for {part.form.family}, adapter {parts[0].name} for {parts[0].form.family}"

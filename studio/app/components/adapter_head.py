@@ -8,7 +8,7 @@ from registry.errors import StudioError
 from registry.files import check_name
 from registry.records import Adapter
 from studio.app import shell
-from studio.app.components.cards import family_label, method_label
+from studio.app.components.cards import family_label, method_label, ranks
 from studio.app.components.xray_chart import PART_WORDS
 from studio.app.words import md, printable
 from trainers.families import FAMILIES
@@ -59,7 +59,7 @@ def facts(adapter: Adapter) -> None:
             shell.fact("Strength to start with", f"{adapter.recommended_weight:g}", term="weight")
         with st.container():
             method = method_label(adapter.method or "lora")
-            shell.fact("Capacity", adapter.rank or "none", term=f"{method} rank, alpha {adapter.alpha:g}")
+            shell.fact("Capacity", ranks(adapter) or "none", term=f"{method} rank, alpha {adapter.alpha:g}")
         with st.container():
             words = [PART_WORDS.get(target, target) for target in adapter.targets]
             shell.fact("Changes", ", ".join(words) or "unknown", term="targets")

@@ -14,6 +14,7 @@ from studio.sampling.media.kinds import KINDS, beside_of, is_seen, word_of
 from trainers.families import FAMILIES
 from trainers.rundir import RunDir
 
+WORDS = 3  # trigger words and tags on a card
 BADGE_COLOURS = {"accent": "primary", "good": "green", "warn": "orange", "bad": "red"}
 FILE_MARKS = {
     FileState.NEW: ("being read", ""),
@@ -39,10 +40,9 @@ def adapter_card(adapter: Adapter) -> Card:
     """Picture, name, what it is for, how it is called up."""
     preview = adapter_preview(adapter)
     badges = marks(adapter)
-    triggers = ", ".join(adapter.trigger_words)
-    badges += [(triggers, "accent")] if triggers else []
+    badges += [(word, "accent") for word in adapter.trigger_words[:WORDS]]
     badges += [("★" * adapter.rating, "")] if adapter.rating else []
-    badges += [(tag, "") for tag in adapter.tags[:3]]
+    badges += [(tag, "") for tag in adapter.tags[:WORDS]]
     return Card(
         id=adapter.id,
         title=adapter.name,
@@ -63,9 +63,16 @@ def marks(adapter: Adapter) -> list[tuple[str, str]]:
     return found + ([] if adapter.family else [("not identified", "warn")])
 
 
+def ranks(adapter: Adapter) -> str:
+    """The rank of its layers, lowest and highest where they differ; "" of a method without any."""
+    known = [rank for rank in adapter.metadata.get("ranks") or () if isinstance(rank, int) and rank]
+    low, high = min(known, default=adapter.rank), max(known, default=adapter.rank)
+    return f"{low} to {high}" if low != high else str(high or "")
+
+
 def kind_words(adapter: Adapter) -> str:
     """Method and rank, the method only when it is not plain LoRA."""
-    rank = f"rank {adapter.rank}" if adapter.rank else ""
+    rank = f"rank {ranks(adapter)}" if adapter.rank else ""
     method = "" if adapter.method == "lora" and rank else method_label(adapter.method)
     return " ".join(filter(None, (method, rank)))
 

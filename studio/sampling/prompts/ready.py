@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from studio.workspace import Workspace
 
 _CANDIDATES = 2_000  # adapters among which near names are looked for
+_NEAR = 0.65  # likeness of a name that may have been meant: "inc" and "ink", not "nope" and "nometa"
 
 
 def ready(ws: "Workspace", request: SampleRequest, family: str) -> tuple[SampleRequest, dict[str, Path]]:
@@ -141,7 +142,7 @@ def find_adapter(ws: "Workspace", name: str, family: str) -> Adapter:
     names = [
         adapter.name for adapter in ws.catalog.search_adapters(family=family, limit=_CANDIDATES).adapters
     ]
-    near = difflib.get_close_matches(name, names, 3, 0.5)
+    near = difflib.get_close_matches(name, names, 3, _NEAR)
     do = f"did you mean {' or '.join(near)}" if near else "see `studio adapters list`"
     raise NotFound(f"<lora:{name}>", "no adapter has this name", do)
 

@@ -60,5 +60,6 @@ def test_a_grid_from_the_command_line_grows_and_goes(studio: Studio, tmp_path: P
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_queued(studio: Studio, tmp_path: Path, words, said: str):
-    assert said in studio("compare", *words, "--out", tmp_path / "out", code=2)
+    assert said in studio("compare", *words, "--out", tmp_path / "out" / "deeper", code=2)
+    assert not (tmp_path / "out").exists()
     assert Workspace.open(studio.home).catalog.count(Sample) == 0

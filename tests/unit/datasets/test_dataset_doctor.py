@@ -158,6 +158,16 @@ def test_without_enlarging_it_is_only_said(ws: Workspace):
     assert "kept at that size" in small.message
 
 
+def test_a_picture_that_no_bucket_takes_is_bad_and_can_be_left_out(ws: Workspace):
+    odd = image(99, width=2000, height=60)
+    found = check(ws, [*SOUND, odd], chosen=recipe("data.bucket_step=64"))
+    assert (found["no-bucket"].severity, found["no-bucket"].images) == ("bad", ("99.png",))
+    assert found["no-bucket"].repair == "Leave them out"
+    assert "small" not in found  # which says that it is kept
+    ws.catalog.delete(Dataset, ws.catalog.get(Dataset, "d").id)
+    assert "no-bucket" not in check(ws, [*SOUND, odd], chosen=recipe("data.upscale=true"))
+
+
 def test_a_recipe_that_needs_captions_makes_their_lack_bad(ws: Workspace):
     found = check(ws, [*SOUND, image(9, caption="")], chosen=recipe("data.require_captions=true"))
     assert found["uncaptioned"].severity == "bad"

@@ -1,6 +1,7 @@
 """Planted faults are found, and nothing else; looks are kept; fixes can be taken back."""
 
 import random
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -146,6 +147,19 @@ def test_crops_are_those_of_the_trainer(planted: tuple[Workspace, Dataset, Plant
     }
     assert sum(found.buckets.values()) == len(items)
     assert found.notes == tuple(notes)
+
+
+def test_a_picture_without_a_bucket_does_not_hide_the_crops_of_others(
+    planted: tuple[Workspace, Dataset, Planted],
+):
+    ws, dataset, _ = planted
+    first, second = images_of(ws, dataset)[:2]
+    wide = replace(first, name="wide.png", width=2000, height=60)
+    found = crops_of(ws, [wide, second], recipe("data.bucket_step=64"))
+    assert found.shown[wide.id] == ()
+    assert len(found.shown[second.id]) == 1
+    assert found.notes[0] == "1 picture is smaller than the smallest bucket, 64x64: wide.png"
+    assert crops_of(ws, [wide], recipe("data.bucket_step=64")).shown == {wide.id: ()}
 
 
 def test_a_picture_that_cannot_be_read_is_said_to_be_so(ws: Workspace):

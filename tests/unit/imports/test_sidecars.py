@@ -117,6 +117,9 @@ def test_text_is_bounded_and_harmless():
     assert text.note("<script>alert(1)</script><p>one<br>two &amp; three") == "alert(1)\none\ntwo & three"
     assert text.title("..") == ""
     assert text.title("a/b\\c\u202e") == "a b c"
+    assert text.title("Foreign <b>x</b>\x1b[31m/y") == "Foreign x [31m y"
+    assert text.title("<script></script>") == ""
+    assert text.title("a <3 b > c") == "a <3 b > c"
     assert text.title("NUL") == "_NUL"
     assert len(text.title("x" * 300)) == 100
 

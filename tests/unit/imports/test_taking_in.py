@@ -146,6 +146,17 @@ def test_weights_of_another_kind_are_refused_by_name_and_odd_files_are_told(ws, 
         imports.submit(ws, [])
 
 
+def test_what_is_refused_or_known_is_not_called_unidentified_as_well(ws, folder):
+    for name, value in (("odd", 1.0), ("twin", 1.0), ("broken", np.nan)):
+        up = np.full((100, 4), value, np.float32)
+        file = folder / f"{name}.safetensors"
+        save_file({"x.lora_down.weight": up.T.copy(), "x.lora_up.weight": up}, file)
+    report = take_in(ws, folder)
+    said = "1 taken in, 1 duplicate, 1 refused, 1 unidentified."
+    assert (report.summary(), len(report.unidentified)) == (said, 1)
+    assert "use another version of it" in report.bad[0][1]
+
+
 def test_what_is_unidentified_is_taken_in_with_the_reason(ws, folder):
     down = np.ones((4, 100), np.float32)
     save_file({"x.lora_down.weight": down, "x.lora_up.weight": down.T.copy()}, folder / "odd.safetensors")

@@ -94,6 +94,20 @@ def test_what_is_gone_is_said_in_one_line(ws, run, herons):
         run_again(ws, run, present=True)
 
 
+def test_the_frozen_list_serves_when_the_data_set_is_gone(ws, run, herons):
+    others = make_dataset(ws, "others", (6,))
+    kept = make_run(ws, herons, "kept", regularisation=others)
+    ws.catalog.delete(Dataset, herons.id)
+    for then in (run, kept):
+        made = run_again(ws, then)
+        assert ws.run_dir(made.id).read_manifest() == ws.run_dir(then.id).read_manifest()
+        assert (made.dataset_id, made.dataset_hash) == (then.dataset_id, then.dataset_hash)
+    with pytest.raises(NotFound, match="run ink: trained on a data set that is gone"):
+        run_again(ws, run, present=True)
+    with pytest.raises(BadInput, match=r"picture 0\.png: is 64x64, smaller than the smallest bucket"):
+        run_again(ws, run, ["data.bucket_step=128", "train.resolution=128"])
+
+
 def test_a_base_with_other_weights_is_refused(ws, run):
     old = ws.catalog.update(Run, run.id, base_hash="0" * 64)
     with pytest.raises(BadInput, match=r"base pocket: has other weights than for run ink\. add --present"):

@@ -44,6 +44,10 @@ def train(ws: Workspace, *words: str) -> Said:
         (["adapter.method=full", "adapter.conv_rank=0", "train.precision=fp16"], "train.precision: is fp16"),
         (["adapter.train_t5=true"], "adapter.train_t5: is on, but this base has no T5"),
         (["preview.scheduler=Eulerr"], "preview.scheduler is 'Eulerr'; must be one of default, DDIM"),
+        (
+            ["data.bucket_step=128", "train.resolution=128"],
+            "picture 0.png: is 64x64, smaller than the smallest bucket 128x128. leave it out",
+        ),
         (["train.resolution=40"], "train.resolution: is 40, sides are multiples of 16. use 32"),
     ],
 )

@@ -105,6 +105,7 @@ def test_tags_become_adapters_and_leave_the_text(ws: Workspace, ink: Any, wash: 
             r"<lora:inc>: no adapter has this name\. did you mean ink",
         ),
         ({"prompt": "<lora:zzz:1>"}, "see `studio adapters list`"),
+        ({"prompt": "<lora:wosk:1>"}, "see `studio adapters list`"),
         ({"prompt": "<lora:ink:3> <lora:ink:3>"}, "adapter ink: has weight 6 with what its tags add"),
         ({"prompt": "a", "negative": "b <lora:ink:1>"}, "negative prompt: names an adapter"),
         ({"prompt": "__style__", "count": 12}, "chooses another adapter for each picture"),

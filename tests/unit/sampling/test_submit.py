@@ -24,6 +24,7 @@ from studio.sampling.submit import (
     cancel,
     collect,
     files_of,
+    folder_for,
     job_of,
     progress,
     submit,
@@ -126,6 +127,24 @@ def test_what_has_no_place_is_asked_about(ws: Workspace):
     sample = submit(ws, request(ws, adapters=choice, partial=True))
     (written,) = SampleTask.read(ws.sample_dir(sample.id)).adapters
     assert (written.blocks, written.schedule) == ({"MID": 0.5}, ((0.0, 0.0), (1.0, 1.0)))
+
+
+def test_a_folder_that_nothing_was_put_into_goes_again(tmp_path: Path):
+    new, used = tmp_path / "a" / "b", tmp_path / "used"
+
+    def fail(folder: Path, *files: str) -> None:
+        with folder_for(folder):
+            for name in files:
+                (folder / name).touch()
+            raise BadInput("seed", "is wrong", "change it")
+
+    for folder, files in ((new, ()), (used, ("1.png",))):
+        with pytest.raises(BadInput, match="seed"):
+            fail(folder, *files)
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
+    with folder_for(new):
+        pass
+    assert new.is_dir()
 
 
 def test_a_request_becomes_pictures_with_their_history(warm: tuple[Workspace, SamplerClient], tmp_path: Path):
