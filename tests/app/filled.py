@@ -49,6 +49,8 @@ EVERY = 25  # steps between checkpoints; most were pruned
 HURRIED = "zibbo, lower rate"
 TO_Q = "attentions.0.transformer_blocks.0.attn1.to_q"
 BLOCKS = (*(f"down_blocks.{n}" for n in range(3)), "mid_block", *(f"up_blocks.{n}" for n in (1, 2, 3)))
+WIDTHS = {"down_blocks.1": 64, "mid_block": 96, "up_blocks.1": 64}  # of the pocket base; the others have 32
+TEXT_WIDTH = 96
 Q_PROJ = "text_encoder.text_model.encoder.layers.{}.self_attn.q_proj"
 NAN = (
     "step 120: the loss is not finite (pictures: 07.png). Lower optimizer.lr, set train.precision to bf16 or "
@@ -264,12 +266,12 @@ def _adapter(ws: Workspace, index: int, run: Run | None) -> Adapter:
     name = names[index] if index < len(names) else f"study {index}"
     path = ws.home / "adapters" / f"demo{index}.safetensors"
     rng = np.random.default_rng(index)
-    modules = [f"unet.{block}.{TO_Q}" for block in BLOCKS]
-    modules += [Q_PROJ.format(layer) for layer in range(12 if index == 2 else 0)]
+    modules = {f"unet.{block}.{TO_Q}": WIDTHS.get(block, 32) for block in BLOCKS}
+    modules |= {Q_PROJ.format(layer): TEXT_WIDTH for layer in range(12 if index == 2 else 0)}
     tensors = {
         f"{module}.lora_{side}.weight": rng.normal(0, 0.02 + 0.002 * place, shape).astype(np.float32)
-        for place, module in enumerate(modules)
-        for side, shape in (("A", (8, 32)), ("B", (32, 8)))
+        for place, (module, width) in enumerate(modules.items())
+        for side, shape in (("A", (8, width)), ("B", (width, 8)))
     }
     save_file(tensors, str(path))
     hashes = hash_adapter(path)
