@@ -18,7 +18,8 @@ from tests.app.test_adapter_page import add_loha
 from tests.app.test_adapters_page import form_of as bulk_form
 from tests.app.test_pages import button, texts
 from tests.support.adapters import form_of as form_in
-from tests.support.sampling import ALL_MODULES, MODULES, add_adapter
+from tests.support.adapters import make_form, write_run_file
+from tests.support.sampling import ALL_MODULES, MODULES, add_adapter, add_file
 
 
 @pytest.fixture
@@ -105,7 +106,10 @@ def test_adapters_are_put_into_a_base_from_its_own_page(empty: Workspace, ink: A
 def test_an_adapter_that_does_not_fit_the_base_is_one_line_and_nothing_is_written(
     filled: Workspace, went: dict[str, str]
 ):
-    adapter = filled.catalog.get(Adapter, "neon signs")
+    wide = make_form({"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (32, 32)})
+    adapter = add_file(
+        filled, "other sides", write_run_file(wide, filled.home / "adapters/other.safetensors")
+    )
     at = open_form(filled, "bake_dialog", "bake_form", adapter)
     at.button(key="bake-go").click().run()
     assert not at.exception
