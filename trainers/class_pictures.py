@@ -102,8 +102,10 @@ def _keepings(setting: "Setting") -> dict[str, Keeping]:
     if kept[family.denoiser_name].sharded:
         # One process draws while the others wait, so it cannot share the base with them: it streams it, or
         # where that is off keeps it as it would have to without the others.
-        alone = choose(family, family.denoiser_name, train.model_copy(update={"base_sharding": "off"}))
-        kept[family.denoiser_name] = alone if train.base_streaming == "off" else Keeping(streamed=True)
+        keeping = Keeping(streamed=True)
+        if train.base_streaming == "off":
+            keeping = choose(family, family.denoiser_name, train.model_copy(update={"base_sharding": "off"}))
+        kept[family.denoiser_name] = keeping
     return kept
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from registry.records import Image
-from studio.datasets.findings import are, names
+from studio.datasets.findings import are, names, without_bucket
 from studio.runs.frozen import manifest_item
 from trainers.focus import focus_of
 from trainers.placing import Point, place_items, views
-from trainers.plan import Geometry, fits_no_bucket
+from trainers.plan import Geometry
 from trainers.recipe import Recipe
 from trainers.rundir import ManifestItem
 
@@ -58,10 +58,11 @@ def crops_of(ws: "Workspace", images: Sequence[Image], recipe: Recipe) -> Crops:
         BadInput: a mask that decides cannot be read.
     """
     shown: dict[str, list[Crop]] = {image.id: [] for image in images}
-    step, data = recipe.bucket_step, recipe.data
-    lost = [i for i in images if fits_no_bucket(i.width, i.height, step=step, data=data)]
+    step = recipe.bucket_step
+    lost = without_bucket(images, recipe)
     said = [f"{are(lost)} smaller than the smallest bucket, {step}x{step}: {names(lost)}"] if lost else []
-    images = [i for i in images if not fits_no_bucket(i.width, i.height, step=step, data=data)]
+    gone = {image.id for image in lost}
+    images = [image for image in images if image.id not in gone]
     if not images:
         return Crops(dict.fromkeys(shown, ()), {}, tuple(said))
     folder = ws.run_dir("preview").path  # paths of a manifest are relative to its run; this one is never made
@@ -74,7 +75,7 @@ def crops_of(ws: "Workspace", images: Sequence[Image], recipe: Recipe) -> Crops:
         sources,
         sizes=recipe.train.sizes,
         step=step,
-        data=data,
+        data=recipe.data,
         seed=recipe.train.seed,
         focus=focus,
     )

@@ -12,12 +12,11 @@ from registry.errors import NotFound, several
 from registry.records import Base, Dataset, Image
 from studio.datasets import doctor_masks, doctor_pixels, doctor_words
 from studio.datasets.examine import known
-from studio.datasets.findings import Finding, Patient, Severity, are, ids, names
+from studio.datasets.findings import Finding, Patient, Severity, are, ids, names, without_bucket
 from studio.datasets.fixes import Fixed, repair, repair_of
 from studio.datasets.ingest import images_of
 from studio.datasets.listing import PICTURES, suffix
 from studio.workspace import POCKET, Workspace
-from trainers.plan import fits_no_bucket
 from trainers.recipe import Recipe, preset
 
 FEW = 5  # pictures; fewer are learned by heart
@@ -241,11 +240,7 @@ def _has_trigger(caption: str, trigger: str) -> bool:
 
 
 def _without_bucket(patient: Patient) -> list[Image]:
-    recipe = patient.recipe
-    if recipe is None:
-        return []
-    step, data = recipe.bucket_step, recipe.data
-    return [i for i in patient.images if fits_no_bucket(i.width, i.height, step=step, data=data)]
+    return without_bucket(patient.images, patient.recipe) if patient.recipe else []
 
 
 def _looks_like_path(image: Image) -> bool:

@@ -9,6 +9,7 @@ from registry.errors import several
 from registry.records import Base, Dataset, Image
 from studio.datasets.listing import some
 from trainers.families import FAMILIES
+from trainers.plan import fits_no_bucket
 
 if TYPE_CHECKING:
     from studio.datasets.examine import Examined
@@ -105,3 +106,9 @@ def ids(images: Sequence[Image]) -> tuple[str, ...]:
 def names(images: Sequence[Image]) -> str:
     """The first few names."""
     return some([image.name for image in images])
+
+
+def without_bucket(images: Sequence[Image], recipe: "Recipe") -> list[Image]:
+    """Those that training with this recipe would refuse: smaller than the smallest bucket."""
+    step, data = recipe.bucket_step, recipe.data
+    return [image for image in images if fits_no_bucket(image.width, image.height, step=step, data=data)]

@@ -40,8 +40,7 @@ from studio.pocket.command import end_with, say
 from studio.pocket.grammar import evaluation_scenes
 from studio.workspace import PACKAGED
 
-SHIPPED = Path(check.__file__).parent
-SHIPPED_AUTOENCODERS = {4: "model/vae", 16: "models/pocket-sd35/vae"}  # by channels
+SHIPPED_AUTOENCODERS = {4: PACKAGED["pocket"] / "vae", 16: PACKAGED["pocket-sd35"] / "vae"}  # by channels
 PATIENCE = 600.0  # seconds to wait for what another process makes
 FULL_BATCH = 256  # what learning rates are given for
 JUDGED = 64  # new pictures of each kind that an autoencoder is judged by
@@ -89,7 +88,7 @@ def work_autoencoder(work: Work, channels: int, device: torch.device) -> None:
     torch.manual_seed(channels)
     vae = make_autoencoder(channels).to(device)
     if work.shipped:
-        _fill_from(vae, SHIPPED / SHIPPED_AUTOENCODERS[channels])
+        _fill_from(vae, SHIPPED_AUTOENCODERS[channels])
     else:
         _learn_autoencoder(work, vae)
     others, scenes = draw_some("mixed", JUDGED, 99)[0], draw_some("captioned", JUDGED, 98)[0]
@@ -123,10 +122,16 @@ def _learn_autoencoder(work: Work, vae: Network) -> None:
 
 
 def _fill_from(vae: Network, folder: Path) -> None:
-    """Weights and scale of a saved one; what is loaded itself remembers the folder it came from."""
-    saved = type(vae).from_pretrained(folder, torch_dtype=torch.float32)
-    vae.load_state_dict(saved.state_dict())
+    """Weights and scale of a saved one."""
+    saved = _load_weights(vae, folder)
     vae.register_to_config(scaling_factor=saved.config.scaling_factor, shift_factor=saved.config.shift_factor)
+
+
+def _load_weights(model: Network, folder: Path) -> Network:
+    """Give it those of a saved one, which is returned: what is loaded itself remembers its folder."""
+    saved = type(model).from_pretrained(folder, torch_dtype=torch.float32)
+    model.load_state_dict(saved.state_dict())
+    return saved
 
 
 def work_kind(work: Work, device: torch.device) -> None:
@@ -145,7 +150,8 @@ def work_kind(work: Work, device: torch.device) -> None:
     seconds = max(0.0, work.until - time.time())
     parts = kind.parts()
     if work.further:
-        _begin_with_shipped(kind, work.stage)
+        for name, model in kind.models.items():
+            _load_weights(model, PACKAGED[work.stage] / name)
         parts = [part for part in parts if part.report is None]  # those read already
     for part in parts:
         _train_part(work, kind, part, seconds, material, desk)
@@ -153,13 +159,6 @@ def work_kind(work: Work, device: torch.device) -> None:
         desk.report(None)
     say(f"{work.stage}: end: {desk.judged}")
     files.finished(work.stage).touch()
-
-
-def _begin_with_shipped(kind: Kind, name: str) -> None:
-    """Weights of the base of that name as it ships."""
-    for part, model in kind.models.items():
-        saved = type(model).from_pretrained(PACKAGED[name] / part, torch_dtype=torch.float32)
-        model.load_state_dict(saved.state_dict())
 
 
 def _train_part(
